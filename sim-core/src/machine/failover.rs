@@ -1,0 +1,119 @@
+//! Ends: asked for or not. The proxies have already acted; here roles, fences and records follow.
+
+use super::instance::State;
+use super::outbox::Outbox;
+use super::workload::{Phase, Workload};
+use crate::command::Command;
+use crate::event::ExitCause;
+use crate::journal::Kind;
+use crate::name::InstanceId;
+use crate::policy::Policy;
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+fn describe(cause: &ExitCause) -> String {
+    match cause {
+        ExitCause::Code(code) => format!("exit code {code}"),
+        ExitCause::Signal(signal) => format!("signal {signal}"),
+        ExitCause::NotStarted(why) => format!("not started: {why}"),
+        ExitCause::NodeLost => "its server is gone or has forgotten it".into(),
+    }
+}
+
+impl Workload {
+    pub(crate) fn exited(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        id: InstanceId,
+        cause: &ExitCause,
+        expected: bool,
+    ) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.state == State::Gone {
+            return;
+        }
+        let expected = expected || instance.state == State::Stopping;
+        let was_ready = instance.state == State::Ready;
+        let (server, cpus) = (instance.server.clone(), instance.cpus);
+        instance.state = State::Gone;
+        if !expected {
+            let reason = format!("{id} on {server} died: {}", describe(cause));
+            self.record(out, Kind::Died, Some(id), reason, None);
+            // Whatever is left of it must not serve on: the fence.
+            let grace = Duration::ZERO;
+            out.command(Command::Stop { instance: id, server: server.clone(), grace });
+        }
+        if self.primary == Some(id) {
+            self.primary_gone(out, policy, id);
+        } else if self.shadow == Some(id) {
+            self.shadow_gone(out, policy, cause, was_ready);
+        } else if self.retiring == Some(id) {
+            self.retiring = None;
+            self.publish(out, policy, true);
+            let reason = format!("{id} ended; {cpus:.2} CPUs given back to {server}");
+            self.record(out, Kind::Reclaimed, Some(id), reason, None);
+            if matches!(self.phase, Phase::Draining | Phase::Baking) {
+                self.settle_again(out);
+                self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+            }
+        }
+        self.forget_gone();
+    }
+
+    fn primary_gone(&mut self, out: &mut Outbox, policy: &Policy, id: InstanceId) {
+        self.primary = None;
+        let heir = if self.is_healthy(self.shadow) {
+            self.shadow.take()
+        } else if self.is_healthy(self.retiring) {
+            self.retiring.take()
+        } else {
+            None
+        };
+        self.shadow_bp = 0;
+        self.saturated = 0;
+        let Some(heir) = heir else {
+            self.publish(out, policy, true);
+            if self.shadow.is_none() {
+                self.enter(out, Phase::Baseline);
+            }
+            return;
+        };
+        self.primary = Some(heir);
+        self.publish(out, policy, true);
+        let reason = format!("{heir} takes over from {id}, which is fenced");
+        self.record(out, Kind::Failover, Some(heir), reason, None);
+        if self.retiring.is_none() {
+            self.settle_again(out);
+        }
+    }
+
+    fn shadow_gone(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        cause: &ExitCause,
+        was_ready: bool,
+    ) {
+        let shadow = self.shadow.take();
+        self.shadow_bp = 0;
+        if was_ready {
+            self.publish(out, policy, true);
+        }
+        let moving = matches!(self.phase, Phase::Creating | Phase::Warming | Phase::Shifting);
+        if moving {
+            let reason = format!("the shadow ended: {}", describe(cause));
+            self.record(out, Kind::Abort, shadow, reason, None);
+            self.settle_again(out);
+        }
+        let pause = Duration::from_millis(policy.move_pause_ms);
+        self.next_move_at = out.now.after(pause);
+        self.next_start_at = self.next_move_at;
+    }
+
+    /// Back to Steady, or to Baseline where that was never over.
+    fn settle_again(&mut self, out: &Outbox) {
+        self.enter(out, if self.calibrated { Phase::Steady } else { Phase::Baseline });
+    }
+}

@@ -1,0 +1,96 @@
+//! One instance as the core knows it.
+
+use crate::event::ResourceSample;
+use crate::name::{InstanceId, ServerName};
+use crate::parity::Arm;
+use crate::time::Time;
+use core::net::SocketAddr;
+use core::time::Duration;
+use serde::{Deserialize, Serialize};
+
+/// Life of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its start was asked for.
+    Asked,
+    /// It gave its readiness proof.
+    Ready,
+    /// Its end was asked for.
+    Stopping,
+    /// It ended.
+    Gone,
+}
+
+/// One instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) server: ServerName,
+    pub(crate) cpus: f64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) state: State,
+    pub(crate) asked_at: Time,
+    pub(crate) resources_at: Option<Time>,
+    /// CPU seconds used and time covered since the last tick.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) covered: Duration,
+    /// Throttled share, worst of the windows since the last tick.
+    pub(crate) throttled: f64,
+    /// First attempts since the last tick.
+    pub(crate) tick: Arm,
+    /// First attempts since the last step of a move, for parity.
+    pub(crate) arm: Arm,
+    /// Utilisation of the quota in the last tick.
+    pub(crate) utilisation: f64,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        id: InstanceId,
+        server: ServerName,
+        cpus: f64,
+        memory_bytes: u64,
+        asked_at: Time,
+    ) -> Self {
+        Self {
+            id,
+            server,
+            cpus,
+            memory_bytes,
+            address: None,
+            state: State::Asked,
+            asked_at,
+            resources_at: None,
+            cpu_seconds: 0.0,
+            covered: Duration::ZERO,
+            throttled: 0.0,
+            tick: Arm::default(),
+            arm: Arm::default(),
+            utilisation: 0.0,
+        }
+    }
+
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    pub(crate) fn take_resources(&mut self, now: Time, sample: &ResourceSample) {
+        self.resources_at = Some(now);
+        self.cpu_seconds += sample.cpu_seconds;
+        self.covered += sample.window;
+        self.throttled = self.throttled.max(sample.throttled_ratio);
+    }
+
+    /// Empties the tick's windows: CPU seconds, seconds covered, throttled share, first attempts.
+    pub(crate) fn close_tick(&mut self) -> (f64, f64, f64, Arm) {
+        let covered = core::mem::take(&mut self.covered).as_secs_f64();
+        let cpu_seconds = core::mem::take(&mut self.cpu_seconds);
+        let throttled = core::mem::take(&mut self.throttled);
+        if covered > 0.0 {
+            self.utilisation = cpu_seconds / (covered * self.cpus);
+        }
+        (cpu_seconds, covered, throttled, core::mem::take(&mut self.tick))
+    }
+}

@@ -1,0 +1,312 @@
+//! The state machine: folds events into state, and state into commands.
+//!
+//! Phases of a workload: `Baseline → Steady → Creating → Warming → Shifting → Draining → Baking →
+//! Steady`, roles swapped. Failover is reachable from every phase that has a live shadow, abort
+//! from every phase before Baking. [`Core::step`] is the only way in.
+
+mod failover;
+mod instance;
+mod moves;
+mod outbox;
+mod ramp;
+mod status;
+mod tick;
+mod workload;
+
+pub use instance::{Instance, State};
+pub use status::Status;
+pub use workload::Phase;
+
+use crate::command::Command;
+use crate::event::{Event, ExitCause};
+use crate::journal::{Kind, Record};
+use crate::name::{InstanceId, ServerName, WorkloadName};
+use crate::policy::Policy;
+use crate::server::ServerSpec;
+use crate::table::Version;
+use crate::time::Time;
+use crate::workload::WorkloadSpec;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use outbox::Outbox;
+use serde::{Deserialize, Serialize};
+use workload::Workload;
+
+/// What one step asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Commands, in order.
+    pub commands: Vec<Command>,
+    /// Journal records, in order.
+    pub records: Vec<Record>,
+}
+
+/// A server and what the core knows of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Server {
+    pub(crate) spec: ServerSpec,
+    pub(crate) up: bool,
+    pub(crate) down_since: Option<Time>,
+}
+
+/// The decision core.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Core {
+    policy: Policy,
+    epoch: u64,
+    next_instance: u64,
+    servers: BTreeMap<ServerName, Server>,
+    workloads: BTreeMap<WorkloadName, Workload>,
+}
+
+impl Core {
+    /// A core that knows its pool and its workloads, and no instance yet. `epoch` is the fencing
+    /// epoch of this control plane.
+    #[must_use]
+    pub fn new(
+        policy: Policy,
+        epoch: u64,
+        servers: Vec<ServerSpec>,
+        workloads: Vec<WorkloadSpec>,
+    ) -> Self {
+        let server = |spec: ServerSpec| {
+            (spec.name.clone(), Server { spec, up: false, down_since: None })
+        };
+        let workload =
+            |spec: WorkloadSpec| (spec.name.clone(), Workload::new(spec, &policy));
+        let workloads = workloads.into_iter().map(workload).collect();
+        Self {
+            epoch,
+            next_instance: 1,
+            servers: servers.into_iter().map(server).collect(),
+            workloads,
+            policy,
+        }
+    }
+
+    /// Takes the lead with a core restored from a snapshot: the epoch rises, connections are
+    /// unknown until nodes and proxies dial in again, and every table will be published anew.
+    pub fn take_lead(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        for server in self.servers.values_mut() {
+            server.up = false;
+            server.down_since = None;
+        }
+        for workload in self.workloads.values_mut() {
+            workload.proxies.clear();
+            workload.republish = true;
+        }
+    }
+
+    /// Fencing epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The tunables.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Server that holds `instance`.
+    #[must_use]
+    pub fn server_of(&self, instance: InstanceId) -> Option<&ServerName> {
+        self.workloads.values().find_map(|w| w.instances.get(&instance)).map(|i| &i.server)
+    }
+
+    /// State of every workload, for people and tools.
+    #[must_use]
+    pub fn status(&self) -> Vec<Status> {
+        self.workloads.values().map(|w| status::of(w, &self.policy)).collect()
+    }
+
+    /// CPUs of `server` that are promised to instances.
+    #[must_use]
+    pub fn cpus_allocated(&self, server: &ServerName) -> f64 {
+        self.instances_on(server).map(|i| i.cpus).sum()
+    }
+
+    fn instances_on<'a>(&'a self, server: &'a ServerName) -> impl Iterator<Item = &'a Instance> {
+        self.workloads
+            .values()
+            .flat_map(|w| w.instances.values())
+            .filter(move |i| i.server == *server && i.state != State::Gone)
+    }
+
+    /// Folds one event in. `now` never steps back.
+    pub fn step(&mut self, now: Time, event: Event) -> Outcome {
+        let mut out = Outbox::new(now, self.epoch);
+        match event {
+            Event::Tick => self.tick(&mut out),
+            Event::ServerUp { server, running } => self.server_up(&mut out, &server, &running),
+            Event::ServerDown(server) => {
+                if let Some(server) = self.servers.get_mut(&server) {
+                    server.up = false;
+                    server.down_since.get_or_insert(now);
+                }
+            }
+            Event::Started { instance, address } => {
+                if let Some(found) = self.instance_mut(instance) {
+                    found.address = Some(address);
+                }
+            }
+            Event::Ready { instance, create } => self.ready(&mut out, instance, create),
+            Event::Exited { instance, cause, expected } => {
+                self.exited(&mut out, instance, &cause, expected);
+            }
+            Event::Resources { instance, sample } => {
+                if let Some(found) = self.instance_mut(instance) {
+                    found.take_resources(now, &sample);
+                }
+            }
+            Event::Traffic { proxy, workload, sample } => {
+                if let Some(found) = self.workloads.get_mut(&workload) {
+                    found.take_traffic(now, proxy, sample);
+                    found.drained(&mut out, &self.policy);
+                }
+            }
+            Event::ProxyDown(proxy) => {
+                for workload in self.workloads.values_mut() {
+                    workload.proxies.remove(&proxy);
+                }
+            }
+            Event::SetStandby { workload, standby } => {
+                if let Some(found) = self.workloads.get_mut(&workload) {
+                    if found.standby != standby {
+                        found.standby = standby;
+                        let reason = alloc::format!("standby is now {standby:?}");
+                        found.record(&mut out, Kind::Operator, None, reason, None);
+                    }
+                }
+            }
+        }
+        out.finish()
+    }
+
+    fn instance_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
+        self.workloads.values_mut().find_map(|w| w.instances.get_mut(&id))
+    }
+
+    fn workload_of(&mut self, id: InstanceId) -> Option<&mut Workload> {
+        self.workloads.values_mut().find(|w| w.instances.contains_key(&id))
+    }
+
+    fn ready(&mut self, out: &mut Outbox, id: InstanceId, create: core::time::Duration) {
+        let policy = self.policy.clone();
+        if let Some(workload) = self.workload_of(id) {
+            workload.ready(out, &policy, id, create);
+        }
+    }
+
+    fn exited(&mut self, out: &mut Outbox, id: InstanceId, cause: &ExitCause, expected: bool) {
+        let policy = self.policy.clone();
+        if let Some(workload) = self.workload_of(id) {
+            workload.exited(out, &policy, id, cause, expected);
+        }
+    }
+
+    /// A node is back: what it no longer runs is dead, what the core doesn't know is stopped.
+    fn server_up(&mut self, out: &mut Outbox, name: &ServerName, running: &[InstanceId]) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        server.up = true;
+        server.down_since = None;
+        let lost: Vec<InstanceId> = self
+            .instances_on(name)
+            .filter(|i| i.state != State::Asked && !running.contains(&i.id))
+            .map(|i| i.id)
+            .collect();
+        for id in lost {
+            self.exited(out, id, &ExitCause::NodeLost, false);
+        }
+        // What was asked of the node while it was away never reached it.
+        let policy = self.policy.clone();
+        for workload in self.workloads.values_mut() {
+            workload.reask(out, &policy, name, running);
+        }
+        let known: Vec<InstanceId> = self.instances_on(name).map(|i| i.id).collect();
+        for &id in running.iter().filter(|id| !known.contains(id)) {
+            out.stop_unknown(id, name.clone(), &self.policy);
+        }
+    }
+
+    fn tick(&mut self, out: &mut Outbox) {
+        self.lost_servers(out);
+        let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
+        for name in names {
+            // Taken out and put back, so that a workload and the pool can be borrowed at once.
+            let Some(mut workload) = self.workloads.remove(&name) else { continue };
+            let pool = self.pool(&workload);
+            workload.tick(out, &self.policy, &pool, &mut self.next_instance);
+            self.workloads.insert(name, workload);
+        }
+    }
+
+    /// A server that stays away, and whose instances the proxies have ejected, is dead.
+    fn lost_servers(&mut self, out: &mut Outbox) {
+        let wait = core::time::Duration::from_millis(2 * self.policy.stale_ms);
+        let mut dead: Vec<InstanceId> = Vec::new();
+        for (name, server) in &self.servers {
+            let Some(since) = server.down_since else { continue };
+            if out.now.since(since) < wait {
+                continue;
+            }
+            for workload in self.workloads.values() {
+                dead.extend(
+                    workload
+                        .instances
+                        .values()
+                        .filter(|i| i.server == *name && i.state == State::Ready)
+                        .filter(|i| workload.is_ejected_everywhere(i.id))
+                        .map(|i| i.id),
+                );
+            }
+        }
+        for id in dead {
+            self.exited(out, id, &ExitCause::NodeLost, false);
+        }
+    }
+
+    /// The pool as `workload` sees it while it is taken out of the map: its own instances count
+    /// as used too.
+    fn pool(&self, workload: &Workload) -> workload::Pool {
+        let used = |name: &ServerName| {
+            let own = workload
+                .instances
+                .values()
+                .filter(|i| i.server == *name && i.state != State::Gone);
+            self.instances_on(name).chain(own).fold((0.0, 0), |(cpus, bytes), i| {
+                (cpus + i.cpus, bytes + i.memory_bytes)
+            })
+        };
+        let server = |(name, server): (&ServerName, &Server)| {
+            let (cpus, bytes) = used(name);
+            workload::PoolServer {
+                spec: server.spec.clone(),
+                up: server.up,
+                cpus_free: (server.spec.cpus - cpus).max(0.0),
+                memory_free_bytes: server.spec.memory_bytes.saturating_sub(bytes),
+            }
+        };
+        workload::Pool { servers: self.servers.iter().map(server).collect() }
+    }
+
+    /// Version of the table in force for `workload`.
+    #[must_use]
+    pub fn table_version(&self, workload: &WorkloadName) -> Option<Version> {
+        self.workloads.get(workload)?.table.as_ref().map(crate::table::WeightTable::version)
+    }
+
+    /// Table in force for `workload`, for a proxy that dials in.
+    #[must_use]
+    pub fn table(&self, workload: &WorkloadName) -> Option<&crate::table::WeightTable> {
+        self.workloads.get(workload)?.table.as_ref()
+    }
+
+    /// Specification of `workload`.
+    #[must_use]
+    pub fn spec(&self, workload: &WorkloadName) -> Option<&WorkloadSpec> {
+        self.workloads.get(workload).map(|w| &w.spec)
+    }
+}

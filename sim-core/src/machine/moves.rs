@@ -1,0 +1,410 @@
+//! Moves: create, warm, drain, bake, reclaim, and giving up.
+
+use super::instance::{Instance, State};
+use super::outbox::Outbox;
+use super::workload::{Goal, Phase, Pool, Workload};
+use crate::command::Command;
+use crate::journal::{Kind, Report};
+use crate::name::{InstanceId, ServerName};
+use crate::parity::{self, Arm, Verdict};
+use crate::placement::{self, Ask, Offer};
+use crate::policy::Policy;
+use crate::table::FULL_BP;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Answers that the shadow must have given before its share rises to the second warm step.
+const FIRST_ANSWERS: u64 = 5;
+/// Extra time over the readiness timeout before a silent creation is given up.
+const CREATE_SLACK: Duration = Duration::from_secs(10);
+/// Undo needs this many first attempts in a window, and more than this share of them failed.
+const UNDO_REQUESTS_MIN: u64 = 20;
+const UNDO_ERROR_RATE: f64 = 0.05;
+
+impl Workload {
+    /// Asks for a new instance; `None` where the invariants refuse it.
+    pub(crate) fn start(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        server: ServerName,
+        cpus: f64,
+        next_instance: &mut u64,
+    ) -> Option<InstanceId> {
+        let id = InstanceId(*next_instance);
+        let command = Command::Start {
+            instance: id,
+            workload: self.name().clone(),
+            server: server.clone(),
+            cpus,
+        };
+        if !self.command(out, policy, command, self.primary.is_none()) {
+            return None;
+        }
+        *next_instance += 1;
+        let memory = self.spec.memory_bytes;
+        self.instances.insert(id, Instance::new(id, server, cpus, memory, out.now));
+        Some(id)
+    }
+
+    /// Begins a planned move: with the warm shadow if there is one, else with a new one.
+    pub(crate) fn begin_move(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        pool: &Pool,
+        next_instance: &mut u64,
+        why: &str,
+        report: Report,
+    ) {
+        self.record(out, Kind::Trigger, self.primary, why, Some(report.clone()));
+        if self.is_healthy(self.shadow) {
+            let capacity = self.get(self.shadow).and_then(|i| self.capacity.usable_rps(i.cpus));
+            if capacity.is_some_and(|c| c[1] > report.forecast_rps.max(report.demand_rps)) {
+                self.goal = Goal::Move;
+                self.begin_shifting(out, policy, "the standby is warm already");
+                return;
+            }
+            self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+            let reason = "the warm standby is too small for the forecast";
+            self.record(out, Kind::NoPlacement, self.shadow, reason, Some(report));
+            return;
+        }
+        self.create(out, policy, pool, next_instance, Goal::Move, report);
+    }
+
+    /// Begins to create a standby.
+    pub(crate) fn begin_standby(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        pool: &Pool,
+        next_instance: &mut u64,
+        report: Report,
+    ) {
+        let reason = "standby is 'always' and none stands by";
+        self.record(out, Kind::Trigger, self.primary, reason, Some(report.clone()));
+        self.create(out, policy, pool, next_instance, Goal::Standby, report);
+    }
+
+    fn create(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        pool: &Pool,
+        next_instance: &mut u64,
+        goal: Goal,
+        mut report: Report,
+    ) {
+        let Some(primary) = self.get(self.primary) else { return };
+        let load_cpus = self.load_cpus(policy, primary, &report);
+        let primary_cpus = primary.cpus;
+        let primary_server =
+            pool.servers.iter().find(|s| s.spec.name == primary.server).map(|s| &s.spec);
+        let offers: Vec<Offer<'_>> = pool
+            .servers
+            .iter()
+            .map(|s| Offer {
+                spec: &s.spec,
+                up: s.up,
+                cpus_free: s.cpus_free,
+                memory_free_bytes: s.memory_free_bytes,
+            })
+            .collect();
+        let ask = |cpus_min: f64| Ask {
+            load_cpus,
+            cpus: load_cpus / policy.utilisation_target,
+            cpus_min,
+            memory_bytes: self.spec.memory_bytes,
+            primary: primary_server,
+        };
+        // First what holds the forecast; where none does, what is at least of some help: more
+        // room than now for a move, half of the load for a standby.
+        let helps = match goal {
+            Goal::Move => primary_cpus * 1.1,
+            Goal::Standby => load_cpus / 2.0,
+        };
+        let full = load_cpus / policy.utilisation_usable;
+        let mut note = String::new();
+        let (mut chosen, mut candidates) = placement::place(&ask(full), &offers);
+        if chosen.is_none() && helps < full {
+            (chosen, candidates) = placement::place(&ask(helps), &offers);
+            if let Some((_, cpus)) = &chosen {
+                let carried = cpus * policy.utilisation_usable / load_cpus * 100.0;
+                note = format!("; too small for the forecast: carries {carried:.0} % of it");
+            }
+        }
+        report.candidates = candidates;
+        let Some((server, cpus)) = chosen else {
+            self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+            self.next_start_at = self.next_move_at;
+            let reason = format!("no server has room for {load_cpus:.2} CPUs of load");
+            self.record(out, Kind::NoPlacement, None, reason, Some(report));
+            return;
+        };
+        let best = report.candidates.first().map_or("", |c| c.why.as_str());
+        let reason = format!("{server} is cheapest of those that fit: {best}{note}");
+        self.record(out, Kind::Placement, None, reason, Some(report));
+        if let Some(id) = self.start(out, policy, server.clone(), cpus, next_instance) {
+            self.shadow = Some(id);
+            self.shadow_bp = 0;
+            self.goal = goal;
+            self.enter(out, Phase::Creating);
+            let reason = format!("shadow {id} starts on {server} with {cpus:.2} CPUs");
+            self.record(out, Kind::Creating, Some(id), reason, None);
+        }
+    }
+
+    /// CPUs that the forecast's upper quantile will use anywhere inside the horizon.
+    fn load_cpus(&self, policy: &Policy, primary: &Instance, report: &Report) -> f64 {
+        let now = report.demand_rps.max(report.forecast_rps);
+        let ahead = if policy.forecast && self.demand.is_calibrated() {
+            let steps = policy.horizon_steps as usize;
+            self.demand.forecast().upper_max(1, steps, report.level)
+        } else {
+            // Without a forecast, head room by rule of thumb.
+            1.5 * now
+        };
+        match self.capacity.service_seconds() {
+            Some(seconds) => ahead.max(now) * seconds,
+            None => primary.cpus * primary.utilisation.max(0.5) * 1.5,
+        }
+    }
+
+    pub(crate) fn ready(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        id: InstanceId,
+        create: Duration,
+    ) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.state != State::Asked || instance.address.is_none() {
+            return;
+        }
+        instance.state = State::Ready;
+        let server = instance.server.clone();
+        self.lead.create.observe(create);
+        let need = self.spec.readiness.successes;
+        let path = self.spec.readiness.path.clone();
+        let proof =
+            format!("{need} good answers on {path} after {:.1} s on {server}", create.as_secs_f64());
+        self.record(out, Kind::Ready, Some(id), proof, None);
+        if self.primary.is_none() && self.shadow == Some(id) {
+            self.primary = self.shadow.take();
+            self.enter(out, Phase::Baseline);
+        }
+        if self.primary == Some(id) {
+            self.publish(out, policy, true);
+        } else if self.shadow == Some(id) {
+            self.shadow_bp = policy.warm_bp[0];
+            self.enter(out, Phase::Warming);
+            self.reset_arms();
+            self.publish(out, policy, false);
+            let reason = format!("{:.0} % of live traffic to {id}", percent(self.shadow_bp));
+            self.record(out, Kind::Warming, Some(id), reason, None);
+        }
+    }
+
+    pub(crate) fn creating(&mut self, out: &mut Outbox, policy: &Policy) {
+        let limit = self.spec.readiness.timeout + CREATE_SLACK;
+        if out.now.since(self.phase_since) > limit {
+            let reason = format!("not ready after {:.0} s", limit.as_secs_f64());
+            self.abort(out, policy, &reason);
+        }
+    }
+
+    pub(crate) fn warming(&mut self, out: &mut Outbox, policy: &Policy) {
+        let last = policy.warm_bp[1];
+        let answers = self.get(self.shadow).map_or(0, |i| i.arm.ok);
+        if self.shadow_bp < last {
+            if answers >= FIRST_ANSWERS {
+                self.shadow_bp = last;
+                self.publish(out, policy, false);
+                let reason = format!("first {answers} answers are good: {:.0} %", percent(last));
+                self.record(out, Kind::Warming, self.shadow, reason, None);
+            }
+        } else {
+            match self.judge(policy) {
+                Verdict::Equal(why) => {
+                    self.lead.warm.observe(out.now.since(self.phase_since));
+                    self.record(out, Kind::Parity, self.shadow, why, None);
+                    self.warmed(out, policy);
+                    return;
+                }
+                Verdict::Worse(why) => {
+                    self.abort(out, policy, &format!("shadow is worse: {why}"));
+                    return;
+                }
+                Verdict::Undecided(_) => {}
+            }
+        }
+        if out.now.since(self.phase_since) > Duration::from_millis(policy.phase_timeout_ms) {
+            self.abort(out, policy, "parity was not proven in time");
+        }
+    }
+
+    fn warmed(&mut self, out: &mut Outbox, policy: &Policy) {
+        match self.goal {
+            Goal::Move => self.begin_shifting(out, policy, "parity is proven"),
+            Goal::Standby => {
+                let reason = format!("stands by with {:.0} % of the traffic", percent(self.shadow_bp));
+                self.enter(out, Phase::Steady);
+                self.record(out, Kind::StandbyWarm, self.shadow, reason, None);
+            }
+        }
+    }
+
+    /// Looks once more at primary and shadow side by side.
+    pub(crate) fn judge(&mut self, policy: &Policy) -> Verdict {
+        let empty = Arm::default();
+        self.looks += 1;
+        let primary = self.get(self.primary).map_or(&empty, |i| &i.arm);
+        let shadow = self.get(self.shadow).map_or(&empty, |i| &i.arm);
+        parity::judge(policy, self.looks, primary, shadow)
+    }
+
+    /// Gives a move up: traffic goes back to the primary as far as it carries it.
+    pub(crate) fn abort(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
+        let capacity =
+            self.get(self.primary).and_then(|i| self.capacity.usable_rps(i.cpus)).map(|c| c[1]);
+        let over = capacity.is_some_and(|c| self.demand_rps > c);
+        if self.phase == Phase::Shifting && over && self.is_healthy(self.shadow) {
+            let carried = capacity.unwrap_or(0.0) / self.demand_rps;
+            let held = FULL_BP - (carried * f64::from(FULL_BP)) as u16;
+            self.shadow_bp = self.shadow_bp.min(held).max(1);
+            self.steps_back = 0;
+            self.reset_arms();
+            self.publish(out, policy, false);
+            let reason = format!(
+                "{why}; the primary carries {:.0} % alone, so both are held at {:.0} %",
+                carried * 100.0,
+                percent(self.shadow_bp)
+            );
+            self.record(out, Kind::StepBack, self.shadow, reason, None);
+            self.ramp_since = out.now;
+            return;
+        }
+        self.record(out, Kind::Abort, self.shadow, why, None);
+        let pause = Duration::from_millis(policy.move_pause_ms);
+        self.next_move_at = out.now.after(pause);
+        self.next_start_at = self.next_move_at;
+        self.dismiss(out, policy);
+    }
+
+    /// Takes the shadow out of traffic, drains it and ends it.
+    pub(crate) fn dismiss(&mut self, out: &mut Outbox, policy: &Policy) {
+        self.retiring = self.shadow.take();
+        self.bake = false;
+        self.shadow_bp = 0;
+        self.publish(out, policy, true);
+        self.enter(out, Phase::Draining);
+        self.drained(out, policy);
+    }
+
+    /// Whether the instance on its way out has ended its requests; goes on to bake if so.
+    pub(crate) fn drained(&mut self, out: &mut Outbox, policy: &Policy) {
+        let (Phase::Draining, Some(id)) = (self.phase, self.retiring) else { return };
+        let version = self.table.as_ref().map(crate::table::WeightTable::version);
+        let quiet = self.proxies.values().all(|p| {
+            Some(p.applied) >= version && p.in_flight.get(&id).copied().unwrap_or(0) == 0
+        });
+        let never_served = !self.is_healthy(Some(id));
+        let waited = out.now.since(self.phase_since);
+        let late = waited > Duration::from_millis(policy.drain_timeout_ms);
+        if !quiet && !late && !never_served {
+            return;
+        }
+        if self.bake {
+            let reason = if quiet {
+                format!(
+                    "nothing in flight on {id} after {:.1} s; kept idle for {:.0} s in case of undo",
+                    waited.as_secs_f64(),
+                    policy.bake_ms as f64 / 1e3
+                )
+            } else {
+                format!("{id} still has requests in flight after {:.0} s", waited.as_secs_f64())
+            };
+            self.enter(out, Phase::Baking);
+            self.record(out, Kind::Baking, Some(id), reason, None);
+        } else {
+            self.enter(out, Phase::Baking);
+            self.stop_retiring(out, policy);
+        }
+    }
+
+    pub(crate) fn baking(&mut self, out: &mut Outbox, policy: &Policy) {
+        let over = out.now.since(self.phase_since) >= Duration::from_millis(policy.bake_ms);
+        match self.get(self.retiring) {
+            Some(i) if i.state == State::Stopping => {}
+            Some(_) if over => self.stop_retiring(out, policy),
+            Some(_) => {}
+            None => self.enter(out, Phase::Steady),
+        }
+    }
+
+    fn stop_retiring(&mut self, out: &mut Outbox, policy: &Policy) {
+        let Some(instance) = self.get(self.retiring) else { return };
+        let (id, server) = (instance.id, instance.server.clone());
+        let grace = Duration::from_millis(policy.stop_grace_ms);
+        let command = Command::Stop { instance: id, server, grace };
+        if !self.command(out, policy, command, false) {
+            return;
+        }
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.state = State::Stopping;
+        }
+        // It leaves the table too, so that no proxy takes it for a failover target.
+        self.publish(out, policy, true);
+    }
+
+    /// Undo: the new primary fails requests that the old one didn't.
+    pub(crate) fn watch_new_primary(&mut self, out: &mut Outbox, policy: &Policy) {
+        if !self.bake || !self.is_healthy(self.retiring) {
+            return;
+        }
+        let Some(primary) = self.get(self.primary) else { return };
+        let (failed, total) = (primary.arm.failed, primary.arm.total());
+        if total < UNDO_REQUESTS_MIN || (failed as f64) <= UNDO_ERROR_RATE * total as f64 {
+            return;
+        }
+        let reason = format!("undo: {failed} of {total} requests failed on the new primary");
+        core::mem::swap(&mut self.primary, &mut self.retiring);
+        self.bake = false;
+        self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+        self.publish(out, policy, true);
+        self.record(out, Kind::Abort, self.retiring, reason, None);
+        self.enter(out, Phase::Draining);
+    }
+
+    /// Asks again for what a node missed while it was away.
+    pub(crate) fn reask(
+        &self,
+        out: &mut Outbox,
+        policy: &Policy,
+        server: &ServerName,
+        running: &[InstanceId],
+    ) {
+        let grace = Duration::from_millis(policy.stop_grace_ms);
+        for i in self.instances.values().filter(|i| i.server == *server) {
+            match i.state {
+                State::Asked if !running.contains(&i.id) => out.command(Command::Start {
+                    instance: i.id,
+                    workload: self.name().clone(),
+                    server: server.clone(),
+                    cpus: i.cpus,
+                }),
+                State::Stopping if running.contains(&i.id) => {
+                    out.command(Command::Stop { instance: i.id, server: server.clone(), grace });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+pub(super) fn percent(basis_points: u16) -> f64 {
+    f64::from(basis_points) / 100.0
+}

@@ -1,0 +1,337 @@
+//! One workload's state, what flows into it, and how its tables are made.
+
+use super::instance::{Instance, State};
+use super::outbox::Outbox;
+use crate::capacity::CapacityModel;
+use crate::command::Command;
+use crate::event::TrafficSample;
+use crate::forecast::{Forecaster, ForecasterConfig};
+use crate::invariants::{self, Facts, Health};
+use crate::journal::{Kind, Record, Report};
+use crate::lead_time::LeadTime;
+use crate::name::{InstanceId, ProxyName, WorkloadName};
+use crate::policy::Policy;
+use crate::server::ServerSpec;
+use crate::table::{FULL_BP, Share, Version, WeightTable};
+use crate::time::Time;
+use crate::workload::{Standby, WorkloadSpec};
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+use serde::{Deserialize, Serialize};
+
+/// Samples scored before forecast intervals count as calibrated.
+const CALIBRATED_AFTER: u32 = 30;
+/// Longest season that is looked for, in steps.
+const SEASON_STEPS_MAX: u32 = 120;
+
+/// Phase of a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// First instance starts, intervals and capacity are learned. The reactive floor acts.
+    Baseline,
+    /// All is well, perhaps with a warm shadow standing by.
+    Steady,
+    /// A shadow is being created.
+    Creating,
+    /// The shadow takes 1–5 % and has to prove parity.
+    Warming,
+    /// Traffic moves over in steps.
+    Shifting,
+    /// All traffic is on the new primary; the old instance ends its requests.
+    Draining,
+    /// The old instance is idle and kept for undo.
+    Baking,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Baseline => "baseline",
+            Self::Steady => "steady",
+            Self::Creating => "creating",
+            Self::Warming => "warming",
+            Self::Shifting => "shifting",
+            Self::Draining => "draining",
+            Self::Baking => "baking",
+        })
+    }
+}
+
+/// What a shadow is created for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Goal {
+    /// To take over.
+    Move,
+    /// To stand by.
+    Standby,
+}
+
+/// Last report of one proxy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ProxyState {
+    pub(crate) applied: Version,
+    pub(crate) in_flight: BTreeMap<InstanceId, u64>,
+    pub(crate) ejected: Vec<InstanceId>,
+}
+
+/// One server as it stands.
+pub(crate) struct PoolServer {
+    pub(crate) spec: ServerSpec,
+    pub(crate) up: bool,
+    pub(crate) cpus_free: f64,
+    pub(crate) memory_free_bytes: u64,
+}
+
+/// The pool as it stands.
+pub(crate) struct Pool {
+    pub(crate) servers: Vec<PoolServer>,
+}
+
+/// One workload.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Workload {
+    pub(crate) spec: WorkloadSpec,
+    pub(crate) standby: Standby,
+    pub(crate) phase: Phase,
+    pub(crate) phase_since: Time,
+    pub(crate) goal: Goal,
+    pub(crate) instances: BTreeMap<InstanceId, Instance>,
+    pub(crate) primary: Option<InstanceId>,
+    pub(crate) shadow: Option<InstanceId>,
+    pub(crate) retiring: Option<InstanceId>,
+    /// The instance on its way out was the primary of a move, and is kept for a while.
+    pub(crate) bake: bool,
+    pub(crate) shadow_bp: u16,
+    pub(crate) table: Option<WeightTable>,
+    pub(crate) republish: bool,
+    pub(crate) proxies: BTreeMap<ProxyName, ProxyState>,
+    pub(crate) demand: Forecaster,
+    pub(crate) demand_rps: f64,
+    pub(crate) capacity: CapacityModel,
+    pub(crate) lead: LeadTime,
+    pub(crate) arrivals: u64,
+    pub(crate) covered: Duration,
+    pub(crate) traffic_at: Option<Time>,
+    pub(crate) confirm: u32,
+    pub(crate) saturated: u32,
+    pub(crate) violated: u32,
+    pub(crate) frozen: bool,
+    pub(crate) calibrated: bool,
+    pub(crate) looks: u32,
+    pub(crate) ramp_at: usize,
+    pub(crate) ramp_since: Time,
+    pub(crate) steps_back: u32,
+    pub(crate) next_move_at: Time,
+    pub(crate) next_start_at: Time,
+}
+
+impl Workload {
+    pub(crate) fn new(spec: WorkloadSpec, policy: &Policy) -> Self {
+        let config = ForecasterConfig {
+            season_steps_known: policy.season_steps.clone(),
+            season_steps_max: SEASON_STEPS_MAX,
+            horizon_steps: policy.horizon_steps,
+            calibrated_after: CALIBRATED_AFTER,
+        };
+        Self {
+            standby: spec.standby,
+            spec,
+            phase: Phase::Baseline,
+            phase_since: Time::default(),
+            goal: Goal::Move,
+            instances: BTreeMap::new(),
+            primary: None,
+            shadow: None,
+            retiring: None,
+            bake: false,
+            shadow_bp: 0,
+            table: None,
+            republish: false,
+            proxies: BTreeMap::new(),
+            demand: Forecaster::new(config),
+            demand_rps: 0.0,
+            capacity: CapacityModel::new(policy.utilisation_usable),
+            lead: LeadTime::default(),
+            arrivals: 0,
+            covered: Duration::ZERO,
+            traffic_at: None,
+            confirm: 0,
+            saturated: 0,
+            violated: 0,
+            frozen: false,
+            calibrated: false,
+            looks: 0,
+            ramp_at: 0,
+            ramp_since: Time::default(),
+            steps_back: 0,
+            next_move_at: Time::default(),
+            next_start_at: Time::default(),
+        }
+    }
+
+    pub(crate) fn get(&self, id: Option<InstanceId>) -> Option<&Instance> {
+        self.instances.get(&id?)
+    }
+
+    pub(crate) fn is_healthy(&self, id: Option<InstanceId>) -> bool {
+        self.get(id).is_some_and(Instance::is_healthy)
+    }
+
+    pub(crate) fn enter(&mut self, out: &Outbox, phase: Phase) {
+        self.phase = phase;
+        self.phase_since = out.now;
+        self.confirm = 0;
+        self.looks = 0;
+    }
+
+    pub(crate) fn record(
+        &self,
+        out: &mut Outbox,
+        kind: Kind,
+        instance: Option<InstanceId>,
+        reason: impl Into<String>,
+        report: Option<Report>,
+    ) {
+        out.record(Record {
+            at: out.now,
+            workload: self.spec.name.clone(),
+            kind,
+            instance,
+            shadow_bp: self.shadow_bp,
+            reason: reason.into(),
+            report,
+        });
+    }
+
+    /// Sends `command` if it keeps every rule; else journals the refusal and says `false`.
+    pub(crate) fn command(
+        &self,
+        out: &mut Outbox,
+        policy: &Policy,
+        command: Command,
+        unplanned: bool,
+    ) -> bool {
+        let health = |i: &Instance| Health { instance: i.id, healthy: i.is_healthy() };
+        let facts = Facts {
+            copies: self.instances.values().map(health).collect(),
+            table: self.table.as_ref(),
+            fresh: self.is_fresh(out.now, policy),
+            unplanned,
+        };
+        match invariants::check(&facts, &command) {
+            Ok(()) => {
+                out.command(command);
+                true
+            }
+            Err(why) => {
+                let reason = alloc::format!("refused a command that breaks an invariant: {why}");
+                self.record(out, Kind::Refused, None, reason, None);
+                false
+            }
+        }
+    }
+
+    /// Makes a table of the roles and the shadow's share, and publishes it.
+    pub(crate) fn publish(&mut self, out: &mut Outbox, policy: &Policy, unplanned: bool) {
+        let primary_serves = self.is_healthy(self.primary);
+        let shadow_serves = self.is_healthy(self.shadow);
+        let shadow_bp = match (primary_serves, shadow_serves) {
+            (true, true) => self.shadow_bp,
+            (false, true) => FULL_BP,
+            _ => 0,
+        };
+        let mut shares: Vec<Share> = Vec::new();
+        let mut list = |id: Option<InstanceId>, weight_bp: u16| {
+            let Some(instance) = self.get(id).filter(|i| i.is_healthy()) else { return };
+            let Some(address) = instance.address else { return };
+            shares.push(Share { instance: instance.id, address, weight_bp, ready: true });
+        };
+        list(self.primary, FULL_BP - shadow_bp);
+        list(self.shadow, shadow_bp);
+        if primary_serves || shadow_serves {
+            list(self.retiring, 0);
+        }
+        let last = self.table.as_ref().map_or(0, |t| t.version().generation);
+        let version = Version { epoch: out.epoch, generation: last + 1 };
+        match WeightTable::new(self.spec.name.clone(), version, shares) {
+            Ok(table) => {
+                if self.command(out, policy, Command::Publish(table.clone()), unplanned) {
+                    self.table = Some(table);
+                }
+            }
+            Err(error) => self.record(out, Kind::Refused, None, error.to_string(), None),
+        }
+    }
+
+    /// Traffic was reported lately, and the primary's resources too.
+    pub(crate) fn is_fresh(&self, now: Time, policy: &Policy) -> bool {
+        let limit = Duration::from_millis(policy.stale_ms);
+        let fresh = |at: Option<Time>| at.is_some_and(|at| now.since(at) <= limit);
+        if self.primary.is_none() {
+            return true;
+        }
+        // An instance that isn't ready yet has nothing to report.
+        match self.get(self.primary) {
+            Some(primary) if primary.is_healthy() => {
+                fresh(self.traffic_at) && fresh(primary.resources_at)
+            }
+            _ => true,
+        }
+    }
+
+    pub(crate) fn take_traffic(&mut self, now: Time, proxy: ProxyName, sample: TrafficSample) {
+        self.traffic_at = Some(now);
+        self.arrivals += sample.arrivals;
+        // Proxies report side by side: time is covered once, by whichever covers most of it.
+        self.covered += sample.window.div_f64(self.proxies.len().max(1) as f64);
+        let in_flight = sample.instances.iter().map(|i| (i.instance, i.in_flight)).collect();
+        let ejected =
+            sample.instances.iter().filter(|i| i.ejected).map(|i| i.instance).collect();
+        for seen in sample.instances {
+            if let Some(instance) = self.instances.get_mut(&seen.instance) {
+                instance.tick.add(seen.ok, seen.failed, &seen.latency);
+                instance.arm.add(seen.ok, seen.failed, &seen.latency);
+            }
+        }
+        self.proxies.insert(proxy, ProxyState { applied: sample.applied, in_flight, ejected });
+    }
+
+    pub(crate) fn is_ejected_everywhere(&self, id: InstanceId) -> bool {
+        !self.proxies.is_empty() && self.proxies.values().all(|p| p.ejected.contains(&id))
+    }
+
+    /// Starts the comparison of primary and shadow anew.
+    pub(crate) fn reset_arms(&mut self) {
+        self.looks = 0;
+        for instance in self.instances.values_mut() {
+            instance.arm = crate::parity::Arm::default();
+        }
+    }
+
+    /// Upper lead time without margin, in seconds.
+    pub(crate) fn lead_seconds(&self, policy: &Policy) -> f64 {
+        let step = policy.step_ms as f64 / 1e3;
+        let share = f64::from(policy.warm_bp[1]) / f64::from(FULL_BP);
+        let rate = (self.demand_rps * share).max(0.1);
+        let warm_prior = 2.0 * step + policy.parity_requests_min as f64 / rate;
+        let stay = (policy.ramp_step_ms as f64 / 1e3).max(step);
+        let shift_prior = stay * policy.ramp_bp.len() as f64;
+        let timeout = self.spec.readiness.timeout.as_secs_f64();
+        self.lead.create.upper_seconds(timeout)
+            + self.lead.warm.upper_seconds(warm_prior.min(policy.phase_timeout_ms as f64 / 1e3))
+            + self.lead.shift.upper_seconds(shift_prior)
+    }
+
+    /// Drops what has ended.
+    pub(crate) fn forget_gone(&mut self) {
+        self.instances.retain(|_, i| i.state != State::Gone);
+    }
+
+    pub(crate) fn name(&self) -> &WorkloadName {
+        &self.spec.name
+    }
+}
