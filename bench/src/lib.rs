@@ -1,1 +1,1 @@
-//! Skeleton.
+//! Holds the benchmarks in `benches/`; there is no library here.

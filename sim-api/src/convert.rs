@@ -4,6 +4,7 @@ use crate::v1;
 use sim_core::event::{Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample};
 use sim_core::histogram::LatencyHistogram;
 use sim_core::name::{InstanceId, NameError, ProxyName, WorkloadName};
+use sim_core::workload::Standby;
 use sim_core::table::{Share, TableError, Version, WeightTable};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,6 +29,9 @@ pub enum ConvertError {
     /// A number out of its range.
     #[error("{0} is out of range")]
     Range(&'static str),
+    /// A standby policy that is none.
+    #[error("standby is {0:?}; allowed are \"always\", \"predicted\" and \"none\"")]
+    Standby(String),
     /// Shares that make no table.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -247,6 +251,19 @@ impl v1::InstanceExited {
             Cause::NotStarted(why) => ExitCause::NotStarted(why.clone()),
         };
         Ok(Event::Exited { instance: InstanceId(self.instance), cause, expected: self.expected })
+    }
+}
+
+/// The standby policy that `text` names.
+///
+/// # Errors
+/// Says which words are allowed.
+pub fn standby_of(text: &str) -> Result<Standby, ConvertError> {
+    match text {
+        "always" => Ok(Standby::Always),
+        "predicted" => Ok(Standby::Predicted),
+        "none" => Ok(Standby::None),
+        other => Err(ConvertError::Standby(other.to_owned())),
     }
 }
 

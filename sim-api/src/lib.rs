@@ -6,7 +6,7 @@
 mod convert;
 pub mod socket;
 
-pub use convert::{ConvertError, proxy_report, resource_report};
+pub use convert::{ConvertError, proxy_report, resource_report, standby_of};
 
 /// Generated from `proto/sim.proto`.
 #[allow(

@@ -1,1 +1,19 @@
-//! Skeleton.
+//! The agent of one server: it senses, and it runs instances. It decides nothing.
+//!
+//! [`run`] keeps a session to the control plane, starts and stops instances as it is told, reads
+//! the kernel's counters on its own tick and reports them. When the session is lost, instances
+//! run on; when it is back, control learns what still runs.
+
+mod agent;
+pub mod cgroup;
+mod instance;
+mod launch;
+mod limits;
+mod probes;
+mod process_tree;
+mod readiness;
+mod sense;
+mod session;
+
+pub use agent::{NodeConfig, NodeError, run};
+pub use launch::launch;

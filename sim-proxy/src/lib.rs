@@ -1,1 +1,202 @@
-//! Skeleton.
+//! The data plane: splits one workload's requests over its instances by the weight table, retries
+//! and ejects on its own, and reports what it sees.
+//!
+//! Pingora carries listeners, HTTP and connection pools. Its load balancer is not used: weights
+//! are part of a backend's identity there, its round robin is bursty and all-zero weights panic.
+//!
+//! A request's way: [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy
+//! [`tickets`] sequence, counters go to the instance's [`live`] state, failures to its [`health`].
+//! The control session swaps snapshots; a request never waits for it.
+
+mod admin;
+pub mod attempt;
+mod budget;
+pub mod clock;
+pub mod config;
+mod counters;
+mod exposition;
+mod forwarded;
+mod framing;
+mod gateway;
+pub mod health;
+mod listener;
+pub mod live;
+mod metrics;
+pub mod pick;
+mod refusal;
+mod report;
+mod retry;
+pub mod routes;
+mod session;
+pub mod snapshot;
+mod stop;
+pub mod tickets;
+
+pub use config::ProxyConfig;
+
+use admin::Admin;
+use counters::Counters;
+use gateway::Gateway;
+use listener::{Bound, bind};
+use pingora_core::listeners::ListenerConfig;
+use pingora_core::protocols::l4::stream::L4BufferSettings;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{RunArgs, Server};
+use pingora_core::services::background::background_service;
+use pingora_core::services::listening;
+use pingora_proxy::http_proxy_service_with_name;
+use routes::Routes;
+use session::ControlSession;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use stop::Stop;
+use tokio::sync::{Mutex, watch};
+
+/// Read buffer of one user connection, bytes. Pingora's 64 KiB stay allocated while a connection
+/// is idle; reads of larger bodies go past the buffer anyway.
+const CLIENT_READ_BUFFER: usize = 4_096;
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// An address can't be listened on.
+    #[error("{key} {address}: {}", reason(source))]
+    Bind {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Worker threads must be at least one.
+    #[error("proxy.threads 0: at least 1 is needed")]
+    NoThreads,
+}
+
+fn reason(error: &std::io::Error) -> String {
+    use std::io::ErrorKind as K;
+    match error.kind() {
+        K::AddrInUse => "address already in use".to_owned(),
+        K::AddrNotAvailable => "no interface of this machine has this address".to_owned(),
+        K::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Serves by `config` until SIGTERM, SIGINT or `shutdown`; see [`Proxy::run`].
+///
+/// # Errors
+/// Where an address can't be listened on; nothing has been started then.
+pub fn run(
+    config: ProxyConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ProxyError> {
+    Proxy::bind(config)?.run(shutdown);
+    Ok(())
+}
+
+/// A proxy whose addresses are bound and that does not serve yet.
+#[derive(Debug)]
+pub struct Proxy {
+    config: ProxyConfig,
+    listen: TcpListener,
+    admin: TcpListener,
+}
+
+impl Proxy {
+    /// Binds both addresses of `config`.
+    ///
+    /// # Errors
+    /// Where one can't be listened on.
+    pub fn bind(mut config: ProxyConfig) -> Result<Self, ProxyError> {
+        if config.threads == 0 {
+            return Err(ProxyError::NoThreads);
+        }
+        let listen = bind("proxy.listen", config.listen)?;
+        let admin = bind("proxy.admin", config.admin)?;
+        // Whoever asked for port 0 got another.
+        config.listen = listen.local_addr().unwrap_or(config.listen);
+        config.admin = admin.local_addr().unwrap_or(config.admin);
+        Ok(Self { config, listen, admin })
+    }
+
+    /// Where users connect.
+    #[must_use]
+    pub fn listen_address(&self) -> SocketAddr {
+        self.config.listen
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.config.admin
+    }
+
+    /// Serves until SIGTERM, SIGINT or `shutdown`, then lets requests in flight end, for the
+    /// drain timeout at most (a second signal cuts them). Blocks; must not be called inside a
+    /// Tokio runtime, as it starts its own, one for each service.
+    pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let Self { config, listen, admin } = self;
+        let routes = Arc::new(Routes::new(config.workload.clone(), config.eject));
+        let counters = Arc::new(Counters::default());
+        let (stop, stopped) = watch::channel(false);
+        // Neither daemon nor upgrade is asked for, so Pingora writes no pid file and no socket.
+        let mut server = Server::new_with_opt_and_conf(
+            None,
+            ServerConf {
+                threads: config.threads,
+                // A connection stays on its thread: 1.4 times the requests per CPU second.
+                work_stealing: false,
+                upstream_keepalive_pool_size: config.upstream.idle_connections_max,
+                max_retries: usize::from(config.retry.attempts_max),
+                ..ServerConf::default()
+            },
+        );
+
+        let gateway = Gateway::new(&config, routes.clone(), counters.clone());
+        let mut proxy = http_proxy_service_with_name(&server.configuration, gateway, "proxy");
+        let address = config.listen.to_string();
+        let buffer = L4BufferSettings::default().read(CLIENT_READ_BUFFER);
+        proxy.add_listener(ListenerConfig::tcp(address.clone()).l4_buffer(buffer));
+        let listener = Some((address, listen));
+        server.add_service(Bound { service: proxy, listener, stop: stopped.clone() });
+
+        let workload = config.workload.clone();
+        let app = Admin { workload, routes: routes.clone(), counters: counters.clone() };
+        let mut metrics = listening::Service::new("admin".to_owned(), app);
+        metrics.threads = Some(1);
+        let address = config.admin.to_string();
+        metrics.add_tcp(&address);
+        let listener = Some((address, admin));
+        server.add_service(Bound { service: metrics, listener, stop: stopped });
+
+        let drain_timeout = config.drain_timeout;
+        let session = ControlSession { config, routes, counters: counters.clone() };
+        server.add_service(background_service("control session", session));
+
+        let requested = Mutex::new(Box::pin(shutdown) as _);
+        let stop = Stop { requested, services: stop, counters, drain_timeout };
+        server.run(RunArgs { shutdown_signal: Box::new(stop) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_use_is_one_clean_line() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("bound");
+        let config = ProxyConfig::new(
+            sim_core::name::ProxyName::new("p").expect("valid"),
+            sim_core::name::WorkloadName::new("web").expect("valid"),
+            address,
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+            "/nonexistent".into(),
+        );
+        let error = run(config, std::future::ready(())).expect_err("in use");
+        assert_eq!(error.to_string(), format!("proxy.listen {address}: address already in use"));
+    }
+}

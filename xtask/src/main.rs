@@ -1,2 +1,69 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask …`: every chore of this repository, one module per subcommand.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a chore speaks to the terminal"
+)]
+
+mod bench;
+mod build;
+mod cache;
+mod ci;
+mod context;
+mod demo;
+mod ebpf;
+mod process;
+mod progress;
+mod setup;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what the build, the tests and the demo need (idempotent)
+    Setup(setup::Arguments),
+    /// Set up, build, and run the main job; other arguments go to the demo
+    Demo(demo::Arguments),
+    /// Set up, build, and run every test
+    Test(test::Arguments),
+    /// What CI runs: fmt, clippy, tidy, test, bench smoke, demos
+    Ci,
+    /// Build the kernel side into the target directory, beside the binary
+    Ebpf(ebpf::Arguments),
+    /// Run the benchmarks and gather their results
+    Bench(bench::Arguments),
+    /// Check dependency rules, lints, file sizes and words
+    Tidy,
+}
+
+fn main() -> std::process::ExitCode {
+    let chore = Arguments::parse().chore;
+    match context::Context::new().and_then(|context| run(chore, &context)) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
+    match chore {
+        Chore::Setup(arguments) => setup::run(context, &arguments),
+        Chore::Demo(arguments) => demo::run(context, arguments),
+        Chore::Test(arguments) => test::run(context, &arguments),
+        Chore::Ci => ci::run(context),
+        Chore::Ebpf(arguments) => ebpf::run(context, &arguments),
+        Chore::Bench(arguments) => bench::run(context, &arguments),
+        Chore::Tidy => tidy::run(context),
+    }
+}

@@ -25,6 +25,9 @@ pub(super) type PerLevel = [f64; LEVELS.len()];
 const START: PerLevel = [-1.66, -1.27, 0.0, 1.27, 1.66, 2.42, 3.40];
 /// Step sizes, in deviations. The outer levels step further: their misses are rare.
 const STEP: PerLevel = [0.05, 0.05, 0.03, 0.05, 0.05, 0.10, 0.20];
+/// Share of a step that is made for forecasts from before a level shift: their misses come in a
+/// row, one shift for all of them, and say little about the intervals of the new regime.
+const SHIFTED_PACE: f64 = 0.2;
 /// Bound of the trackers: beyond it the scale is wrong, not the shape.
 const TRACKER_MAX: f64 = 12.0;
 /// Mean absolute value of a standard normal.
@@ -32,7 +35,7 @@ const GAUSS_MEAN_ABS: f64 = 0.797_884_560_802_865_4;
 /// Samples the scale remembers, plus one for each step of lead.
 const MEMORY: f64 = 96.0;
 /// Weight of the next shorter lead's scale, in independent samples.
-const PRIOR_SAMPLES: f64 = 5.0;
+const PRIOR_SAMPLES: f64 = 16.0;
 /// A residual counts at most this many times the present scale.
 const CLIP: f64 = 6.0;
 /// Discount of the empirical coverage.
@@ -65,7 +68,14 @@ pub(super) struct Issued {
 
 impl Conformal {
     pub(super) fn new(steps: usize) -> Self {
-        Self { steps, mean_abs: 0.0, scored: 0, trackers: START, coverage: 0.0, issued: 0 }
+        Self {
+            steps,
+            mean_abs: 0.0,
+            scored: 0,
+            trackers: START,
+            coverage: 0.0,
+            issued: 0,
+        }
     }
 
     /// Compares sample `y` with what was issued for it. `same_regime` says that no level shift
@@ -74,19 +84,28 @@ impl Conformal {
         let residual = y - issued.mean;
         let deviation = issued.deviation.max(f64::MIN_POSITIVE);
         let z = residual / (deviation * issued.multiplier);
+        let pace = if same_regime { 1.0 } else { SHIFTED_PACE };
         for ((q, level), step) in self.trackers.iter_mut().zip(LEVELS).zip(STEP) {
             let miss = if z > *q { 1.0 } else { 0.0 };
-            *q = (*q + step * (miss - (1.0 - level))).clamp(-TRACKER_MAX, TRACKER_MAX);
+            *q = (*q + pace * step * (miss - (1.0 - level))).clamp(-TRACKER_MAX, TRACKER_MAX);
         }
         self.issued = self.issued.saturating_add(1);
-        let covered = if issued.band[0] <= y && y <= issued.band[1] { 1.0 } else { 0.0 };
+        let covered = if issued.band[0] <= y && y <= issued.band[1] {
+            1.0
+        } else {
+            0.0
+        };
         let rate = (1.0 / self.issued as f64).max(1.0 / COVERAGE_MEMORY);
         self.coverage += rate * (covered - self.coverage);
         if !same_regime {
             return;
         }
         let ratio = (residual / deviation).abs();
-        let cap = if self.scored >= 5 { CLIP * self.mean_abs.max(1e-3) } else { 1e3 };
+        let cap = if self.scored >= 5 {
+            CLIP * self.mean_abs.max(1e-3)
+        } else {
+            1e3
+        };
         let rate = warm_rate(self.scored, MEMORY + self.steps as f64);
         self.mean_abs += rate * (ratio.min(cap) - self.mean_abs);
         self.scored = self.scored.saturating_add(1);
@@ -135,8 +154,12 @@ mod tests {
             let y = (seed >> 33) as f64 / 2_147_483_648.0 * 20.0 - 10.0;
             let multiplier = c.multiplier(1.0);
             let at = |i: usize| c.offsets()[i] * multiplier;
-            let issued =
-                Issued { mean: 0.0, deviation: 1.0, multiplier, band: [at(0), at(4)] };
+            let issued = Issued {
+                mean: 0.0,
+                deviation: 1.0,
+                multiplier,
+                band: [at(0), at(4)],
+            };
             if t >= 1000 && issued.band[0] <= y && y <= issued.band[1] {
                 inside += 1;
             }

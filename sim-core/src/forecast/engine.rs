@@ -9,7 +9,7 @@ use alloc::{vec, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 use super::conformal::{Conformal, Issued, PerLevel};
-use super::ensemble::{Ensemble, MODELS, PerModel};
+use super::ensemble::{Ensemble, Model, PerModel};
 use super::harmonics::{Harmonics, Row};
 use super::holt_winters::HoltWinters;
 use super::kalman::{Structural, Tuning};
@@ -17,14 +17,34 @@ use super::output::{ForecastStep, LEVELS};
 use super::reference::References;
 
 /// Level without trend; memory about 30 samples.
-const LEVEL: Tuning = Tuning { level: 1.5e-3, slope: 0.0, slope_prior: 0.0, damping: 1.0 };
+const LEVEL: Tuning = Tuning {
+    level: 1.5e-3,
+    slope: 0.0,
+    slope_prior: 0.0,
+    damping: 1.0,
+};
 /// Trend with a memory of about 60 samples (the fourth root of 1 / slope noise).
-const STEADY: Tuning = Tuning { level: 5e-4, slope: 1e-7, slope_prior: 1e-3, damping: 0.995 };
+const STEADY: Tuning = Tuning {
+    level: 5e-4,
+    slope: 1e-7,
+    slope_prior: 1e-3,
+    damping: 0.995,
+};
 /// Trend with a memory of about 20 samples.
-const AGILE: Tuning = Tuning { level: 1e-2, slope: 6e-6, slope_prior: 4e-3, damping: 0.98 };
+const AGILE: Tuning = Tuning {
+    level: 1e-2,
+    slope: 6e-6,
+    slope_prior: 4e-3,
+    damping: 0.98,
+};
 
 /// Samples before forecasts are kept for scoring: the first few say more about the start values.
 const WARM: u64 = 8;
+
+/// Place of [`Model::KalmanLevel`] in [`Model::ALL`].
+const LEVEL_INDEX: usize = 3;
+/// How far a reference may lie from the trendless model, in that model's deviations.
+const REFERENCE_REACH: f64 = 5.0;
 
 /// A forecast waiting for its sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,9 +56,8 @@ struct Pending {
 /// Scale of the combined forecast at one knot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Spread {
-    /// Deviation that the models themselves claim.
-    deviation: f64,
-    multiplier: f64,
+    /// Deviation of the trendless model.
+    level: f64,
     /// Quantiles minus mean.
     offsets: PerLevel,
 }
@@ -70,8 +89,9 @@ pub(super) struct Engine {
 
 /// Knot leads: powers of two and the horizon itself.
 fn knots(horizon: usize) -> Vec<usize> {
-    let mut knots: Vec<usize> =
-        core::iter::successors(Some(1_usize), |k| k.checked_mul(2)).take_while(|&k| k < horizon).collect();
+    let mut knots: Vec<usize> = core::iter::successors(Some(1_usize), |k| k.checked_mul(2))
+        .take_while(|&k| k < horizon)
+        .collect();
     // A knot just short of the horizon would cost as much as it tells.
     if knots.len() > 1 && knots.last().is_some_and(|&k| 4 * k > 3 * horizon) {
         knots.pop();
@@ -160,8 +180,9 @@ impl Engine {
             let row = self.harmonics.row(self.step + knot as u64);
             let means = self.means(knot, &row);
             let weights = self.ensemble.weights(i);
-            let mean = dot(weights, &means);
-            let deviation = self.deviation(knot, &row, &means, mean, weights);
+            let level = libm::sqrt(self.level.variance(knot, &row));
+            let mean = combine(weights, &means, level);
+            let deviation = self.deviation(knot, &row, &means, mean, weights, level);
             let conformal = &self.conformal[i];
             shorter = conformal.multiplier(shorter);
             let multiplier = shorter * conformal.widening();
@@ -172,13 +193,16 @@ impl Engine {
                     mean,
                     deviation,
                     multiplier,
-                    band: [mean + offsets[0].min(offsets[4]), mean + offsets[4].max(offsets[0])],
+                    band: [
+                        mean + offsets[0].min(offsets[4]),
+                        mean + offsets[4].max(offsets[0]),
+                    ],
                 },
             });
             if let Some(place) = self.pending[i].get_mut(slot(self.step, knot)) {
                 *place = pending;
             }
-            self.spreads.push(Spread { deviation, multiplier, offsets });
+            self.spreads.push(Spread { level, offsets });
         }
     }
 
@@ -195,14 +219,28 @@ impl Engine {
     }
 
     /// Law of total variance over the ensemble: the models' own variances, mixed by their weights,
-    /// plus their disagreement. Models that state no variance are lent the trendless one's.
-    fn deviation(&self, lead: usize, row: &Row, means: &PerModel, mean: f64, weights: &PerModel) -> f64 {
+    /// plus their disagreement. Models that state no variance are lent the trendless one's; the
+    /// references' distance is left out, since one past sample's noise is no opinion.
+    fn deviation(
+        &self,
+        lead: usize,
+        row: &Row,
+        means: &PerModel,
+        mean: f64,
+        weights: &PerModel,
+        level: f64,
+    ) -> f64 {
         let [_, _, _, _, steady, agile, _] = *weights;
-        let own = (1.0 - steady - agile) * self.level.variance(lead, row)
+        let own = (1.0 - steady - agile) * level * level
             + steady * self.steady.variance(lead, row)
             + agile * self.agile.variance(lead, row);
-        let spread: f64 =
-            means.iter().zip(weights).map(|(m, w)| w * (m - mean) * (m - mean)).sum();
+        let spread: f64 = means
+            .iter()
+            .zip(weights)
+            .zip(Model::ALL)
+            .filter(|(_, model)| !model.is_reference())
+            .map(|((m, w), _)| w * (m - mean) * (m - mean))
+            .sum();
         libm::sqrt(own.max(0.0) + spread)
     }
 
@@ -210,11 +248,18 @@ impl Engine {
     pub(super) fn forecast(&self) -> Vec<ForecastStep> {
         let horizon = self.between.len();
         if self.spreads.is_empty() {
-            return vec![ForecastStep { mean: 0.0, quantiles: [0.0; LEVELS.len()] }; horizon];
+            return vec![
+                ForecastStep {
+                    mean: 0.0,
+                    quantiles: [0.0; LEVELS.len()]
+                };
+                horizon
+            ];
         }
         // After `observe` the next step is number `step`, which is lead 1.
-        let rows: Vec<Row> =
-            (0..horizon).map(|h| self.harmonics.row(self.step + h as u64)).collect();
+        let rows: Vec<Row> = (0..horizon)
+            .map(|h| self.harmonics.row(self.step + h as u64))
+            .collect();
         let mut paths = vec![0.0; 3 * horizon];
         let (level, rest) = paths.split_at_mut(horizon);
         let (steady, agile) = rest.split_at_mut(horizon);
@@ -234,15 +279,20 @@ impl Engine {
                 agile[h],
                 self.holt_winters.mean(h + 1),
             ];
+            let level = lerp(self.spreads[i].level, self.spreads[next].level, part);
             let mean = lerp(
-                dot(self.ensemble.weights(i), &means),
-                dot(self.ensemble.weights(next), &means),
+                combine(self.ensemble.weights(i), &means, level),
+                combine(self.ensemble.weights(next), &means, level),
                 part,
             );
             let mut quantiles = [0.0; LEVELS.len()];
             let mut below = f64::NEG_INFINITY;
             for (l, q) in quantiles.iter_mut().enumerate() {
-                let offset = lerp(self.spreads[i].offsets[l], self.spreads[next].offsets[l], part);
+                let offset = lerp(
+                    self.spreads[i].offsets[l],
+                    self.spreads[next].offsets[l],
+                    part,
+                );
                 // Trackers may cross for a while; a quantile may not.
                 below = below.max(mean + offset);
                 *q = below;
@@ -254,7 +304,8 @@ impl Engine {
 
     /// Samples scored at the longest knot lead of at most `lead` steps.
     pub(super) fn scored(&self, lead: usize) -> u64 {
-        self.ensemble.scored(self.knots.iter().rposition(|&k| k <= lead).unwrap_or(0))
+        self.ensemble
+            .scored(self.knots.iter().rposition(|&k| k <= lead).unwrap_or(0))
     }
 
     /// Samples since the latest level shift.
@@ -281,10 +332,20 @@ fn slot(step: u64, knot: usize) -> usize {
     (step % knot.max(1) as u64) as usize
 }
 
-fn dot(weights: &PerModel, means: &PerModel) -> f64 {
+/// The weighted mean. References repeat whatever was last seen; a spike must not come through by
+/// way of even a small weight, so they are held within [`REFERENCE_REACH`] of the trendless
+/// model, `level` being its deviation.
+fn combine(weights: &PerModel, means: &PerModel, level: f64) -> f64 {
+    let centre = means[LEVEL_INDEX];
+    let reach = REFERENCE_REACH * level;
     let mut sum = 0.0;
-    for m in 0..MODELS {
-        sum += weights[m] * means[m];
+    for ((weight, mean), model) in weights.iter().zip(means).zip(Model::ALL) {
+        let held = if model.is_reference() {
+            mean.max(centre - reach).min(centre + reach)
+        } else {
+            *mean
+        };
+        sum += weight * held;
     }
     sum
 }
@@ -305,6 +366,9 @@ mod tests {
         assert_eq!(knots(90), [1, 2, 4, 8, 16, 32, 64, 90]);
         let b = between(&knots(90), 90);
         assert_eq!((b.len(), b[0], b[89]), (90, (0, 0.0), (7, 0.0)));
-        assert!(b.iter().all(|&(i, part)| i < 8 && (0.0..1.0).contains(&part)));
+        assert!(
+            b.iter()
+                .all(|&(i, part)| i < 8 && (0.0..1.0).contains(&part))
+        );
     }
 }

@@ -74,7 +74,8 @@ pub(super) type PerModel = [f64; MODELS];
 const PRIOR: PerModel = [1.4, 1.4, 1.02, 1.0, 1.05, 1.25, 1.1];
 /// Weight of that prior, and of the shorter lead, in independent samples.
 const PRIOR_SAMPLES: f64 = 4.0;
-/// Weights go with loss to the power of minus this.
+/// Weights go with loss to the power of minus this; twice that for the references, whose noise
+/// would otherwise leak into the mean when they come close.
 const POWER: i32 = 8;
 /// Discounting: samples remembered at lead 0, plus one for each step of lead.
 const MEMORY: f64 = 64.0;
@@ -128,17 +129,26 @@ impl Ensemble {
             weights: [0.0; MODELS],
             demoted: [false; MODELS],
         };
-        let mut new = Self { leads: knots.iter().map(lead).collect(), seasonal };
+        let mut new = Self {
+            leads: knots.iter().map(lead).collect(),
+            seasonal,
+        };
         new.reweigh();
         new
     }
 
     /// Scores the forecasts `means` made for `y` at knot `i`.
     pub(super) fn score(&mut self, i: usize, means: &PerModel, y: f64) {
-        let Some(lead) = self.leads.get_mut(i) else { return };
+        let Some(lead) = self.leads.get_mut(i) else {
+            return;
+        };
         let rate = warm_rate(lead.scored, MEMORY + lead.steps as f64);
         let best = lead.losses.iter().copied().fold(f64::INFINITY, f64::min);
-        let cap = if lead.scored >= 5 && best > 0.0 { LOSS_CLIP * best } else { f64::INFINITY };
+        let cap = if lead.scored >= 5 && best > 0.0 {
+            LOSS_CLIP * best
+        } else {
+            f64::INFINITY
+        };
         for (loss, mean) in lead.losses.iter_mut().zip(means) {
             let error = (y - mean).abs().min(cap.max(*loss));
             *loss += rate * (error - *loss);
@@ -154,10 +164,11 @@ impl Ensemble {
             let best = lead.losses.iter().copied().fold(f64::INFINITY, f64::min);
             // Losses near zero (a constant series) must not decide by rounding errors.
             let grain = 1e-3 * lead.losses.iter().sum::<f64>() + 1e-12;
-            let seen = lead.losses.map(|l| ((l + grain) / (best + grain)).min(RELATIVE_MAX));
+            let seen = lead
+                .losses
+                .map(|l| ((l + grain) / (best + grain)).min(RELATIVE_MAX));
             for ((relative, seen), prior) in lead.relative.iter_mut().zip(seen).zip(prior) {
-                *relative =
-                    (samples * seen + PRIOR_SAMPLES * prior) / (samples + PRIOR_SAMPLES);
+                *relative = (samples * seen + PRIOR_SAMPLES * prior) / (samples + PRIOR_SAMPLES);
             }
             prior = lead.relative;
             let yardstick = lead.relative[0].min(lead.relative[1]);
@@ -168,8 +179,17 @@ impl Ensemble {
                     && samples >= VERDICT_SAMPLES
                     && lead.relative[m] > DEMOTE * yardstick;
                 let ratio = lowest / lead.relative[m];
+                let power = if model.is_reference() {
+                    2 * POWER
+                } else {
+                    POWER
+                };
                 let absent = *model == Model::SeasonalNaive && !self.seasonal;
-                lead.weights[m] = if lead.demoted[m] || absent { 0.0 } else { powi(ratio, POWER) };
+                lead.weights[m] = if lead.demoted[m] || absent {
+                    0.0
+                } else {
+                    powi(ratio, power)
+                };
                 sum += lead.weights[m];
             }
             // Never zero: the best model has weight 1 here, and where that is a seasonal naive
@@ -199,7 +219,11 @@ impl Ensemble {
         }
         let relative = |l: &Lead| {
             let naive = l.losses[0];
-            if naive > 0.0 { l.losses[m] / naive } else { 1.0 }
+            if naive > 0.0 {
+                l.losses[m] / naive
+            } else {
+                1.0
+            }
         };
         let loss = scored().map(relative).sum::<f64>() / n as f64;
         let weight = scored().map(|l| l.weights[m]).sum::<f64>() / n as f64;
@@ -221,8 +245,8 @@ mod tests {
     fn weights_sum_to_one_and_follow_the_better_model() {
         let mut e = Ensemble::new(&[1, 8, 64], true);
         for _ in 0..100 {
-            // Naive off by 10, Holt–Winters by 1, agile by 20.
-            e.score(0, &[110.0, 110.0, 104.0, 104.0, 104.0, 120.0, 101.0], 100.0);
+            // Naive off by 5, Holt–Winters by 1, agile by 20.
+            e.score(0, &[105.0, 105.0, 104.0, 104.0, 104.0, 120.0, 101.0], 100.0);
             e.reweigh();
         }
         for i in 0..3 {

@@ -31,7 +31,10 @@ impl Harmonics {
         let waves = periods
             .iter()
             .take(SEASONS_MAX)
-            .map(|&period_steps| Wave { period_steps, order: order(period_steps) })
+            .map(|&period_steps| Wave {
+                period_steps,
+                order: order(period_steps),
+            })
             .collect();
         Self { waves }
     }

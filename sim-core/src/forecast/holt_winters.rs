@@ -91,7 +91,11 @@ impl HoltWinters {
         let error = y - self.level - season;
         let scale = self.mean_abs.max(1e-6 * y.abs()).max(1e-15);
         let settled = self.observed >= SETTLED;
-        let clipped = if settled { error.clamp(-CLIP * scale, CLIP * scale) } else { error };
+        let clipped = if settled {
+            error.max(-CLIP * scale).min(CLIP * scale)
+        } else {
+            error
+        };
         self.level += LEVEL_RATE * clipped;
         self.slope += SLOPE_RATE * clipped;
         if let (Some(value), Some(visits)) = (self.season.get_mut(slot), self.visits.get_mut(slot))
@@ -100,9 +104,12 @@ impl HoltWinters {
             *value += rate * (1.0 - LEVEL_RATE) * clipped;
             *visits = visits.saturating_add(1);
         }
-        self.mean_abs = scale + SCALE_RATE.max(1.0 / (self.observed as f64 + 2.0)) * (clipped.abs() - scale);
+        self.mean_abs =
+            scale + SCALE_RATE.max(1.0 / (self.observed as f64 + 2.0)) * (clipped.abs() - scale);
         self.observed = self.observed.saturating_add(1);
-        if self.observed > SHIFT_SETTLED && self.shift.observe(GAUSS_MEAN_ABS * error / scale).is_some() {
+        if self.observed > SHIFT_SETTLED
+            && self.shift.observe(GAUSS_MEAN_ABS * error / scale).is_some()
+        {
             self.level += 0.75 * error;
         }
     }

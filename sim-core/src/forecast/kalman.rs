@@ -4,7 +4,9 @@
 //! random walks (dynamic harmonic regression). Sources: A. C. Harvey, *Forecasting, Structural
 //! Time Series Models and the Kalman Filter* (1989), §2.3 (local linear trend, trigonometric
 //! season); P. Young et al., "Dynamic harmonic regression", J. Forecasting 18 (1999); damped
-//! slope after Gardner & McKenzie, Management Science 31 (1985).
+//! slope after Gardner & McKenzie, Management Science 31 (1985). The slope is damped in forecasts
+//! only: damped in the filter too, a steady ramp would be pulled back at each step and lag by
+//! about one deviation of the noise for good.
 //!
 //! The filter runs in units of the observation noise, so its gains depend only on the
 //! signal-to-noise ratios in [`Tuning`] (Harvey §3.4, concentrated likelihood), and the noise
@@ -52,7 +54,7 @@ pub(super) struct Tuning {
     pub(super) slope: f64,
     /// Variance of the slope at the start.
     pub(super) slope_prior: f64,
-    /// Share of the slope that survives a step.
+    /// Share of the slope that survives each step ahead.
     pub(super) damping: f64,
 }
 
@@ -128,24 +130,17 @@ impl Structural {
         self.update(y, row)
     }
 
-    /// x ← F x, P ← F P Fᵀ + Q, F being the identity but for level += φ·slope, slope *= φ.
+    /// x ← F x, P ← F P Fᵀ + Q, F being the identity but for level += slope.
     fn predict(&mut self) {
         let dim = self.state.len();
-        let phi = self.tuning.damping;
         if self.tuning.slope_prior > 0.0 {
-            self.state[1] *= phi;
             self.state[0] += self.state[1];
             let p = &mut self.covariance;
-            let cross = phi * p[1];
-            let slope = phi * phi * p[dim + 1];
-            p[0] += 2.0 * cross + slope;
-            p[1] = cross + slope;
+            p[0] += 2.0 * p[1] + p[dim + 1];
+            p[1] += p[dim + 1];
             p[dim] = p[1];
-            p[dim + 1] = slope;
             for j in TREND..dim {
-                p[dim + j] *= phi;
                 p[j] += p[dim + j];
-                p[j * dim + 1] = p[dim + j];
                 p[j * dim] = p[j];
             }
         }
@@ -177,7 +172,7 @@ impl Structural {
         let deviation = libm::sqrt(noise * s);
         let settled = self.observed >= SETTLED;
         let clipped = if settled {
-            innovation.clamp(-HUBER * deviation, HUBER * deviation)
+            innovation.max(-HUBER * deviation).min(HUBER * deviation)
         } else {
             innovation
         };
@@ -198,7 +193,11 @@ impl Structural {
         let rate = (1.0 / (self.observed as f64 + 2.0)).max(1.0 / NOISE_MEMORY);
         self.noise_variance = noise + rate * (clipped * clipped / s - noise);
         self.observed = self.observed.saturating_add(1);
-        let age = if self.observed > SHIFT_SETTLED { self.shift.observe(innovation / deviation) } else { None };
+        let age = if self.observed > SHIFT_SETTLED {
+            self.shift.observe(innovation / deviation)
+        } else {
+            None
+        };
         if age.is_some() {
             self.reopen(innovation);
         }
@@ -226,7 +225,11 @@ impl Structural {
         let variance = self.covariance[dim + 1] * self.noise_variance;
         let slope = square(self.state[1]);
         // The first test keeps 0/0 out: a slope of zero needs no shrinking.
-        if slope > 0.0 { (1.0 - SHRINK * variance / slope).max(0.0) } else { 0.0 }
+        if slope > 0.0 {
+            (1.0 - SHRINK * variance / slope).max(0.0)
+        } else {
+            0.0
+        }
     }
 
     /// Mean of the sample `lead` steps (1-based) after the last one, `row` being the harmonics
@@ -255,7 +258,11 @@ impl Structural {
     pub(super) fn fill(&self, rows: &[Row], out: &mut [f64]) {
         let trust = self.slope_trust();
         for ((out, row), sum) in out.iter_mut().zip(rows).zip(&self.slope_sum) {
-            let season: f64 = self.state[TREND..].iter().zip(row).map(|(x, w)| x * w).sum();
+            let season: f64 = self.state[TREND..]
+                .iter()
+                .zip(row)
+                .map(|(x, w)| x * w)
+                .sum();
             *out = self.state[0] + self.state[1] * trust * sum + season;
         }
     }
@@ -286,19 +293,28 @@ mod tests {
     use super::*;
 
     fn tuning() -> Tuning {
-        Tuning { level: 1e-3, slope: 1e-6, slope_prior: 1e-3, damping: 0.99 }
+        Tuning {
+            level: 1e-3,
+            slope: 1e-6,
+            slope_prior: 1e-3,
+            damping: 0.99,
+        }
     }
 
     #[test]
     fn a_noiseless_line_with_season_is_followed() {
         let h = Harmonics::new(&[20.0]);
         let mut m = Structural::new(tuning(), &h, 40);
-        let truth = |t: u64| 100.0 + 0.5 * t as f64 + 10.0 * libm::cos(0.314_159_265 * t as f64);
+        let truth = |t: u64| {
+            100.0 + 0.5 * t as f64 + 10.0 * libm::cos(core::f64::consts::TAU / 20.0 * t as f64)
+        };
         for t in 0..200 {
             m.observe(Some(truth(t)), &h.row(t));
         }
-        assert!((m.mean(1, &h.row(200)) - truth(200)).abs() < 1.0);
-        assert!((m.mean(10, &h.row(209)) - truth(209)).abs() < 3.0);
+        let error =
+            |lead: usize| m.mean(lead, &h.row(199 + lead as u64)) - truth(199 + lead as u64);
+        assert!(error(1).abs() < 1.0, "{}", error(1));
+        assert!(error(10).abs() < 3.0, "{}", error(10));
     }
 
     #[test]

@@ -6,13 +6,13 @@
 //!      season finder   own recent loss    own recent residuals
 //! ```
 //!
-//! * Models: three Kalman-filtered structural models ([`kalman`]: no trend, slow trend, quick
-//!   trend; season by harmonics), damped Holt–Winters ([`holt_winters`]), and naive, seasonal naive
-//!   and an average as reference ([`reference`]).
-//! * [`season`] finds the season where the operator names none. When it changes, the models, their
+//! * Models: three Kalman-filtered structural models (`kalman`: no trend, slow trend, quick
+//!   trend; season by harmonics), damped Holt–Winters (`holt_winters`), and naive, seasonal naive
+//!   and an average as reference (`reference`).
+//! * `season` finds the season where the operator names none. When it changes, the models, their
 //!   weights and their calibration are rebuilt by replaying the recent samples.
-//! * [`ensemble`] weights the models at each lead by recent loss and demotes those that lose to a
-//!   reference; [`conformal`] turns residuals of the combined forecast into intervals.
+//! * `ensemble` weights the models at each lead by recent loss and demotes those that lose to a
+//!   reference; `conformal` turns residuals of the combined forecast into intervals.
 //!
 //! One call of [`Forecaster::observe`] a step, in O(1) time and memory: cost and state depend on
 //! the configuration, never on the number of samples. Missing samples, spikes, level shifts, and
@@ -58,7 +58,7 @@ const SEASON_FOUND_MAX: usize = 512;
 /// Values larger than this, either way, are read as this. Squares of it are far from overflow.
 const VALUE_MAX: f64 = 1e15;
 /// The lead at which samples are counted before intervals are called calibrated.
-const CALIBRATION_LEAD: usize = 16;
+const CALIBRATION_LEAD: usize = 32;
 
 /// What a [`Forecaster`] needs to know about its series beforehand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,13 +66,14 @@ pub struct ForecasterConfig {
     /// Calendar seasons given by the operator, in steps: a day, a week. May be empty. Used: the
     /// two shortest within `2..=4096`.
     pub season_steps_known: Vec<u32>,
-    /// Longest season that may be detected, in steps (at most 512; below 4: no detection). The
-    /// search runs only while every known season is longer than this.
+    /// Longest season that may be detected, in steps (at most 512; below 4: no detection). Where
+    /// a known season is used none is searched for: on real traces a second, detected one made
+    /// forecasts slightly worse.
     pub season_steps_max: u32,
     /// Steps to forecast (`1..=1024`).
     pub horizon_steps: u32,
-    /// Samples scored 16 steps ahead (or at the horizon, if nearer) before the intervals count as
-    /// calibrated. The first such score comes about 20 samples after the start.
+    /// Samples scored 32 steps ahead (or at the horizon, if nearer) before the intervals count as
+    /// calibrated. The first such score comes 40 samples after the start.
     pub calibrated_after: u32,
 }
 
@@ -83,7 +84,7 @@ impl Default for ForecasterConfig {
             season_steps_known: Vec::new(),
             season_steps_max: 120,
             horizon_steps: 90,
-            calibrated_after: 30,
+            calibrated_after: 24,
         }
     }
 }
@@ -112,8 +113,9 @@ impl Forecaster {
         known.dedup();
         known.truncate(SEASONS_MAX);
         let period_max = (config.season_steps_max as usize).min(SEASON_FOUND_MAX);
-        let search = known.len() < SEASONS_MAX && known.iter().all(|&p| p as usize > period_max);
-        let finder = search.then(|| SeasonFinder::new(period_max, horizon));
+        let finder = known
+            .is_empty()
+            .then(|| SeasonFinder::new(period_max, horizon));
         let seasons_known: Vec<f64> = known.iter().map(|&p| f64::from(p)).collect();
         Self {
             engine: Engine::new(&seasons_known, horizon),
@@ -133,8 +135,9 @@ impl Forecaster {
     /// When the detected season changes, up to three of the longest detectable seasons of samples
     /// are replayed within this call (a few milliseconds, rare).
     pub fn observe(&mut self, sample: Option<f64>) {
-        let sample =
-            sample.filter(|y| y.is_finite()).map(|y| y.clamp(-VALUE_MAX, VALUE_MAX));
+        let sample = sample
+            .filter(|y| y.is_finite())
+            .map(|y| y.clamp(-VALUE_MAX, VALUE_MAX));
         self.samples_seen = self.samples_seen.saturating_add(1);
         self.negative_seen |= sample.is_some_and(|y| y < 0.0);
         self.engine.observe(sample);
@@ -146,9 +149,8 @@ impl Forecaster {
             let regime = usize::try_from(self.engine.regime_samples()).unwrap_or(usize::MAX);
             let recent = &self.recent;
             if finder.observe(|| filled(recent, regime)) {
-                let mut seasons = self.seasons_known.clone();
-                seasons.extend(finder.current());
-                self.engine = Engine::new(&seasons, horizon(&self.config));
+                let season = finder.current();
+                self.engine = Engine::new(season.as_slice(), horizon(&self.config));
                 for &sample in &self.recent {
                     self.engine.observe(sample);
                 }
@@ -171,11 +173,16 @@ impl Forecaster {
                 }
             }
         }
-        Forecast { steps, made_at: self.samples_seen, calibrated: self.is_calibrated() }
+        Forecast {
+            steps,
+            made_at: self.samples_seen,
+            calibrated: self.is_calibrated(),
+        }
     }
 
-    /// Whether intervals rest on enough scored samples ([`ForecasterConfig::calibrated_after`]).
-    /// Once true it stays true.
+    /// Whether intervals rest on enough scored samples ([`ForecasterConfig::calibrated_after`]) and
+    /// no season is suspected that the samples are still too few to show (decided at the latest
+    /// after `season_steps_max` samples). Once true it stays true.
     pub fn is_calibrated(&self) -> bool {
         self.calibrated
     }
@@ -193,7 +200,12 @@ impl Forecaster {
             .enumerate()
             .map(|(m, &model)| {
                 let (relative_loss, weight, demoted) = ensemble.summary(m);
-                ModelScore { model, relative_loss, weight, demoted }
+                ModelScore {
+                    model,
+                    relative_loss,
+                    weight,
+                    demoted,
+                }
             })
             .collect();
         let coverage: Vec<LeadCoverage> = self

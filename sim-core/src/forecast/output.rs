@@ -62,7 +62,10 @@ impl ForecastStep {
 /// The left end of the segment between neighbouring levels that holds a point, where `left_of(i)`
 /// says that level `i` lies left of it. Points outside fall into the outermost segments.
 fn segment(left_of: impl Fn(usize) -> bool) -> usize {
-    (1..LEVELS.len() - 1).rev().find(|&i| left_of(i)).unwrap_or(0)
+    (1..LEVELS.len() - 1)
+        .rev()
+        .find(|&i| left_of(i))
+        .unwrap_or(0)
 }
 
 /// Quantile function of the standard Laplace distribution, clamped away from 0 and 1.
@@ -71,12 +74,20 @@ fn laplace(level: f64) -> f64 {
         return 0.0;
     }
     let p = level.clamp(LEVEL_MARGIN, 1.0 - LEVEL_MARGIN);
-    if p < 0.5 { libm::log(2.0 * p) } else { -libm::log(2.0 * (1.0 - p)) }
+    if p < 0.5 {
+        libm::log(2.0 * p)
+    } else {
+        -libm::log(2.0 * (1.0 - p))
+    }
 }
 
 /// Distribution function of the standard Laplace distribution.
 fn laplace_inverse(x: f64) -> f64 {
-    if x < 0.0 { 0.5 * libm::exp(x) } else { 1.0 - 0.5 * libm::exp(-x) }
+    if x < 0.0 {
+        0.5 * libm::exp(x)
+    } else {
+        1.0 - 0.5 * libm::exp(-x)
+    }
 }
 
 /// Forecasts for steps `1..=steps.len()` after the last observed sample.
@@ -119,12 +130,7 @@ impl Forecast {
 
     /// The first step (1-based, at most `within_steps`) whose quantile at `level` exceeds
     /// `threshold`.
-    pub fn first_crossing(
-        &self,
-        threshold: f64,
-        level: f64,
-        within_steps: usize,
-    ) -> Option<usize> {
+    pub fn first_crossing(&self, threshold: f64, level: f64, within_steps: usize) -> Option<usize> {
         self.steps
             .iter()
             .take(within_steps)
@@ -135,7 +141,8 @@ impl Forecast {
     /// Probability that the value `step` steps ahead (1-based, clamped to the horizon) exceeds
     /// `threshold`. 0 if the forecast is empty.
     pub fn probability_above(&self, step: usize, threshold: f64) -> f64 {
-        self.step(step).map_or(0.0, |s| s.probability_above(threshold))
+        self.step(step)
+            .map_or(0.0, |s| s.probability_above(threshold))
     }
 }
 
@@ -145,7 +152,10 @@ mod tests {
     use alloc::vec;
 
     fn step() -> ForecastStep {
-        ForecastStep { mean: 10.0, quantiles: [5.0, 6.0, 10.0, 14.0, 15.0, 17.0, 20.0] }
+        ForecastStep {
+            mean: 10.0,
+            quantiles: [5.0, 6.0, 10.0, 14.0, 15.0, 17.0, 20.0],
+        }
     }
 
     #[test]
@@ -162,9 +172,15 @@ mod tests {
     fn probability_above_inverts_the_quantile() {
         let s = step();
         for p in [0.02, 0.07, 0.3, 0.5, 0.8, 0.93, 0.97, 0.995, 0.9995] {
-            assert!((s.probability_above(s.quantile(p)) - (1.0 - p)).abs() < 1e-9, "{p}");
+            assert!(
+                (s.probability_above(s.quantile(p)) - (1.0 - p)).abs() < 1e-9,
+                "{p}"
+            );
         }
-        let flat = ForecastStep { mean: 1.0, quantiles: [1.0; 7] };
+        let flat = ForecastStep {
+            mean: 1.0,
+            quantiles: [1.0; 7],
+        };
         assert!(flat.probability_above(1.1) < 1e-5);
         assert!(flat.probability_above(0.9) > 0.9999);
     }
@@ -173,12 +189,20 @@ mod tests {
     fn crossing_and_maximum_agree() {
         let mut steps = vec![step(); 5];
         steps[3].quantiles[4] = 16.5;
-        let f = Forecast { steps, made_at: 9, calibrated: true };
+        let f = Forecast {
+            steps,
+            made_at: 9,
+            calibrated: true,
+        };
         assert_eq!(f.first_crossing(16.0, 0.95, 5), Some(4));
         assert_eq!(f.first_crossing(16.0, 0.95, 3), None);
         assert_eq!(f.upper_max(1, 99, 0.95), 16.5);
         assert_eq!(f.upper_max(3, 1, 0.95), 15.0);
-        let none = Forecast { steps: vec![], made_at: 0, calibrated: false };
+        let none = Forecast {
+            steps: vec![],
+            made_at: 0,
+            calibrated: false,
+        };
         assert_eq!(none.upper_max(1, 9, 0.9), 0.0);
         assert_eq!(none.quantile(0, 0.9), 0.0);
     }

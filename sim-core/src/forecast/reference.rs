@@ -52,7 +52,7 @@ impl References {
         let warm = 1.0 / (self.observed as f64 + 1.0);
         let error = y - self.average;
         let clipped = if self.observed >= 5 {
-            error.clamp(-CLIP * self.mean_abs, CLIP * self.mean_abs)
+            error.max(-CLIP * self.mean_abs).min(CLIP * self.mean_abs)
         } else {
             error
         };

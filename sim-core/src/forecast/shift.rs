@@ -31,7 +31,11 @@ impl ShiftDetector {
         let z = z.clamp(-CLIP, CLIP);
         self.up = (self.up + z - SLACK).max(0.0);
         self.down = (self.down - z - SLACK).max(0.0);
-        self.run = if self.up > 0.0 || self.down > 0.0 { self.run.saturating_add(1) } else { 0 };
+        self.run = if self.up > 0.0 || self.down > 0.0 {
+            self.run.saturating_add(1)
+        } else {
+            0
+        };
         if self.up < LIMIT && self.down < LIMIT {
             return None;
         }

@@ -98,6 +98,45 @@ impl Core {
         }
     }
 
+    /// Takes a changed configuration: specifications are replaced, what is new is added, servers
+    /// and workloads that are gone are forgotten unless they still hold or have instances.
+    pub fn reconfigure(
+        &mut self,
+        policy: Policy,
+        servers: Vec<ServerSpec>,
+        workloads: Vec<WorkloadSpec>,
+    ) {
+        self.policy = policy;
+        let listed: Vec<ServerName> = servers.iter().map(|s| s.name.clone()).collect();
+        for spec in servers {
+            let fresh = Server { spec: spec.clone(), up: false, down_since: None };
+            let server = self.servers.entry(spec.name.clone()).or_insert(fresh);
+            server.spec = spec;
+        }
+        let used: Vec<ServerName> =
+            self.servers.keys().filter(|n| self.instances_on(n).count() > 0).cloned().collect();
+        self.servers.retain(|name, _| listed.contains(name) || used.contains(name));
+        let listed: Vec<WorkloadName> = workloads.iter().map(|w| w.name.clone()).collect();
+        for spec in workloads {
+            let fresh = || Workload::new(spec.clone(), &self.policy);
+            let workload = self.workloads.entry(spec.name.clone()).or_insert_with(fresh);
+            workload.spec = spec;
+        }
+        self.workloads.retain(|name, w| listed.contains(name) || !w.instances.is_empty());
+    }
+
+    /// Teaches a workload's forecaster the demand of earlier runs, oldest first, one sample a
+    /// step, `None` where one is missing.
+    pub fn prime(
+        &mut self,
+        workload: &WorkloadName,
+        demand_rps: impl IntoIterator<Item = Option<f64>>,
+    ) {
+        if let Some(found) = self.workloads.get_mut(workload) {
+            demand_rps.into_iter().for_each(|sample| found.demand.observe(sample));
+        }
+    }
+
     /// Fencing epoch.
     #[must_use]
     pub fn epoch(&self) -> u64 {
@@ -120,6 +159,12 @@ impl Core {
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
         self.workloads.values().map(|w| status::of(w, &self.policy)).collect()
+    }
+
+    /// CPUs of `server` in all.
+    #[must_use]
+    pub fn cpus(&self, server: &ServerName) -> Option<f64> {
+        self.servers.get(server).map(|s| s.spec.cpus)
     }
 
     /// CPUs of `server` that are promised to instances.

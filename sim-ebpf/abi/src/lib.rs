@@ -1,1 +1,24 @@
-//! Skeleton.
+//! What the kernel programs and user space agree on: map values, map names' meaning, limits.
+//!
+//! Every type is `repr(C)`, a whole number of `u64`s (or of `u32`s for [`KernelOffsets`]) and free of
+//! padding, so that both compilers lay it out alike and user space may read any bytes as one.
+//!
+//! All counters are cumulative and only grow. All durations are nanoseconds of `CLOCK_MONOTONIC`.
+#![no_std]
+
+mod counters;
+mod histogram;
+mod offsets;
+#[cfg(feature = "user")]
+mod pod;
+
+pub use counters::{BlockCounters, CgroupCounters, CpuCounters, InFlight, LOSS_KINDS, Loss, NetCounters, TcpCounters};
+pub use histogram::{HISTOGRAM_BUCKETS, Histogram, bucket_lower_ns, bucket_of};
+pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
+
+/// Cgroups that can be tracked at once unless the loader says otherwise.
+pub const CGROUPS_MAX: u32 = 16_384;
+/// Block requests of tracked cgroups that can be in flight at once.
+pub const IN_FLIGHT_MAX: u32 = 16_384;
+/// Death-flag slots unless the loader says otherwise.
+pub const SLOTS_MAX: u32 = 1_024;

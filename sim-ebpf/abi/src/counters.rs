@@ -1,0 +1,104 @@
+//! Map values.
+
+use crate::Histogram;
+
+/// All facts of one tracked cgroup on one CPU: value of the per-CPU `CGROUPS` hash, keyed by cgroup id.
+///
+/// One value for all groups, so that tracking and reading a cgroup take one system call each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupCounters {
+    /// From the scheduler.
+    pub cpu: CpuCounters,
+    /// From the block layer.
+    pub block: BlockCounters,
+    /// From packets.
+    pub net: NetCounters,
+    /// From TCP.
+    pub tcp: TcpCounters,
+}
+
+/// What the scheduler says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuCounters {
+    /// Time that tasks of the cgroup ran.
+    pub on_cpu_ns: u64,
+    /// Times that a task of the cgroup left the CPU.
+    pub switches: u64,
+    /// Sum of the waits in `run_queue`.
+    pub run_queue_ns: u64,
+    /// Number of the waits in `run_queue`.
+    pub run_queue_waits: u64,
+    /// From runnable (woken or preempted) to running.
+    pub run_queue: Histogram,
+}
+
+/// Block I/O, counted on the CPU that completed it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockCounters {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Completed reads.
+    pub read_ops: u64,
+    /// Completed writes.
+    pub write_ops: u64,
+    /// Completed flushes, discards and whatever else is neither read nor write.
+    pub other_ops: u64,
+    /// Operations that ended in an error; they are in the counts above, their bytes are not.
+    pub errors: u64,
+    /// Sum of the latencies in `latency`.
+    pub latency_ns: u64,
+    /// From issue to the device to completion.
+    pub latency: Histogram,
+}
+
+/// Packets of the cgroup's sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetCounters {
+    /// Bytes received, IP headers included.
+    pub rx_bytes: u64,
+    /// Bytes sent, IP headers included.
+    pub tx_bytes: u64,
+    /// Packets received, counted as on the wire (before receive offload joined them).
+    pub rx_packets: u64,
+    /// Packets sent, counted as on the wire (after segmentation offload will have split them).
+    pub tx_packets: u64,
+    /// Smoothed round-trip time of the socket, taken at each TCP packet sent.
+    pub rtt: Histogram,
+}
+
+/// TCP events of the cgroup's sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpCounters {
+    /// Segments sent again, loss probes included.
+    pub retransmits: u64,
+}
+
+/// A block request between issue and completion; shared by all CPUs, keyed by the request's address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InFlight {
+    /// When it was handed to the device.
+    pub issued_ns: u64,
+    /// Whom it is charged to.
+    pub cgroup_id: u64,
+}
+
+/// A fact that a program had to drop; index into the per-CPU `LOSSES` array.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// No memory for a task's run-queue timestamp: this wait isn't in the histogram.
+    TaskStorage = 0,
+    /// The in-flight table was full: this block request isn't counted.
+    InFlight = 1,
+}
+
+/// Entries of the `LOSSES` array; more than there are kinds, so that a new kind needs no new layout.
+pub const LOSS_KINDS: usize = 8;

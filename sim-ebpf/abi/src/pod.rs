@@ -1,0 +1,24 @@
+//! `aya::Pod` for the types that user space reads from maps or writes into globals.
+#![allow(unsafe_code, reason = "aya::Pod is an unsafe marker trait, and there is no safe way to implement it")]
+
+use crate::{CgroupCounters, KernelOffsets};
+
+// SAFETY: `Pod` asks that every bit pattern be a valid value and that there be no padding to leak. The
+// type is `repr(C)` and made of `u64`s only, all the way down; a test holds its size against their number.
+unsafe impl aya::Pod for CgroupCounters {}
+// SAFETY: as above, with `u32`s.
+unsafe impl aya::Pod for KernelOffsets {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HISTOGRAM_BUCKETS;
+    use core::mem::size_of;
+
+    #[test]
+    fn no_type_has_padding() {
+        let (cpu, block, net, tcp) = (4, 7, 4, 1);
+        assert_eq!(size_of::<CgroupCounters>(), 8 * (cpu + block + net + tcp + 3 * HISTOGRAM_BUCKETS));
+        assert_eq!(size_of::<KernelOffsets>(), 4 * 18);
+    }
+}

@@ -1,0 +1,115 @@
+//! Block I/O: bytes, operations and issue-to-completion latency of each tracked cgroup.
+//!
+//! **Whose I/O is it?** By default that of the cgroup which was current when the request went to the
+//! device. That is right for direct I/O and for reads. A buffered write goes out later from a flusher
+//! thread (nobody's cgroup) or from whoever calls `fsync`. Where the `io` controller is on cgroup2 the
+//! loader asks for [`BLOCK_OWNER_BIO`]: then the bio itself carries the cgroup that dirtied the page. With
+//! `io` on cgroup1 the bio's cgroup lives in another hierarchy, whose ids may collide with cgroup2's.
+
+use crate::{
+    cgroups,
+    kernel::{self, member, offset},
+    losses,
+};
+use aya_ebpf::{
+    helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns},
+    macros::{btf_tracepoint, map},
+    maps::HashMap,
+    programs::BtfTracePointContext,
+};
+use sim_ebpf_abi::{BLOCK_OWNER_BIO, IN_FLIGHT_MAX, InFlight, Loss, bucket_of};
+
+const REQ_OP_MASK: u32 = 0xff;
+const REQ_OP_READ: u32 = 0;
+const REQ_OP_WRITE: u32 = 1;
+
+#[map]
+static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(IN_FLIGHT_MAX, 0);
+
+#[btf_tracepoint(function = "block_rq_issue")]
+pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
+    let request: *const u8 = ctx.arg(0);
+    // SAFETY: the request comes from the context.
+    let Some(cgroup_id) = (unsafe { tracked_owner(request) }) else { return 0 };
+    // SAFETY: a helper without arguments.
+    let issued_ns = unsafe { bpf_ktime_get_ns() };
+    // A requeued request is issued again: the later issue counts.
+    if IN_FLIGHT.insert(&(request as u64), &InFlight { issued_ns, cgroup_id }, 0).is_err() {
+        losses::count(&ctx, Loss::InFlight);
+    }
+    0
+}
+
+#[btf_tracepoint(function = "block_rq_complete")]
+pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
+    let request: *const u8 = ctx.arg(0);
+    let error: u32 = ctx.arg(1);
+    let bytes: u32 = ctx.arg(2);
+    let key = request as u64;
+    let Some(in_flight) = IN_FLIGHT.get_ptr(&key) else { return 0 };
+    // SAFETY: the entry stays until this very completion removes it; the request comes from the context.
+    let (in_flight, left, flags) = unsafe {
+        let left: u32 = member(request, offset!(request_data_len));
+        let flags: u32 = member(request, offset!(request_cmd_flags));
+        (*in_flight, left, flags)
+    };
+    // A request may complete in parts; `left` is what remained before this one.
+    let last = bytes >= left;
+    if let Some(counters) = cgroups::tracked(in_flight.cgroup_id) {
+        // SAFETY: this CPU's value, and the kernel doesn't run a tp_btf program nested in itself.
+        let counters = unsafe { &mut (*counters).block };
+        let operation = flags & REQ_OP_MASK;
+        // blk_status_t is one byte.
+        let failed = error & 0xff != 0;
+        if !failed {
+            match operation {
+                REQ_OP_READ => counters.read_bytes += u64::from(bytes),
+                REQ_OP_WRITE => counters.write_bytes += u64::from(bytes),
+                _ => {}
+            }
+        }
+        if last {
+            match operation {
+                REQ_OP_READ => counters.read_ops += 1,
+                REQ_OP_WRITE => counters.write_ops += 1,
+                _ => counters.other_ops += 1,
+            }
+            if failed {
+                counters.errors += 1;
+            }
+            // SAFETY: a helper without arguments.
+            let latency_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(in_flight.issued_ns);
+            counters.latency_ns += latency_ns;
+            counters.latency.buckets[bucket_of(latency_ns)] += 1;
+        }
+    }
+    if last {
+        // Fails only if it is gone already, which is what is wanted.
+        IN_FLIGHT.remove(&key).ok();
+    }
+    0
+}
+
+/// # Safety
+/// `request` comes from the program's context.
+#[inline(always)]
+unsafe fn tracked_owner(request: *const u8) -> Option<u64> {
+    if offset!(block_owner) == BLOCK_OWNER_BIO {
+        // SAFETY: each pointer is loaded through the one before; a flush has no bio and reads as 0,
+        // which is no cgroup's id.
+        let id = unsafe {
+            let bio: *const u8 = member(request, offset!(request_bio));
+            let blkg: *const u8 = member(bio, offset!(bio_blkg));
+            let blkcg: *const u8 = member(blkg, offset!(blkg_blkcg));
+            kernel::cgroup_id(member(blkcg, offset!(blkcg_cgroup)))
+        };
+        if cgroups::tracked(id).is_some() {
+            return Some(id);
+        }
+        // The bio names the nearest ancestor that has the io controller enabled, which need not be
+        // tracked: then the issuer is the better answer.
+    }
+    // SAFETY: a helper without arguments.
+    let id = unsafe { bpf_get_current_cgroup_id() };
+    cgroups::tracked(id).map(|_| id)
+}

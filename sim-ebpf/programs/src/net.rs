@@ -1,0 +1,111 @@
+//! Network: bytes, packets and smoothed round trip by the socket's cgroup, and TCP retransmits.
+//!
+//! The packet programs are attached to one cgroup of SIM's, so that only sockets below it pay. A packet
+//! is charged to the cgroup in which its *socket was created*; a socket handed to a process elsewhere
+//! stays where it was. Bytes are those of the IP packets: of a segmented one the headers count once.
+
+use crate::{
+    cgroups,
+    kernel::{self, member, offset},
+};
+use aya_ebpf::{
+    helpers::{
+        bpf_skb_cgroup_id,
+        generated::{bpf_sk_fullsock, bpf_tcp_sock},
+    },
+    macros::{btf_tracepoint, cgroup_skb},
+    programs::{BtfTracePointContext, SkBuffContext},
+};
+use core::arch::asm;
+use sim_ebpf_abi::{CgroupCounters, bucket_of};
+
+/// Verdict of a `cgroup_skb` program: let the packet through.
+const PASS: i32 = 1;
+
+#[cgroup_skb(ingress)]
+pub fn net_ingress(ctx: SkBuffContext) -> i32 {
+    if let Some(counters) = counters(&ctx) {
+        // SAFETY: a live map value; `add` is atomic.
+        unsafe {
+            add(&raw mut (*counters).net.rx_bytes, u64::from(ctx.len()));
+            add(&raw mut (*counters).net.rx_packets, packets(&ctx));
+        }
+    }
+    PASS
+}
+
+#[cgroup_skb(egress)]
+pub fn net_egress(ctx: SkBuffContext) -> i32 {
+    if let Some(counters) = counters(&ctx) {
+        // SAFETY: a live map value; `add` is atomic.
+        unsafe {
+            add(&raw mut (*counters).net.tx_bytes, u64::from(ctx.len()));
+            add(&raw mut (*counters).net.tx_packets, packets(&ctx));
+            if let Some(rtt_ns) = smoothed_rtt_ns(&ctx) {
+                add(&raw mut (*counters).net.rtt.buckets[bucket_of(rtt_ns)], 1);
+            }
+        }
+    }
+    PASS
+}
+
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit(ctx: BtfTracePointContext) -> i32 {
+    let socket: *const u8 = ctx.arg(0);
+    // SAFETY: the socket comes from the context.
+    let id = unsafe { kernel::cgroup_id(member(socket, offset!(sock_cgroup))) };
+    if let Some(counters) = cgroups::tracked(id) {
+        // SAFETY: this CPU's value, and the kernel doesn't run a tp_btf program nested in itself.
+        unsafe { (*counters).tcp.retransmits += 1 };
+    }
+    0
+}
+
+#[inline(always)]
+fn counters(ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
+    // SAFETY: the packet of the context.
+    cgroups::tracked(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) })
+}
+
+#[inline(always)]
+fn packets(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the packet of the context.
+    let segments = unsafe { (*ctx.skb.skb).gso_segs };
+    if segments == 0 { 1 } else { u64::from(segments) }
+}
+
+/// `None` if the packet isn't TCP's or its socket has no estimate yet.
+#[inline(always)]
+fn smoothed_rtt_ns(ctx: &SkBuffContext) -> Option<u64> {
+    // SAFETY: the packet of the context; each pointer is tested before it is used.
+    let srtt_us = unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return None;
+        }
+        let tcp = bpf_tcp_sock(socket);
+        if tcp.is_null() {
+            return None;
+        }
+        // The kernel keeps it in eighths.
+        (*tcp).srtt_us >> 3
+    };
+    if srtt_us == 0 { None } else { Some(u64::from(srtt_us) * 1_000) }
+}
+
+/// Adds to a counter of this CPU. Atomic, because a packet sent from process context can be interrupted
+/// by one sent from a softirq on the same CPU. No ordering, because no other memory is published with it.
+///
+/// In assembly, because `core` gives this target no `fetch_add` (it has no compare-and-swap before v3).
+///
+/// # Safety
+/// `counter` points into a live map value.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, value: u64) {
+    // SAFETY: as the caller promises; map values are 8-byte aligned.
+    unsafe { asm!("lock *(u64 *)({counter} + 0) += {value}", counter = in(reg) counter, value = in(reg) value, options(nostack)) };
+}

@@ -1,0 +1,197 @@
+//! What one cgroup did, in one struct.
+
+use crate::Log2Histogram;
+use sim_ebpf_abi::{BlockCounters, CgroupCounters, CpuCounters, LOSS_KINDS, Loss, NetCounters, TcpCounters};
+
+/// Facts of one cgroup (its own tasks and sockets, nested cgroups not included), summed over CPUs.
+///
+/// Cumulative since [`Probes::track`](crate::Probes::track), or the difference of two readings
+/// ([`Counters::since`]). The fields of a group that isn't active stay 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Time that its tasks ran.
+    pub on_cpu_ns: u64,
+    /// Times that a task of it left a CPU.
+    pub switches: u64,
+    /// Sum of the waits in `run_queue_hist`.
+    pub run_queue_delay_ns: u64,
+    /// Number of the waits in `run_queue_hist`.
+    pub run_queue_waits: u64,
+    /// From runnable (woken or preempted) to running. A wait counts when the turn it led to ends.
+    pub run_queue_hist: Log2Histogram,
+
+    /// Bytes read from block devices.
+    pub block_read_bytes: u64,
+    /// Bytes written to block devices.
+    pub block_write_bytes: u64,
+    /// Completed reads.
+    pub block_read_ops: u64,
+    /// Completed writes.
+    pub block_write_ops: u64,
+    /// Completed flushes, discards and other operations.
+    pub block_other_ops: u64,
+    /// Operations that failed; included in the operations above.
+    pub block_errors: u64,
+    /// Sum of the latencies in `block_hist`.
+    pub block_latency_ns: u64,
+    /// From issue to the device to completion.
+    pub block_hist: Log2Histogram,
+
+    /// Bytes received, IP headers included.
+    pub net_rx_bytes: u64,
+    /// Bytes sent, IP headers included.
+    pub net_tx_bytes: u64,
+    /// Packets received, as on the wire.
+    pub net_rx_packets: u64,
+    /// Packets sent, as on the wire.
+    pub net_tx_packets: u64,
+    /// Smoothed round-trip time of the socket at each TCP packet sent.
+    pub rtt_hist: Log2Histogram,
+    /// TCP segments sent again.
+    pub retransmits: u64,
+}
+
+impl Counters {
+    /// What happened since `earlier`, a previous reading of the same cgroup. Never negative.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.zip(earlier, u64::saturating_sub, Log2Histogram::since)
+    }
+
+    /// Both together, as for the nested cgroups of one instance.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.zip(other, u64::saturating_add, Log2Histogram::plus)
+    }
+
+    /// Completed block operations of every kind.
+    #[must_use]
+    pub fn block_ops(&self) -> u64 {
+        self.block_read_ops.saturating_add(self.block_write_ops).saturating_add(self.block_other_ops)
+    }
+
+    fn zip(
+        &self,
+        other: &Self,
+        count: fn(u64, u64) -> u64,
+        histogram: fn(&Log2Histogram, &Log2Histogram) -> Log2Histogram,
+    ) -> Self {
+        Self {
+            on_cpu_ns: count(self.on_cpu_ns, other.on_cpu_ns),
+            switches: count(self.switches, other.switches),
+            run_queue_delay_ns: count(self.run_queue_delay_ns, other.run_queue_delay_ns),
+            run_queue_waits: count(self.run_queue_waits, other.run_queue_waits),
+            run_queue_hist: histogram(&self.run_queue_hist, &other.run_queue_hist),
+            block_read_bytes: count(self.block_read_bytes, other.block_read_bytes),
+            block_write_bytes: count(self.block_write_bytes, other.block_write_bytes),
+            block_read_ops: count(self.block_read_ops, other.block_read_ops),
+            block_write_ops: count(self.block_write_ops, other.block_write_ops),
+            block_other_ops: count(self.block_other_ops, other.block_other_ops),
+            block_errors: count(self.block_errors, other.block_errors),
+            block_latency_ns: count(self.block_latency_ns, other.block_latency_ns),
+            block_hist: histogram(&self.block_hist, &other.block_hist),
+            net_rx_bytes: count(self.net_rx_bytes, other.net_rx_bytes),
+            net_tx_bytes: count(self.net_tx_bytes, other.net_tx_bytes),
+            net_rx_packets: count(self.net_rx_packets, other.net_rx_packets),
+            net_tx_packets: count(self.net_tx_packets, other.net_tx_packets),
+            rtt_hist: histogram(&self.rtt_hist, &other.rtt_hist),
+            retransmits: count(self.retransmits, other.retransmits),
+        }
+    }
+
+    /// Adds what one CPU counted.
+    pub(crate) fn add(&mut self, kernel: &CgroupCounters) {
+        *self = self.plus(&kernel.into());
+    }
+}
+
+impl From<&CgroupCounters> for Counters {
+    fn from(kernel: &CgroupCounters) -> Self {
+        // Destructured, so that a counter added to the kernel side can't be forgotten here.
+        let CgroupCounters { cpu, block, net, tcp } = *kernel;
+        let CpuCounters { on_cpu_ns, switches, run_queue_ns, run_queue_waits, run_queue } = cpu;
+        let BlockCounters { read_bytes, write_bytes, read_ops, write_ops, other_ops, errors, latency_ns, latency } =
+            block;
+        let NetCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, rtt } = net;
+        let TcpCounters { retransmits } = tcp;
+        Self {
+            on_cpu_ns,
+            switches,
+            run_queue_delay_ns: run_queue_ns,
+            run_queue_waits,
+            run_queue_hist: run_queue.into(),
+            block_read_bytes: read_bytes,
+            block_write_bytes: write_bytes,
+            block_read_ops: read_ops,
+            block_write_ops: write_ops,
+            block_other_ops: other_ops,
+            block_errors: errors,
+            block_latency_ns: latency_ns,
+            block_hist: latency.into(),
+            net_rx_bytes: rx_bytes,
+            net_tx_bytes: tx_bytes,
+            net_rx_packets: rx_packets,
+            net_tx_packets: tx_packets,
+            rtt_hist: rtt.into(),
+            retransmits,
+        }
+    }
+}
+
+/// Facts that the programs had to drop, since load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Waits missing from the run-queue histogram: no memory for the task's timestamp.
+    pub run_queue_waits: u64,
+    /// Block requests not counted: more than the in-flight table holds.
+    pub block_requests: u64,
+}
+
+impl Losses {
+    /// All kinds together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.run_queue_waits.saturating_add(self.block_requests)
+    }
+
+    pub(crate) fn from_kinds(kinds: &[u64; LOSS_KINDS]) -> Self {
+        Self { run_queue_waits: kinds[Loss::TaskStorage as usize], block_requests: kinds[Loss::InFlight as usize] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim_ebpf_abi::Histogram;
+
+    #[test]
+    fn every_kernel_counter_reaches_its_field_and_any_bytes_decode() {
+        let histogram = Histogram { buckets: [u64::MAX; 32] };
+        let mut all = Counters::default();
+        let cpu =
+            CpuCounters { on_cpu_ns: u64::MAX, switches: 1, run_queue_ns: 2, run_queue_waits: 3, run_queue: histogram };
+        let block = BlockCounters {
+            read_bytes: u64::MAX,
+            write_bytes: 4,
+            read_ops: 5,
+            write_ops: 6,
+            other_ops: 7,
+            errors: 8,
+            latency_ns: 9,
+            latency: histogram,
+        };
+        let net = NetCounters { rx_bytes: 10, tx_bytes: 11, rx_packets: 12, tx_packets: 13, rtt: histogram };
+        let one_cpu = CgroupCounters { cpu, block, net, tcp: TcpCounters { retransmits: 14 } };
+        all.add(&one_cpu);
+        all.add(&one_cpu);
+        assert_eq!(all.on_cpu_ns, u64::MAX);
+        assert_eq!(all.block_read_bytes, u64::MAX);
+        assert_eq!((all.switches, all.run_queue_delay_ns, all.run_queue_waits), (2, 4, 6));
+        assert_eq!((all.block_write_bytes, all.block_ops(), all.block_errors, all.block_latency_ns), (8, 36, 16, 18));
+        assert_eq!((all.net_rx_bytes, all.net_tx_bytes, all.net_rx_packets, all.net_tx_packets), (20, 22, 24, 26));
+        assert_eq!(all.retransmits, 28);
+        assert_eq!(all.since(&all), Counters::default());
+        assert_eq!(Counters::default().since(&all), Counters::default());
+        assert_eq!(Counters::default().plus(&all), all);
+    }
+}

@@ -1,0 +1,127 @@
+//! Signals that stand or fall together, and the programs behind them.
+
+use aya::programs::CgroupSkbAttachType;
+use std::fmt;
+
+/// Signals that are loaded together: all programs of a group, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Group {
+    /// On-CPU time, switches, run-queue delay.
+    Cpu,
+    /// Block I/O bytes, operations, latency.
+    Block,
+    /// Bytes, packets, round-trip time of sockets.
+    Net,
+    /// TCP retransmits.
+    Tcp,
+    /// Death of watched processes.
+    Life,
+}
+
+impl Group {
+    /// All groups, in the order in which they are loaded.
+    pub const ALL: [Self; 5] = [Self::Cpu, Self::Block, Self::Net, Self::Tcp, Self::Life];
+
+    /// What carries the group's signals, in part, when it can't be loaded.
+    #[must_use]
+    pub const fn fallback(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu.stat (usage, throttling) and cpu.pressure of the cgroup; no delay histogram",
+            Self::Block => "io.stat and io.pressure of the cgroup; no latency histogram",
+            Self::Net => "nothing per cgroup; /proc/net/dev of the instance's network namespace if it has its own",
+            Self::Tcp => "Tcp RetransSegs in /proc/net/snmp of the network namespace",
+            Self::Life => "the node's pidfd of the process, told to the proxy over the control stream",
+        }
+    }
+
+    /// Name in logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Block => "block",
+            Self::Net => "net",
+            Self::Tcp => "tcp",
+            Self::Life => "life",
+        }
+    }
+
+    pub(crate) const fn programs(self) -> &'static [ProgramSpec] {
+        match self {
+            Self::Cpu => &[
+                ProgramSpec { name: "settle", hook: Hook::OnDemand },
+                ProgramSpec { name: "sched_wakeup", hook: Hook::Tracepoint("sched_wakeup") },
+                ProgramSpec { name: "sched_wakeup_new", hook: Hook::Tracepoint("sched_wakeup_new") },
+                ProgramSpec { name: "sched_switch", hook: Hook::Tracepoint("sched_switch") },
+            ],
+            Self::Block => &[
+                ProgramSpec { name: "block_rq_complete", hook: Hook::Tracepoint("block_rq_complete") },
+                ProgramSpec { name: "block_rq_issue", hook: Hook::Tracepoint("block_rq_issue") },
+            ],
+            Self::Net => &[
+                ProgramSpec { name: "net_ingress", hook: Hook::Packets(CgroupSkbAttachType::Ingress) },
+                ProgramSpec { name: "net_egress", hook: Hook::Packets(CgroupSkbAttachType::Egress) },
+            ],
+            Self::Tcp => &[ProgramSpec { name: "tcp_retransmit", hook: Hook::Tracepoint("tcp_retransmit_skb") }],
+            Self::Life => &[
+                ProgramSpec { name: "process_exit", hook: Hook::Tracepoint("sched_process_exit") },
+                ProgramSpec { name: "process_killed", hook: Hook::Tracepoint("signal_generate") },
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A program of the object and where it goes.
+pub(crate) struct ProgramSpec {
+    pub(crate) name: &'static str,
+    pub(crate) hook: Hook,
+}
+
+pub(crate) enum Hook {
+    /// A tracepoint with BTF-typed arguments.
+    Tracepoint(&'static str),
+    /// Packets of the sockets below the configured cgroup.
+    Packets(CgroupSkbAttachType),
+    /// Attached to nothing, run by user space.
+    OnDemand,
+}
+
+/// Whether a group works here, and if not why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: Group,
+    /// Its state; doesn't change after the load.
+    pub state: GroupState,
+}
+
+/// See [`GroupStatus`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// Loaded and attached.
+    Active,
+    /// Not loaded.
+    Refused {
+        /// One line: who refused what.
+        reason: String,
+    },
+}
+
+impl fmt::Display for GroupStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let group = self.group;
+        match &self.state {
+            GroupState::Active => write!(f, "{group} probes are active"),
+            GroupState::Refused { reason } => {
+                write!(f, "{group} probes are off: {reason}; read instead: {}", group.fallback())
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! From the object file to attached programs, group by group.
+
+use crate::{
+    Group, GroupState, GroupStatus, LoadError, btf, cgroup,
+    error::{one_line, os_error},
+    group::{Hook, ProgramSpec},
+    offsets::Found,
+};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, Program, ProgramError, RawTracePoint},
+};
+use aya_log::{EbpfLogger, Level};
+use sim_ebpf_abi::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, CGROUPS_MAX, SLOTS_MAX};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// How to load.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProbesConfig {
+    /// The object that `cargo xtask ebpf` builds.
+    pub object: PathBuf,
+    /// cgroup2 directory below which packets are counted; without it the net group is off.
+    pub cgroup_root: Option<PathBuf>,
+    /// Number of death-flag slots.
+    pub slots_max: u32,
+    /// Number of cgroups that can be tracked at once. Kernel memory is taken per tracked cgroup
+    /// (about 1 KiB per CPU), not in advance.
+    pub cgroups_max: u32,
+    /// Whom block I/O is charged to.
+    pub block_owner: BlockOwner,
+    /// Whether the kernel measures what the programs cost. It does so for *every* BPF program on the
+    /// machine as long as the probes live.
+    pub measure_cost: bool,
+}
+
+impl ProbesConfig {
+    /// The usual limits, no packet counting.
+    pub fn new(object: impl Into<PathBuf>) -> Self {
+        Self {
+            object: object.into(),
+            cgroup_root: None,
+            slots_max: SLOTS_MAX,
+            cgroups_max: CGROUPS_MAX,
+            block_owner: BlockOwner::Auto,
+            measure_cost: true,
+        }
+    }
+}
+
+/// Whom block I/O is charged to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BlockOwner {
+    /// [`Bio`](Self::Bio) where the `io` controller is on cgroup2, else [`Issuer`](Self::Issuer).
+    #[default]
+    Auto,
+    /// The cgroup that was current when the request went to the device: right for direct I/O and reads.
+    /// Buffered writes are charged to the flusher thread (so to nobody) or to the caller of `fsync`.
+    Issuer,
+    /// The cgroup that the bio carries, right for buffered writes too, provided that `io` is enabled for
+    /// that cgroup and it is tracked; else the issuer.
+    Bio,
+}
+
+/// What [`load`] leaves to work with.
+pub(crate) struct Loaded {
+    pub(crate) ebpf: Ebpf,
+    pub(crate) status: Vec<GroupStatus>,
+    pub(crate) logger: Option<EbpfLogger<crate::kernel_log::ToTracing>>,
+}
+
+pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
+    let path = &config.object;
+    let object = fs::read(path).map_err(|source| LoadError::Object { path: path.clone(), source })?;
+    let kernel = Kernel::here();
+    let mut offsets = kernel.found.offsets;
+    let by_bio = match config.block_owner {
+        BlockOwner::Auto => cgroup::io_on_cgroup2(),
+        BlockOwner::Issuer => false,
+        BlockOwner::Bio => true,
+    };
+    offsets.block_owner = if by_bio && kernel.found.bio_owner { BLOCK_OWNER_BIO } else { BLOCK_OWNER_ISSUER };
+
+    let level = Level::Info as u8;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(kernel.btf.as_ref().ok())
+        // Task storage: aya has no user-space type for it, and none is needed.
+        .allow_unsupported_maps()
+        .override_global("OFFSETS", &offsets, true)
+        .override_global("AYA_LOG_LEVEL", &level, false)
+        .map_max_entries("DEATHS", config.slots_max)
+        .map_max_entries("WATCHED", config.slots_max)
+        .map_max_entries("CGROUPS", config.cgroups_max);
+    let mut ebpf = loader.load(&object).map_err(|error| match os_error(&error) {
+        Some(libc::EPERM | libc::EACCES) => LoadError::Permission { what: one_line(&error) },
+        _ => LoadError::Unusable { path: path.clone(), reason: one_line(&error) },
+    })?;
+    // Takes its map, which must stay open until the programs are loaded.
+    let logger = EbpfLogger::init_with_logger(&mut ebpf, crate::kernel_log::ToTracing)
+        .inspect_err(|error| tracing::debug!("no kernel log: {}", one_line(error)))
+        .ok();
+
+    let mut permitted = false;
+    let status: Vec<_> = Group::ALL
+        .into_iter()
+        .map(|group| {
+            let state = match load_group(&mut ebpf, group, &kernel, config.cgroup_root.as_deref()) {
+                Ok(()) => GroupState::Active,
+                Err(refusal) => {
+                    permitted |= !refusal.permission;
+                    GroupState::Refused { reason: refusal.reason }
+                }
+            };
+            GroupStatus { group, state }
+        })
+        .collect();
+    if status.iter().all(|group| group.state != GroupState::Active) {
+        return Err(if permitted {
+            LoadError::NothingLoaded(status)
+        } else {
+            LoadError::Permission { what: "every program was refused".to_owned() }
+        });
+    }
+    Ok(Loaded { ebpf, status, logger })
+}
+
+/// The running kernel as its BTF describes it.
+struct Kernel {
+    btf: Result<Btf, String>,
+    found: Found,
+}
+
+impl Kernel {
+    fn here() -> Self {
+        let btf = Btf::parse_file(KERNEL_BTF, aya::Endianness::default())
+            .map_err(|error| format!("no usable kernel BTF: {}", one_line(&error)));
+        let found = fs::read(KERNEL_BTF)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| btf::Btf::parse(bytes).map_err(|error| error.to_string()))
+            .map(|btf| Found::in_kernel(&btf));
+        match found {
+            Ok(found) => Self { btf, found },
+            Err(reason) => Self { btf: Err(format!("{KERNEL_BTF}: {reason}")), found: Found::default() },
+        }
+    }
+}
+
+struct Refusal {
+    reason: String,
+    /// Whether it is for lack of a capability.
+    permission: bool,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, permission: false }
+    }
+}
+
+fn load_group(ebpf: &mut Ebpf, group: Group, kernel: &Kernel, root: Option<&Path>) -> Result<(), Refusal> {
+    if let Some(missing) = kernel.found.missing_for(group) {
+        return Err(missing.to_string().into());
+    }
+    let result = group.programs().iter().try_for_each(|spec| load_program(ebpf, spec, kernel, root));
+    if result.is_err() {
+        // All or nothing: half a group counts wrong.
+        for spec in group.programs() {
+            if let Some(program) = ebpf.program_mut(spec.name) {
+                unload(program);
+            }
+        }
+    }
+    result
+}
+
+fn unload(program: &mut Program) {
+    let result = match program {
+        Program::BtfTracePoint(program) => program.unload(),
+        Program::CgroupSkb(program) => program.unload(),
+        Program::RawTracePoint(program) => program.unload(),
+        _ => Ok(()),
+    };
+    if let Err(error) = result
+        && !matches!(error, ProgramError::NotLoaded)
+    {
+        tracing::warn!("can't unload a program: {}", one_line(&error));
+    }
+}
+
+fn load_program(ebpf: &mut Ebpf, spec: &ProgramSpec, kernel: &Kernel, root: Option<&Path>) -> Result<(), Refusal> {
+    let name = spec.name;
+    let refused = |error: ProgramError| refusal(name, &error);
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+    match spec.hook {
+        Hook::Tracepoint(tracepoint) => {
+            let btf = kernel.btf.as_ref().map_err(Clone::clone)?;
+            let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+            program.load(tracepoint, btf).map_err(refused)?;
+            program.attach().map_err(refused)?;
+        }
+        Hook::Packets(direction) => {
+            let root = root.ok_or_else(|| "no cgroup configured whose packets to count".to_owned())?;
+            let directory = File::open(root).map_err(|error| format!("{}: {error}", root.display()))?;
+            let program: &mut CgroupSkb = program.try_into().map_err(refused)?;
+            program.load().map_err(refused)?;
+            // A link always shares the cgroup with other programs; its flags must be 0, which aya calls `Single`.
+            program.attach(directory, direction, CgroupAttachMode::Single).map_err(refused)?;
+        }
+        Hook::OnDemand => {
+            let program: &mut RawTracePoint = program.try_into().map_err(refused)?;
+            program.load().map_err(refused)?;
+        }
+    }
+    Ok(())
+}
+
+fn refusal(name: &str, error: &ProgramError) -> Refusal {
+    let permission = matches!(os_error(error), Some(libc::EPERM | libc::EACCES));
+    let reason = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!("verifier's log of {name}:\n{log}");
+            // The log ends with statistics; the verdict stands before them.
+            let verdict = log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("processed "));
+            match verdict {
+                Some(verdict) => format!("the kernel refused {name}: {io_error}: {verdict}"),
+                None => format!("the kernel refused {name}: {io_error}"),
+            }
+        }
+        other => format!("{name}: {}", one_line(other)),
+    };
+    Refusal { reason, permission }
+}
+
+/// The program behind [`crate::Probes::settle`].
+pub(crate) fn settle_program(ebpf: &Ebpf) -> Option<&RawTracePoint> {
+    match ebpf.program("settle") {
+        Some(Program::RawTracePoint(program)) => Some(program),
+        _ => None,
+    }
+}

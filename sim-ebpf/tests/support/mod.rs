@@ -1,0 +1,307 @@
+//! Cgroups, child processes and the rule for tests that need privileges.
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::signal::{Signal, kill},
+    time::{ClockId, clock_gettime},
+    unistd::{Pid, geteuid},
+};
+use sim_ebpf::{Probes, ProbesConfig, cgroup_id, cgroup2_mount};
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Longest that anything here is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+const ROLE: &str = "SIM_EBPF_TEST_ROLE";
+const CGROUP: &str = "SIM_EBPF_TEST_CGROUP";
+
+/// Taken by each test: they all see the same kernel, and some ask for a CPU of their own.
+pub(crate) struct Privileged {
+    pub(crate) object: PathBuf,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Privileged {
+    /// `None`, loudly, if the test can't run; a panic if it must.
+    pub(crate) fn enter() -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let object = env::var_os("SIM_EBPF_OBJECT").map(PathBuf::from);
+        let reason = match &object {
+            _ if !geteuid().is_root() => "not root",
+            None => "SIM_EBPF_OBJECT does not name the eBPF object",
+            Some(_) => {
+                let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+                return object.map(|object| Self { object, _alone });
+            }
+        };
+        assert!(env::var_os("SIM_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"), "privileged test can't run: {reason}");
+        eprintln!("SKIPPED ({reason})");
+        None
+    }
+
+    pub(crate) fn config(&self) -> ProbesConfig {
+        ProbesConfig::new(&self.object)
+    }
+
+    pub(crate) fn load(&self) -> Probes {
+        Probes::load(&self.config()).unwrap()
+    }
+}
+
+/// A cgroup directory of the test's own; its processes are killed and it is removed at the end.
+pub(crate) struct Cgroup {
+    pub(crate) path: PathBuf,
+}
+
+impl Cgroup {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::below(&cgroup2_mount().unwrap(), name)
+    }
+
+    pub(crate) fn below(parent: &Path, name: &str) -> Self {
+        let path = parent.join(format!("sim-ebpf-test-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self { path }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        cgroup_id(&self.path).unwrap()
+    }
+
+    /// `usage_usec` of the cgroup, in nanoseconds.
+    pub(crate) fn cpu_usage_ns(&self) -> u64 {
+        let stat = fs::read_to_string(self.path.join("cpu.stat")).unwrap();
+        let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap();
+        usage.trim().parse::<u64>().unwrap() * 1_000
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = fs::remove_dir(&self.path) {
+            for pid in fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+                kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).ok();
+            }
+            assert!(Instant::now() < deadline, "{}: {error}", self.path.display());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// This test program again, in a cgroup and playing one of the roles of [`play`]. Killed when dropped.
+pub(crate) struct Actor {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Actor {
+    /// Starts an actor and waits until it is in `cgroup` and about to begin.
+    pub(crate) fn start(cgroup: &Cgroup, role: &str) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "actor", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env(CGROUP, &cgroup.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        wait_line(&mut output, "ready");
+        Self { child, output }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets the actor begin.
+    pub(crate) fn go(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    }
+
+    /// Waits until the actor has done its part (it then stays until it is dropped).
+    pub(crate) fn done(&mut self) {
+        wait_line(&mut self.output, "done");
+    }
+
+    /// Stops the actor and waits until none of it runs.
+    pub(crate) fn rest(&self) {
+        self.signal(Signal::SIGSTOP);
+        eventually("the actor at rest", || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            let mut stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+            stats.all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T')).then_some(())
+        });
+    }
+
+    /// Tells a waiting actor to leave by itself.
+    pub(crate) fn leave(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn wait_line(output: &mut impl BufRead, wanted: &str) {
+    let mut line = String::new();
+    while output.read_line(&mut line).unwrap() > 0 {
+        // The test harness writes on the same line.
+        if line.trim_end().ends_with(wanted) {
+            return;
+        }
+        line.clear();
+    }
+    panic!("the actor left before it was {wanted}");
+}
+
+/// What an actor does; returns at once in the test program itself.
+pub(crate) fn play() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let cgroup = PathBuf::from(env::var_os(CGROUP).unwrap());
+    // The kernel takes 0 for "me". cgroup1 has the same file.
+    fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
+    say("ready");
+    let (what, argument) = role.split_once(' ').unwrap_or((&role, ""));
+    let mut line = String::new();
+    match what {
+        "idle" => {}
+        "threads" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            for _ in 0..argument.parse().unwrap() {
+                thread::spawn(|| {}).join().unwrap();
+            }
+        }
+        "spin" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            compute_forever();
+        }
+        "spin-on" => {
+            pin(argument.parse().unwrap());
+            std::io::stdin().read_line(&mut line).unwrap();
+            compute_forever();
+        }
+        "ping-pong" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            ping_pong(argument.parse().unwrap());
+        }
+        "write-direct" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            write_direct(Path::new(argument));
+        }
+        "send" => {
+            let (port, bytes) = argument.split_once(' ').unwrap();
+            let mut stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+            std::io::stdin().read_line(&mut line).unwrap();
+            stream.write_all(&vec![0; bytes.parse().unwrap()]).unwrap();
+            say("done");
+            wait_for_the_end();
+            return;
+        }
+        other => panic!("no role {other}"),
+    }
+    say("done");
+    wait_for_the_end();
+}
+
+fn compute_forever() -> ! {
+    // Not `spin_loop`: a hypervisor may take a virtual CPU away that does nothing but pause.
+    let mut x = 1_u64;
+    loop {
+        x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+}
+
+/// Size and number of the blocks that a `write-direct` actor writes.
+pub(crate) const BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const BLOCKS: usize = 128;
+
+fn write_direct(path: &Path) {
+    #[repr(C, align(4096))]
+    struct Aligned([u8; BLOCK_BYTES]);
+    let block = Box::new(Aligned([7; BLOCK_BYTES]));
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+    for _ in 0..BLOCKS {
+        file.write_all(&block.0).unwrap();
+    }
+}
+
+/// Two threads on one CPU that wake each other: two switches per round.
+fn ping_pong(rounds: u32) {
+    let (mut there_out, mut there_in) = std::io::pipe().map(|(r, w)| (w, r)).unwrap();
+    let (mut back_out, mut back_in) = std::io::pipe().map(|(r, w)| (w, r)).unwrap();
+    let echo = thread::spawn(move || {
+        pin(0);
+        let mut byte = [0];
+        for _ in 0..rounds {
+            there_in.read_exact(&mut byte).unwrap();
+            back_out.write_all(&byte).unwrap();
+        }
+    });
+    pin(0);
+    let mut byte = [0];
+    for _ in 0..rounds {
+        there_out.write_all(&byte).unwrap();
+        back_in.read_exact(&mut byte).unwrap();
+    }
+    echo.join().unwrap();
+}
+
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+}
+
+fn say(word: &str) {
+    println!("{word}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Until the test closes our input, or kills us.
+fn wait_for_the_end() {
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+pub(crate) fn monotonic_ns() -> u64 {
+    Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos().try_into().unwrap()
+}
+
+/// Polls until `condition` gives something.
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Asserts that two figures from independent sources agree.
+pub(crate) fn assert_close(what: &str, ours: u64, theirs: u64, tolerance: f64) {
+    let off = (ours as f64 - theirs as f64) / theirs as f64;
+    eprintln!("{what}: {ours} against {theirs}, {:+.3} %", off * 100.0);
+    assert!(off.abs() <= tolerance, "{what}: {ours} against {theirs}, {:+.3} %", off * 100.0);
+}

@@ -1,0 +1,325 @@
+//! The agent's loop: commands in, facts out. One task owns all state.
+
+use crate::cgroup::{Group, Hierarchy};
+use crate::instance::{Fact, Instance, Place};
+use crate::probes::Sensors;
+use crate::sense::Readings;
+use crate::session::{self, Link};
+use sim_api::v1;
+use sim_core::name::{InstanceId, ServerName};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+/// Death-flag slots that the node hands out in turn.
+const SLOTS: u64 = 1024;
+/// Time between SIGTERM and SIGKILL when the node itself ends.
+const END_GRACE: Duration = Duration::from_secs(3);
+/// The probes' cost is reported once in so many ticks.
+const COST_TICKS: u64 = 2;
+
+/// What a node is told at its start. Values are validated by whoever reads the configuration.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The server it is the agent of.
+    pub server: ServerName,
+    /// Address that instances listen on.
+    pub address: IpAddr,
+    /// CPUs that the server lends: the cap of its parent cgroup.
+    pub cpus: f64,
+    /// Cgroup of all servers, relative to the cgroup mounts; this one's is below it.
+    pub cgroup: String,
+    /// Control plane's socket.
+    pub control_socket: PathBuf,
+    /// Object file of the kernel probes.
+    pub probes_object: Option<PathBuf>,
+    /// `sim` itself, for `sim launch`.
+    pub launcher: PathBuf,
+    /// Sample window.
+    pub tick: Duration,
+}
+
+/// Why a node can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Cgroups can't be listed, made or cleared.
+    #[error("cgroup {name}: {source}")]
+    Cgroup {
+        /// Which.
+        name: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+struct Agent {
+    config: NodeConfig,
+    hierarchy: Option<Hierarchy>,
+    parent: Option<Group>,
+    sensors: Sensors,
+    instances: BTreeMap<u64, Instance>,
+    facts: mpsc::Sender<Fact>,
+    reports: Option<mpsc::Sender<v1::NodeReport>>,
+    deadlines: BTreeMap<u64, tokio::time::Instant>,
+    reports_lost: u64,
+    ticks: u64,
+}
+
+/// Runs the agent until `shutdown` is done; then ends every instance and removes every cgroup.
+///
+/// # Errors
+/// [`NodeError`] where the server's own cgroup can't be made or, at the end, not be removed.
+pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+    let (facts, mut facts_in) = mpsc::channel(64);
+    let (link, mut link_in) = mpsc::channel(64);
+    let mut agent = Agent::new(config, facts)?;
+    let session = tokio::spawn(session::keep(agent.config.control_socket.clone(), link));
+    let mut tick = interval(agent.config.tick);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    tokio::pin!(shutdown);
+    loop {
+        let deadline = agent.deadlines.values().min().copied();
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(link) = link_in.recv() => agent.take_link(link),
+            Some(fact) = facts_in.recv() => agent.take_fact(fact),
+            _ = tick.tick() => agent.sense(),
+            () = async { sleep_until(deadline.unwrap_or_else(far_future)).await } => agent.overdue(),
+        }
+    }
+    session.abort();
+    agent.end(facts_in).await
+}
+
+fn far_future() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(3600)
+}
+
+impl Agent {
+    fn new(config: NodeConfig, facts: mpsc::Sender<Fact>) -> Result<Self, NodeError> {
+        let name = format!("{}/{}", config.cgroup, config.server);
+        let wrap = |source| NodeError::Cgroup { name: name.clone(), source };
+        let hierarchy = Hierarchy::detect().map_err(wrap)?;
+        let (hierarchy, parent) = if let Some(why) = hierarchy.refusal() {
+            tracing::warn!(
+                "no cgroups ({why}): CPU shares are held by a duty cycle, CPU and memory are read from /proc"
+            );
+            (None, None)
+        } else {
+            // What an earlier node left behind when it was killed.
+            let cleared = hierarchy.clear(&name).map_err(wrap)?;
+            if cleared > 0 {
+                tracing::warn!("cleared {cleared} cgroup directories of an earlier run");
+            }
+            let parent = Group::create(&hierarchy, &name).map_err(wrap)?;
+            parent.limit_cpu(config.cpus).map_err(wrap)?;
+            (Some(hierarchy), Some(parent))
+        };
+        let root = hierarchy.as_ref().and_then(|h| h.unified_dir(&name));
+        let sensors = Sensors::load(config.probes_object.as_deref(), root);
+        Ok(Self {
+            config,
+            hierarchy,
+            parent,
+            sensors,
+            instances: BTreeMap::new(),
+            facts,
+            reports: None,
+            deadlines: BTreeMap::new(),
+            reports_lost: 0,
+            ticks: 0,
+        })
+    }
+
+    fn report(&mut self, report: v1::node_report::Report) {
+        let Some(reports) = &self.reports else { return };
+        let report = v1::NodeReport { report: Some(report) };
+        if reports.try_send(report).is_err() {
+            self.reports_lost += 1;
+            tracing::warn!("control does not read ({} reports lost): new session", self.reports_lost);
+            // The next hello tells control what runs.
+            self.reports = None;
+        }
+    }
+
+    fn take_link(&mut self, link: Link) {
+        match link {
+            Link::Up(reports) => {
+                self.reports = Some(reports);
+                let instances = self.instances.keys().copied().collect();
+                let server = self.config.server.to_string();
+                self.report(v1::node_report::Report::Hello(v1::NodeHello { server, instances }));
+                self.report(v1::node_report::Report::Probes(self.sensors.report()));
+            }
+            Link::Down => self.reports = None,
+            Link::Command(command) => match command.command {
+                Some(v1::node_command::Command::Start(start)) => self.start(&start),
+                Some(v1::node_command::Command::Stop(stop)) => self.stop(&stop),
+                None => tracing::warn!("control sent a command that this version doesn't know"),
+            },
+        }
+    }
+
+    fn start(&mut self, start: &v1::StartInstance) {
+        let id = start.instance;
+        if self.instances.contains_key(&id) {
+            return;
+        }
+        let place = Place {
+            address: self.config.address,
+            cgroup: format!("{}/{}/{}", self.config.cgroup, self.config.server, InstanceId(id)),
+            hierarchy: self.hierarchy.as_ref(),
+            launcher: &self.config.launcher,
+            facts: self.facts.clone(),
+        };
+        match Instance::start(start, &place) {
+            Ok(mut instance) => {
+                let cgroup = instance.limits.cgroup_id();
+                self.sensors.track(cgroup);
+                self.sensors.watch(slot(id), instance.pid);
+                let files = instance.limits.usage(instance.pid).ok();
+                instance.readings = Readings::first(self.sensors.read(cgroup), files);
+                let (address, pid) = (instance.address.to_string(), instance.pid);
+                tracing::info!("instance {} of {} starts at {address}", InstanceId(id), start.workload);
+                self.instances.insert(id, instance);
+                let started = v1::InstanceStarted { instance: id, address, pid };
+                self.report(v1::node_report::Report::Started(started));
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                tracing::warn!("instance {} can't be started: {why}", InstanceId(id));
+                self.exited(id, v1::instance_exited::Cause::NotStarted(why), false, 0);
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: &v1::StopInstance) {
+        let id = stop.instance;
+        let Some(instance) = self.instances.get_mut(&id) else {
+            // It ended by itself: all that control waits for is to be told.
+            return self.exited(id, v1::instance_exited::Cause::Code(0), true, 0);
+        };
+        instance.ask_to_end();
+        let grace = Duration::from_micros(stop.grace_micros);
+        self.deadlines.insert(id, tokio::time::Instant::now() + grace);
+    }
+
+    fn take_fact(&mut self, fact: Fact) {
+        match fact {
+            Fact::Ready { instance, create } => {
+                let create_micros = u64::try_from(create.as_micros()).unwrap_or(u64::MAX);
+                let ready = v1::InstanceReady { instance, create_micros };
+                self.report(v1::node_report::Report::Ready(ready));
+            }
+            Fact::NotReady { instance, why } => {
+                if self.instances.contains_key(&instance) {
+                    self.remove(instance, v1::instance_exited::Cause::NotStarted(why));
+                }
+            }
+            Fact::Ended { instance, cause } => {
+                if self.instances.contains_key(&instance) {
+                    self.remove(instance, cause);
+                }
+            }
+        }
+    }
+
+    /// Kills what outlived its grace.
+    fn overdue(&mut self) {
+        let now = tokio::time::Instant::now();
+        let late: Vec<u64> =
+            self.deadlines.iter().filter(|&(_, &at)| at <= now).map(|(&id, _)| id).collect();
+        for id in late {
+            tracing::info!("instance {} did not end in time: killed", InstanceId(id));
+            self.remove(id, v1::instance_exited::Cause::Signal(9));
+        }
+    }
+
+    /// The main process is over (or has to be): tell, then end the rest and give back.
+    fn remove(&mut self, id: u64, cause: v1::instance_exited::Cause) {
+        self.deadlines.remove(&id);
+        let Some(instance) = self.instances.remove(&id) else { return };
+        let died_ns = self.sensors.death_ns(slot(id)).unwrap_or(0);
+        // A death must be heard of at once; of an end that was asked for, control wants to know
+        // when the resources are back.
+        if !instance.stopping {
+            self.exited(id, cause.clone(), false, died_ns);
+        }
+        if let Err(error) = instance.limits.destroy(instance.pid) {
+            tracing::error!("instance {} is not gone: {error}", InstanceId(id));
+        }
+        self.sensors.untrack(instance.limits.cgroup_id());
+        self.sensors.unwatch(slot(id));
+        if instance.stopping {
+            self.exited(id, cause, true, died_ns);
+        }
+    }
+
+    fn exited(
+        &mut self,
+        instance: u64,
+        cause: v1::instance_exited::Cause,
+        expected: bool,
+        died_monotonic_ns: u64,
+    ) {
+        let exited =
+            v1::InstanceExited { instance, cause: Some(cause), expected, died_monotonic_ns };
+        self.report(v1::node_report::Report::Exited(exited));
+    }
+
+    fn sense(&mut self) {
+        self.sensors.settle();
+        self.ticks += 1;
+        let mut samples = Vec::new();
+        for (&id, instance) in &mut self.instances {
+            let kernel = self.sensors.read(instance.limits.cgroup_id());
+            let files = instance.limits.usage(instance.pid).ok();
+            let sample = instance.readings.next(&self.sensors, kernel, files);
+            samples.push(sim_api::resource_report(InstanceId(id), &sample));
+        }
+        for sample in samples {
+            self.report(v1::node_report::Report::Resources(sample));
+        }
+        if self.ticks.is_multiple_of(COST_TICKS) {
+            self.report(v1::node_report::Report::Probes(self.sensors.report()));
+        }
+    }
+
+    /// Ends every instance, in order, and leaves nothing behind.
+    async fn end(mut self, mut facts: mpsc::Receiver<Fact>) -> Result<(), NodeError> {
+        self.reports = None;
+        for instance in self.instances.values_mut() {
+            instance.ask_to_end();
+        }
+        let ending = async {
+            while !self.instances.is_empty() {
+                match facts.recv().await {
+                    Some(fact) => self.take_fact(fact),
+                    None => break,
+                }
+            }
+        };
+        if tokio::time::timeout(END_GRACE, ending).await.is_err() {
+            tracing::warn!("{} instances did not end in time: killed", self.instances.len());
+        }
+        let left: Vec<u64> = self.instances.keys().copied().collect();
+        for id in left {
+            self.remove(id, v1::instance_exited::Cause::Signal(9));
+        }
+        if let (Some(hierarchy), Some(parent)) = (&self.hierarchy, self.parent.take()) {
+            let name = format!("{}/{}", self.config.cgroup, self.config.server);
+            drop(parent);
+            let cleared = hierarchy.clear(&name);
+            cleared.map_err(|source| NodeError::Cgroup { name, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn slot(instance: u64) -> u32 {
+    u32::try_from(instance % SLOTS).unwrap_or(0)
+}

@@ -1,0 +1,356 @@
+//! Control groups, version 1, version 2 and the hybrid of both.
+//!
+//! On a hybrid machine the controllers are version 1 hierarchies, while the version 2 tree has
+//! none and yet holds what SIM needs of it: the ids by which eBPF tells workloads apart,
+//! `cpu.stat` and pressure. A workload is therefore put into all of them, under one relative
+//! name. Nothing is ever mounted or remounted here.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Enforcement period of CPU quotas, in microseconds. The kernel's default of 100 ms makes a
+/// throttled service wait up to 90 ms; at 10 ms the tail stays near the service time.
+const PERIOD_MICROS: u64 = 10_000;
+/// Smallest quota that the kernel takes, in microseconds.
+const QUOTA_MICROS_MIN: u64 = 1_000;
+/// How long a killed cgroup may take to empty.
+const EMPTY_WAIT: Duration = Duration::from_secs(5);
+
+/// The mounted hierarchies that SIM uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Version 2 mount.
+    unified: Option<PathBuf>,
+    /// Controllers hang on the version 2 mount.
+    unified_controls: bool,
+    /// Version 1 `cpu` mount.
+    cpu: Option<PathBuf>,
+    /// Version 1 `memory` mount.
+    memory: Option<PathBuf>,
+}
+
+impl Hierarchy {
+    /// Reads what is mounted.
+    ///
+    /// # Errors
+    /// Where `/proc/self/mounts` can't be read.
+    pub fn detect() -> io::Result<Self> {
+        Ok(Self::parse(&fs::read_to_string("/proc/self/mounts")?, |unified| {
+            fs::read_to_string(unified.join("cgroup.controllers"))
+                .is_ok_and(|list| list.split_whitespace().any(|c| c == "cpu"))
+        }))
+    }
+
+    fn parse(mounts: &str, controls: impl Fn(&Path) -> bool) -> Self {
+        let mut found = Self::default();
+        for line in mounts.lines() {
+            let mut fields = line.split(' ').skip(1);
+            let (Some(path), Some(kind), Some(options)) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                continue;
+            };
+            let path = PathBuf::from(path);
+            let has = |name: &str| options.split(',').any(|o| o == name);
+            match kind {
+                "cgroup2" if found.unified.is_none() => found.unified = Some(path),
+                "cgroup" if has("cpu") && found.cpu.is_none() => found.cpu = Some(path),
+                "cgroup" if has("memory") && found.memory.is_none() => found.memory = Some(path),
+                _ => {}
+            }
+        }
+        found.unified_controls =
+            found.cpu.is_none() && found.unified.as_deref().is_some_and(controls);
+        found
+    }
+
+    /// Why CPU can't be capped with these mounts by this user; `None` where it can.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let mount = match (&self.cpu, &self.unified, self.unified_controls) {
+            (Some(cpu), ..) => cpu,
+            (None, Some(unified), true) => unified,
+            _ => return Some("no cgroup mount has a cpu controller".into()),
+        };
+        nix::unistd::access(mount, nix::unistd::AccessFlags::W_OK)
+            .err()
+            .map(|error| format!("{}: {}", mount.display(), error.desc()))
+    }
+
+    /// The version 2 directory of `name`, if version 2 is mounted.
+    #[must_use]
+    pub fn unified_dir(&self, name: &str) -> Option<PathBuf> {
+        self.unified.as_ref().map(|u| u.join(name))
+    }
+
+    fn mounts(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.unified, &self.cpu, &self.memory].into_iter().flatten()
+    }
+
+    /// Removes the cgroup `name` where it is empty; where others still use it, nothing happens.
+    pub fn remove_empty(&self, name: &str) {
+        for dir in self.mounts().map(|m| m.join(name)) {
+            if let Err(error) = fs::remove_dir(&dir) {
+                tracing::debug!("{} stays: {error}", dir.display());
+            }
+        }
+    }
+
+    /// Kills everything below the cgroup `name` and removes it, whoever left it.
+    ///
+    /// # Errors
+    /// Where a directory can't be removed.
+    pub fn clear(&self, name: &str) -> io::Result<usize> {
+        let mut cleared = 0;
+        for mount in self.mounts() {
+            cleared += clear_dir(&mount.join(name))?;
+        }
+        Ok(cleared)
+    }
+}
+
+/// Removes a cgroup directory and those below it, killing what runs in them.
+fn clear_dir(dir: &Path) -> io::Result<usize> {
+    if !dir.is_dir() {
+        return Ok(0);
+    }
+    let mut cleared = 1;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            cleared += clear_dir(&entry.path())?;
+        }
+    }
+    kill_all(dir)?;
+    remove_dir(dir)?;
+    Ok(cleared)
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(context(&error, dir)),
+        _ => Ok(()),
+    }
+}
+
+fn context(error: &io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::write(path, value).map_err(|error| context(&error, path))
+}
+
+fn pids_in(dir: &Path) -> io::Result<Vec<i32>> {
+    let path = dir.join("cgroup.procs");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().filter_map(|l| l.trim().parse().ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        // The cgroup is being removed by somebody else.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
+        Err(error) => Err(context(&error, &path)),
+    }
+}
+
+/// SIGKILLs all of a cgroup until it is empty: forks may outrun one pass.
+fn kill_all(dir: &Path) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        let pids = pids_in(dir)?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > EMPTY_WAIT {
+            let still = format!("{}: {} processes outlive SIGKILL", dir.display(), pids.len());
+            return Err(io::Error::other(still));
+        }
+        for pid in pids {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Exit takes the kernel a moment; there is nothing to wait on for all versions alike.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// CPU and memory as the cgroup's files tell them, cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// CPU time used, in microseconds.
+    pub cpu_micros: u64,
+    /// Time held back by the own quota, in microseconds.
+    pub throttled_micros: u64,
+    /// Time that some task waited for a CPU (pressure, "some"), in microseconds.
+    pub cpu_pressure_micros: u64,
+    /// Memory charged now, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// One cgroup in all hierarchies.
+#[derive(Debug)]
+pub struct Group {
+    hierarchy: Hierarchy,
+    name: String,
+}
+
+impl Group {
+    /// Makes the cgroup in every hierarchy. `name` is relative to the mounts.
+    ///
+    /// # Errors
+    /// Where a directory can't be made or a controller not be enabled.
+    pub fn create(hierarchy: &Hierarchy, name: &str) -> io::Result<Self> {
+        let group = Self { hierarchy: hierarchy.clone(), name: name.to_owned() };
+        if hierarchy.unified_controls {
+            group.enable_controllers()?;
+        }
+        for dir in group.dirs() {
+            fs::create_dir_all(&dir).map_err(|error| context(&error, &dir))?;
+        }
+        Ok(group)
+    }
+
+    /// Version 2 hands controllers down level by level.
+    fn enable_controllers(&self) -> io::Result<()> {
+        let Some(mut dir) = self.hierarchy.unified.clone() else { return Ok(()) };
+        for part in Path::new(&self.name).components() {
+            write(&dir.join("cgroup.subtree_control"), "+cpu +memory")?;
+            dir.push(part);
+            fs::create_dir_all(&dir).map_err(|error| context(&error, &dir))?;
+        }
+        Ok(())
+    }
+
+    /// Its directories, one in each hierarchy: where a process must be put.
+    #[must_use]
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        self.hierarchy.mounts().map(|m| m.join(&self.name)).collect()
+    }
+
+    /// Its id, by which the kernel's probes know it.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        let dir = self.hierarchy.unified_dir(&self.name)?;
+        fs::metadata(dir).ok().map(|m| m.ino())
+    }
+
+    /// Caps CPU at `cpus` CPUs.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as when the parent has less.
+    pub fn limit_cpu(&self, cpus: f64) -> io::Result<()> {
+        let quota = ((cpus * PERIOD_MICROS as f64).round() as u64).max(QUOTA_MICROS_MIN);
+        if let Some(cpu) = &self.hierarchy.cpu {
+            let dir = cpu.join(&self.name);
+            write(&dir.join("cpu.cfs_period_us"), &PERIOD_MICROS.to_string())?;
+            write(&dir.join("cpu.cfs_quota_us"), &quota.to_string())
+        } else if let Some(dir) = self.hierarchy.unified_dir(&self.name) {
+            write(&dir.join("cpu.max"), &format!("{quota} {PERIOD_MICROS}"))
+        } else {
+            Err(io::Error::other("no cgroup mount has a cpu controller"))
+        }
+    }
+
+    /// Caps memory at `bytes`.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        if let Some(memory) = &self.hierarchy.memory {
+            write(&memory.join(&self.name).join("memory.limit_in_bytes"), &bytes.to_string())
+        } else if self.hierarchy.unified_controls {
+            let dir = self.hierarchy.unified_dir(&self.name).unwrap_or_default();
+            write(&dir.join("memory.max"), &bytes.to_string())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What its files say.
+    ///
+    /// # Errors
+    /// Where none of them can be read.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let mut usage = Usage::default();
+        if let Some(dir) = self.hierarchy.unified_dir(&self.name) {
+            let stat = fs::read_to_string(dir.join("cpu.stat"))?;
+            usage.cpu_micros = key(&stat, "usage_usec").unwrap_or(0);
+            usage.throttled_micros = key(&stat, "throttled_usec").unwrap_or(0);
+            let pressure = fs::read_to_string(dir.join("cpu.pressure")).unwrap_or_default();
+            usage.cpu_pressure_micros = pressure_total(&pressure).unwrap_or(0);
+            let current = fs::read_to_string(dir.join("memory.current")).unwrap_or_default();
+            usage.memory_bytes = current.trim().parse().unwrap_or(0);
+        }
+        if let Some(cpu) = &self.hierarchy.cpu {
+            let stat = fs::read_to_string(cpu.join(&self.name).join("cpu.stat"))?;
+            usage.throttled_micros = key(&stat, "throttled_time").unwrap_or(0) / 1_000;
+        }
+        if let Some(memory) = &self.hierarchy.memory {
+            let path = memory.join(&self.name).join("memory.usage_in_bytes");
+            usage.memory_bytes = fs::read_to_string(path)?.trim().parse().unwrap_or(0);
+        }
+        Ok(usage)
+    }
+
+    /// Kills all that runs in it and removes it everywhere.
+    ///
+    /// # Errors
+    /// Where something can't be killed or removed.
+    pub fn destroy(&self) -> io::Result<()> {
+        for dir in self.dirs() {
+            kill_all(&dir)?;
+            remove_dir(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// Value of `name` in a file of "name value" lines.
+fn key(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// `total` of the "some" line of a pressure file.
+fn pressure_total(text: &str) -> Option<u64> {
+    let some = text.lines().find(|l| l.starts_with("some "))?;
+    some.split(' ').find_map(|f| f.strip_prefix("total="))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+tmpfs /sys/fs/cgroup tmpfs rw,relatime 0 0
+cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0
+cgroup /sys/fs/cgroup/cpuset cgroup rw,relatime,cpuset 0 0
+cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0
+cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
+";
+
+    #[test]
+    fn hybrid_and_pure_mounts_are_told_apart() {
+        let hybrid = Hierarchy::parse(HYBRID, |_| false);
+        assert_eq!(hybrid.cpu.as_deref(), Some(Path::new("/sys/fs/cgroup/cpu")));
+        assert_eq!(hybrid.memory.as_deref(), Some(Path::new("/sys/fs/cgroup/memory")));
+        assert!(!hybrid.unified_controls);
+        let pure = Hierarchy::parse("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n", |_| true);
+        assert_eq!(pure.cpu, None);
+        assert!(pure.unified_controls);
+        let none = Hierarchy::parse("proc /proc proc rw 0 0\n", |_| true);
+        assert!(none.refusal().is_some());
+    }
+
+    #[test]
+    fn files_are_read_by_key() {
+        assert_eq!(key("usage_usec 12\nuser_usec 3\n", "usage_usec"), Some(12));
+        assert_eq!(key("usage_usec_x 12\n", "usage_usec"), None);
+        let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=77\nfull avg10=0 total=5\n";
+        assert_eq!(pressure_total(pressure), Some(77));
+    }
+}

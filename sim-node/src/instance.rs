@@ -1,0 +1,166 @@
+//! One instance: from the start command to its last process.
+
+use crate::limits::{self, Limits};
+use crate::readiness::{self, Proof};
+use crate::sense::Readings;
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use sim_api::v1;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// What an instance's own tasks tell the agent.
+pub(crate) enum Fact {
+    /// It gave its proof.
+    Ready { instance: u64, create: Duration },
+    /// It did not give its proof in time.
+    NotReady { instance: u64, why: String },
+    /// Its main process ended.
+    Ended { instance: u64, cause: v1::instance_exited::Cause },
+}
+
+/// A running instance.
+pub(crate) struct Instance {
+    pub(crate) address: SocketAddr,
+    pub(crate) pid: u32,
+    pub(crate) limits: Limits,
+    pub(crate) readings: Readings,
+    /// Control asked for its end.
+    pub(crate) stopping: bool,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// What [`Instance::start`] needs beside the command itself.
+pub(crate) struct Place<'a> {
+    pub(crate) address: IpAddr,
+    pub(crate) cgroup: String,
+    pub(crate) hierarchy: Option<&'a crate::cgroup::Hierarchy>,
+    pub(crate) launcher: &'a Path,
+    pub(crate) facts: mpsc::Sender<Fact>,
+}
+
+impl Instance {
+    /// Starts the process in its cgroup, and the tasks that wait for its proof and its end.
+    pub(crate) fn start(start: &v1::StartInstance, place: &Place<'_>) -> anyhow::Result<Self> {
+        let address = free_address(place.address)
+            .with_context(|| format!("no free port on {}", place.address))?;
+        let limits =
+            Limits::new(place.hierarchy, &place.cgroup, start.cpus, start.memory_bytes)
+                .with_context(|| format!("cgroup {}", place.cgroup))?;
+        match Self::spawn(start, place, address, &limits) {
+            Ok((pid, tasks)) => Ok(Self {
+                address,
+                pid,
+                limits,
+                readings: Readings::first(None, None),
+                stopping: false,
+                tasks,
+            }),
+            Err(error) => {
+                limits.destroy(0).context("after a failed start")?;
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(
+        start: &v1::StartInstance,
+        place: &Place<'_>,
+        address: SocketAddr,
+        limits: &Limits,
+    ) -> anyhow::Result<(u32, Vec<JoinHandle<()>>)> {
+        let began = Instant::now();
+        let fill = |text: &String| {
+            text.replace("{address}", &address.ip().to_string())
+                .replace("{port}", &address.port().to_string())
+        };
+        let mut command = Command::new(place.launcher);
+        command.arg("launch");
+        for dir in limits.dirs() {
+            command.arg("--cgroup").arg(dir);
+        }
+        command.arg("--").args(start.command.iter().map(fill));
+        command.envs(start.environment.iter().map(|e| (e.name.clone(), fill(&e.value))));
+        command.env("SIM_WORKLOAD", &start.workload);
+        command.env("SIM_INSTANCE", start.instance.to_string());
+        // An own process group, so that the terminal's Ctrl-C reaches the node alone, which then
+        // ends its instances in order.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.spawn().context("can't start the launcher")?;
+        let pid = child.id().context("the launcher has no pid")?;
+
+        let (facts, instance) = (place.facts.clone(), start.instance);
+        let mut tasks = vec![tokio::spawn(async move {
+            use v1::instance_exited::Cause;
+            let cause = match child.wait().await {
+                Ok(status) => match (status.code(), status.signal()) {
+                    (Some(code), _) => Cause::Code(code),
+                    (None, Some(signal)) => Cause::Signal(signal),
+                    (None, None) => Cause::NotStarted("ended without a status".into()),
+                },
+                Err(error) => Cause::NotStarted(format!("can't be waited for: {error}")),
+            };
+            tell(&facts, Fact::Ended { instance, cause }).await;
+        })];
+        if let Limits::DutyCycle { cpus } = limits {
+            tasks.push(tokio::spawn(limits::hold_to_duty_cycle(pid, *cpus)));
+        }
+        let proof = Proof {
+            path: start.readiness_path.clone(),
+            successes: start.readiness_successes.max(1),
+            interval: Duration::from_micros(start.readiness_interval_micros),
+            timeout: Duration::from_micros(start.readiness_timeout_micros),
+        };
+        let facts = place.facts.clone();
+        tasks.push(tokio::spawn(async move {
+            let fact = match readiness::prove(address, &proof).await {
+                Ok(()) => Fact::Ready { instance, create: began.elapsed() },
+                Err(why) => Fact::NotReady { instance, why },
+            };
+            tell(&facts, fact).await;
+        }));
+        Ok((pid, tasks))
+    }
+
+    /// Asks the main process to end; SIGKILL follows by [`Limits::destroy`] after the grace.
+    pub(crate) fn ask_to_end(&mut self) {
+        self.stopping = true;
+        match kill(limits::group_of(self.pid), Signal::SIGTERM) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => tracing::warn!("can't ask pid {} to end: {}", self.pid, error.desc()),
+        }
+        if matches!(self.limits, Limits::DutyCycle { .. }) {
+            // One that is stopped by its duty cycle would not hear.
+            match nix::sys::signal::killpg(limits::group_of(self.pid), Signal::SIGCONT) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(error) => tracing::warn!("can't continue {}: {}", self.pid, error.desc()),
+            }
+        }
+    }
+}
+
+async fn tell(facts: &mpsc::Sender<Fact>, fact: Fact) {
+    if facts.send(fact).await.is_err() {
+        tracing::debug!("the agent is gone");
+    }
+}
+
+/// An address with a port that nobody listens on. Another process may take it before the
+/// instance does; the instance then fails to start, and control places it anew.
+fn free_address(address: IpAddr) -> std::io::Result<SocketAddr> {
+    TcpListener::bind((address, 0))?.local_addr()
+}

@@ -1,0 +1,113 @@
+//! What holds an instance to its CPU share and tells what it used.
+//!
+//! Cgroups where this user may write them. Where not, a duty cycle: the process group is stopped
+//! and continued so that it uses its share (the method of the `cpulimit` tool). That is coarse,
+//! and it stops what it limits, but it needs no privilege at all.
+
+use crate::cgroup::{Group, Hierarchy, Usage};
+use crate::process_tree;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Length of a duty cycle's look.
+const CYCLE: Duration = Duration::from_millis(10);
+
+/// Limits of one instance.
+#[derive(Debug)]
+pub(crate) enum Limits {
+    /// A cgroup of its own.
+    Cgroup(Group),
+    /// A duty cycle over its process group.
+    DutyCycle {
+        /// Share in CPUs.
+        cpus: f64,
+    },
+}
+
+impl Limits {
+    /// Makes them: a cgroup `name` where `hierarchy` is given.
+    pub(crate) fn new(
+        hierarchy: Option<&Hierarchy>,
+        name: &str,
+        cpus: f64,
+        memory_bytes: u64,
+    ) -> io::Result<Self> {
+        let Some(hierarchy) = hierarchy else { return Ok(Self::DutyCycle { cpus }) };
+        let group = Group::create(hierarchy, name)?;
+        let limited = group.limit_cpu(cpus).and_then(|()| group.limit_memory(memory_bytes));
+        if let Err(error) = limited {
+            if let Err(left) = group.destroy() {
+                tracing::warn!("cgroup {name} is left behind: {left}");
+            }
+            return Err(error);
+        }
+        Ok(Self::Cgroup(group))
+    }
+
+    /// Cgroup directories to enter.
+    pub(crate) fn dirs(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Cgroup(group) => group.dirs(),
+            Self::DutyCycle { .. } => Vec::new(),
+        }
+    }
+
+    /// Id by which the kernel's probes know the cgroup.
+    pub(crate) fn cgroup_id(&self) -> Option<u64> {
+        match self {
+            Self::Cgroup(group) => group.id(),
+            Self::DutyCycle { .. } => None,
+        }
+    }
+
+    /// What was used since the start, by files.
+    pub(crate) fn usage(&self, pid: u32) -> io::Result<Usage> {
+        match self {
+            Self::Cgroup(group) => group.usage(),
+            Self::DutyCycle { .. } => process_tree::usage(pid),
+        }
+    }
+
+    /// Kills everything in it and removes it.
+    pub(crate) fn destroy(&self, pid: u32) -> io::Result<()> {
+        match self {
+            Self::Cgroup(group) => group.destroy(),
+            Self::DutyCycle { .. } => match killpg(group_of(pid), Signal::SIGKILL) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}
+
+pub(crate) fn group_of(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
+}
+
+/// Holds the process group `pid` to `cpus` until it is gone.
+pub(crate) async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
+    let mut tick = tokio::time::interval(CYCLE);
+    let (mut last, mut stopped, mut credit) = (Instant::now(), false, 0.0_f64);
+    let mut used = process_tree::usage(pid).map_or(0, |u| u.cpu_micros);
+    loop {
+        tick.tick().await;
+        let Ok(usage) = process_tree::usage(pid) else { return };
+        let earned = last.elapsed().as_secs_f64() * cpus * 1e6;
+        last = Instant::now();
+        // Unused credit lapses after a few cycles, as a quota's does after its period.
+        let spent = usage.cpu_micros.saturating_sub(used) as f64;
+        credit = (credit + earned - spent).min(3.0 * CYCLE.as_secs_f64() * 1e6 * cpus);
+        used = usage.cpu_micros;
+        let stop = credit < 0.0;
+        if stop != stopped {
+            let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
+            if killpg(group_of(pid), signal).is_err() {
+                return;
+            }
+            stopped = stop;
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The kernel probes as the node uses them, and what it does without them.
+
+use sim_api::v1;
+use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
+use std::path::{Path, PathBuf};
+
+/// Loaded probes, or the reason why there are none.
+pub(crate) struct Sensors {
+    probes: Option<Probes>,
+    refused: Option<String>,
+}
+
+impl Sensors {
+    /// Loads what the kernel allows; says in one line each what it doesn't.
+    pub(crate) fn load(object: Option<&Path>, cgroup_root: Option<PathBuf>) -> Self {
+        let Some(object) = object else {
+            return Self::without("no object file is configured".into());
+        };
+        let mut config = ProbesConfig::new(object);
+        config.cgroup_root = cgroup_root;
+        match Probes::load(&config) {
+            Ok(probes) => {
+                for group in probes.status() {
+                    if let GroupState::Refused { reason } = &group.state {
+                        let (name, fallback) = (group.group.name(), group.group.fallback());
+                        tracing::warn!("no {name} probes ({reason}): instead {fallback}");
+                    }
+                }
+                Self { probes: Some(probes), refused: None }
+            }
+            Err(error) => Self::without(error.to_string()),
+        }
+    }
+
+    fn without(reason: String) -> Self {
+        tracing::warn!(
+            "no kernel probes ({reason}): CPU, throttling, pressure and memory come from cgroup files"
+        );
+        Self { probes: None, refused: Some(reason) }
+    }
+
+    pub(crate) fn is_active(&self, group: Group) -> bool {
+        self.probes.as_ref().is_some_and(|p| p.is_active(group))
+    }
+
+    pub(crate) fn track(&mut self, cgroup: Option<u64>) {
+        if let (Some(probes), Some(id)) = (&mut self.probes, cgroup) {
+            if let Err(error) = probes.track(id) {
+                tracing::warn!("cgroup {id} is not counted by the probes: {error}");
+            }
+        }
+    }
+
+    pub(crate) fn untrack(&mut self, cgroup: Option<u64>) {
+        if let (Some(probes), Some(id)) = (&mut self.probes, cgroup) {
+            probes.untrack(id);
+        }
+    }
+
+    pub(crate) fn watch(&mut self, slot: u32, pid: u32) {
+        if let Some(probes) = &mut self.probes {
+            if let Err(error) = probes.watch_process(slot, pid) {
+                tracing::debug!("process {pid} has no death flag: {error}");
+            }
+        }
+    }
+
+    pub(crate) fn unwatch(&mut self, slot: u32) {
+        if let Some(probes) = &mut self.probes {
+            probes.unwatch_process(slot);
+        }
+    }
+
+    pub(crate) fn death_ns(&self, slot: u32) -> Option<u64> {
+        self.probes.as_ref()?.death_ns(slot)
+    }
+
+    /// Once a tick, before the reads.
+    pub(crate) fn settle(&mut self) {
+        if let Some(probes) = &mut self.probes {
+            probes.settle();
+            probes.flush_log();
+        }
+    }
+
+    pub(crate) fn read(&self, cgroup: Option<u64>) -> Option<Counters> {
+        self.probes.as_ref()?.read(cgroup?).ok()
+    }
+
+    /// What runs, what doesn't and why, what it costs.
+    pub(crate) fn report(&self) -> v1::ProbeReport {
+        let Some(probes) = &self.probes else {
+            let refused = self.refused.clone().unwrap_or_default();
+            let group = |g: &Group| v1::ProbeGroup {
+                name: g.name().into(),
+                active: false,
+                refused: format!("{refused}: instead {}", g.fallback()),
+            };
+            return v1::ProbeReport {
+                groups: Group::ALL.iter().map(group).collect(),
+                ..Default::default()
+            };
+        };
+        let group = |status: &sim_ebpf::GroupStatus| {
+            let refused = match &status.state {
+                GroupState::Active => String::new(),
+                GroupState::Refused { reason } => {
+                    format!("{reason}: instead {}", status.group.fallback())
+                }
+            };
+            v1::ProbeGroup {
+                name: status.group.name().into(),
+                active: refused.is_empty(),
+                refused,
+            }
+        };
+        let cost = probes.cost();
+        v1::ProbeReport {
+            groups: probes.status().iter().map(group).collect(),
+            run_ns_total: cost.run_ns_total,
+            run_count_total: cost.run_count_total,
+            losses_total: probes.losses().total(),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The admin address: `/metrics`, `/live`, `/ready`.
+
+use crate::counters::Counters;
+use crate::metrics;
+use crate::routes::Routes;
+use async_trait::async_trait;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::protocols::http::ServerSession;
+use sim_core::name::WorkloadName;
+use std::sync::Arc;
+
+pub(crate) struct Admin {
+    pub(crate) workload: WorkloadName,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Admin {
+    fn answer(&self, path: &str) -> (StatusCode, String) {
+        match path {
+            "/metrics" => {
+                (StatusCode::OK, metrics::render(&self.workload, &self.routes, &self.counters))
+            }
+            "/live" => (StatusCode::OK, "live\n".to_owned()),
+            "/ready" if self.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
+            "/ready" => (StatusCode::SERVICE_UNAVAILABLE, "no instance is ready\n".to_owned()),
+            _ => (StatusCode::NOT_FOUND, "/metrics, /live or /ready\n".to_owned()),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.routes.snapshot().upstreams().iter().any(|upstream| upstream.ready)
+    }
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let (status, text) = self.answer(session.req_header().uri.path());
+        let length = text.len();
+        let mut response = Response::new(text.into_bytes());
+        *response.status_mut() = status;
+        let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, content_type);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}

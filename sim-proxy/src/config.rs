@@ -1,0 +1,148 @@
+//! What a proxy is told: validated values alone. The TOML they come from is read by crate `sim`.
+
+use sim_core::name::{ProxyName, WorkloadName};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that one proxy process needs to know.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Names this process to the control plane.
+    pub name: ProxyName,
+    /// The one workload served here.
+    pub workload: WorkloadName,
+    /// Where users connect. Port 0 takes any free one, see [`crate::Proxy::listen_address`].
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/live` and `/ready` are served.
+    pub admin: SocketAddr,
+    /// The control plane's Unix socket.
+    pub control_socket: PathBuf,
+    /// Worker threads of the data plane, at least 1.
+    pub threads: usize,
+    /// Time between two reports to the control plane.
+    pub report_interval: Duration,
+    /// How long requests in flight may take to end after the stop signal.
+    pub drain_timeout: Duration,
+    /// How long an idle user connection is kept; whole seconds.
+    pub client_idle_timeout: Duration,
+    /// Towards instances.
+    pub upstream: UpstreamSettings,
+    /// Second attempts.
+    pub retry: RetrySettings,
+    /// Passive ejection.
+    pub eject: EjectSettings,
+}
+
+impl ProxyConfig {
+    /// A proxy with the default settings.
+    #[must_use]
+    pub fn new(
+        name: ProxyName,
+        workload: WorkloadName,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        control_socket: PathBuf,
+    ) -> Self {
+        Self {
+            name,
+            workload,
+            listen,
+            admin,
+            control_socket,
+            threads: 1,
+            report_interval: Duration::from_millis(200),
+            drain_timeout: Duration::from_secs(5),
+            client_idle_timeout: Duration::from_secs(75),
+            upstream: UpstreamSettings::default(),
+            retry: RetrySettings::default(),
+            eject: EjectSettings::default(),
+        }
+    }
+}
+
+/// Connections to instances.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamSettings {
+    /// For the TCP handshake.
+    pub connect_timeout: Duration,
+    /// Between two reads of an answer; also the wait for its first byte.
+    pub read_timeout: Duration,
+    /// For one write of a request.
+    pub write_timeout: Duration,
+    /// How long an idle connection may wait for the next request. Must be shorter than the
+    /// instance's own keep-alive, or a request may meet a connection that the instance is just
+    /// closing, and one that isn't idempotent can't be sent again. The shortest common default
+    /// is gunicorn's 2 s (Node.js and uvicorn: 5 s).
+    pub idle_timeout: Duration,
+    /// Idle connections kept in all.
+    pub idle_connections_max: usize,
+}
+
+impl Default for UpstreamSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_millis(1_500),
+            idle_connections_max: 1_024,
+        }
+    }
+}
+
+/// Second attempts at one request.
+#[derive(Clone, Copy, Debug)]
+pub struct RetrySettings {
+    /// Attempts per request, the first included.
+    pub attempts_max: u8,
+    /// Retries per 100 requests of the window.
+    pub budget_percent: u32,
+    /// Retries per second of the window that are always allowed: at low rates a percentage is no
+    /// retry at all, and the requests in flight on a dying instance fail in one burst.
+    pub floor_per_second: u32,
+    /// Length of the window.
+    pub window: Duration,
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self {
+            attempts_max: 2,
+            budget_percent: 20,
+            floor_per_second: 10,
+            window: Duration::from_secs(10),
+        }
+    }
+}
+
+/// When an instance is left alone, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct EjectSettings {
+    /// Answers of 500 and above, or timeouts, in a row.
+    pub consecutive_bad_answers: u32,
+    /// Resets in a row on connections that had served before. One alone may be the race of a
+    /// request with the instance's keep-alive timer and says nothing about its health.
+    pub consecutive_stale_resets: u32,
+    /// First ejection.
+    pub base: Duration,
+    /// Longest ejection; each failed probe doubles the last one up to here.
+    pub max: Duration,
+    /// After this time without ejection the next one is a first one again.
+    pub forget_after: Duration,
+    /// How long the probe after an ejection may stay unanswered before another is sent.
+    pub probe_window: Duration,
+}
+
+impl Default for EjectSettings {
+    fn default() -> Self {
+        Self {
+            consecutive_bad_answers: 5,
+            consecutive_stale_resets: 2,
+            base: Duration::from_millis(500),
+            max: Duration::from_secs(30),
+            forget_after: Duration::from_secs(60),
+            probe_window: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Counters of the proxy as a whole. They only rise; readers take differences.
+
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How a request ended for the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Whole answer below 500.
+    Ok,
+    /// Answer of 500 or above, none, or a broken one.
+    Failed,
+    /// Malformed, answered 4xx here.
+    Refused,
+    /// The user left before the end.
+    Aborted,
+}
+
+impl Ending {
+    pub(crate) const ALL: [(Self, &'static str); 4] = [
+        (Self::Ok, "ok"),
+        (Self::Failed, "failed"),
+        (Self::Refused, "refused"),
+        (Self::Aborted, "aborted"),
+    ];
+}
+
+/// Why a request got a second attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetryReason {
+    /// No connection; nothing was sent.
+    Connect,
+    /// The connection broke before an answer.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// The answer was no HTTP.
+    Malformed,
+}
+
+impl RetryReason {
+    pub(crate) const ALL: [(Self, &'static str); 4] = [
+        (Self::Connect, "connect"),
+        (Self::Reset, "reset"),
+        (Self::Timeout, "timeout"),
+        (Self::Malformed, "malformed"),
+    ];
+}
+
+/// Where the error of a failed or aborted request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorSide {
+    Upstream,
+    Downstream,
+    Internal,
+}
+
+impl ErrorSide {
+    pub(crate) const ALL: [(Self, &'static str); 3] =
+        [(Self::Upstream, "upstream"), (Self::Downstream, "downstream"), (Self::Internal, "internal")];
+}
+
+// All Relaxed: each counter is a fact of its own. `finished` alone is waited for, at the end of
+// the process, and publishes nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    arrivals: CachePadded<AtomicU64>,
+    endings: CachePadded<[AtomicU64; 4]>,
+    retries: [AtomicU64; 4],
+    errors: [AtomicU64; 3],
+    pub(crate) no_instance: AtomicU64,
+    pub(crate) budget_exhausted: AtomicU64,
+    pub(crate) control_connected: AtomicBool,
+    pub(crate) control_sessions: AtomicU64,
+    pub(crate) tables_malformed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn arrived(&self) {
+        self.arrivals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ended(&self, ending: Ending) {
+        self.endings[ending as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn retried(&self, reason: RetryReason) {
+        self.retries[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn erred(&self, side: ErrorSide) {
+        self.errors[side as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.arrivals.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn endings(&self, ending: Ending) -> u64 {
+        self.endings[ending as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn retries(&self, reason: RetryReason) -> u64 {
+        self.retries[reason as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn errors(&self, side: ErrorSide) -> u64 {
+        self.errors[side as usize].load(Ordering::Relaxed)
+    }
+
+    /// Requests in flight. Ends are read first, so that it may show too many but never too few.
+    pub(crate) fn in_flight(&self) -> u64 {
+        let ended: u64 = Ending::ALL.iter().map(|&(ending, _)| self.endings(ending)).sum();
+        self.arrivals().saturating_sub(ended)
+    }
+}

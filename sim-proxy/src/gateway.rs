@@ -1,0 +1,273 @@
+//! The request path, as Pingora's `ProxyHttp`.
+//!
+//! Of ours it takes no lock, makes no system call, waits for nothing and, on the way that goes
+//! well, allocates nothing but the value of `X-Forwarded-For`; the boxed futures and the boxed
+//! peer are the trait's.
+
+use crate::attempt::Attempt;
+use crate::budget::RetryBudget;
+use crate::clock::monotonic_ns;
+use crate::config::ProxyConfig;
+use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
+use crate::health::Failure;
+use crate::live::Outcome;
+use crate::retry::{Exchange, is_instance_at_fault, judge};
+use crate::routes::{Entry, Routes};
+use crate::{forwarded, framing, refusal};
+use async_trait::async_trait;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
+use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use sim_core::name::InstanceId;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Sends each request to an instance.
+pub(crate) struct Gateway {
+    routes: Arc<Routes>,
+    counters: Arc<Counters>,
+    budget: RetryBudget,
+    attempts_max: u8,
+    client_idle_seconds: u64,
+    peer_options: PeerOptions,
+}
+
+/// One request.
+pub(crate) struct Request {
+    started_ns: u64,
+    tries: u8,
+    attempt: Option<Attempt>,
+    /// The next attempt goes elsewhere.
+    not: Option<InstanceId>,
+}
+
+impl Gateway {
+    pub(crate) fn new(config: &ProxyConfig, routes: Arc<Routes>, counters: Arc<Counters>) -> Self {
+        let mut peer_options = PeerOptions::new();
+        peer_options.connection_timeout = Some(config.upstream.connect_timeout);
+        peer_options.total_connection_timeout = Some(config.upstream.connect_timeout);
+        peer_options.read_timeout = Some(config.upstream.read_timeout);
+        peer_options.write_timeout = Some(config.upstream.write_timeout);
+        peer_options.idle_timeout = Some(config.upstream.idle_timeout);
+        Self {
+            routes,
+            counters,
+            budget: RetryBudget::new(config.retry),
+            attempts_max: config.retry.attempts_max,
+            client_idle_seconds: config.client_idle_timeout.as_secs(),
+            peer_options,
+        }
+    }
+
+    /// Ends the present attempt as failed. `failure` is what that says of its instance.
+    fn attempt_failed(&self, request: &mut Request, failure: Option<Failure>) -> Option<InstanceId> {
+        let mut attempt = request.attempt.take()?;
+        attempt.end(Outcome::Failed, None);
+        if let Some(failure) = failure {
+            self.routes.attempt_failed(&attempt, failure);
+        }
+        Some(attempt.live().id())
+    }
+
+    /// Whether there is an attempt and a retry left.
+    fn may_retry(&self, request: &Request, reason: RetryReason) -> bool {
+        if request.tries >= self.attempts_max {
+            return false;
+        }
+        if !self.budget.take(self.counters.arrivals(), monotonic_ns()) {
+            self.counters.budget_exhausted.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.counters.retried(reason);
+        true
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        self.counters.arrived();
+        Request { started_ns: monotonic_ns(), tries: 0, attempt: None, not: None }
+    }
+
+    /// No compression module: bodies pass as they are.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, _request: &mut Request) -> Result<bool> {
+        if framing::is_ambiguous(session) {
+            refusal::write(session, 400).await?;
+            return Ok(true);
+        }
+        // Pingora's own default is to keep an idle connection for ever.
+        if session.get_keepalive() == Some(0) {
+            session.set_keepalive(Some(self.client_idle_seconds));
+        }
+        Ok(false)
+    }
+
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+    ) -> Result<Box<HttpPeer>> {
+        let entry = Entry {
+            not: request.not.take(),
+            may_probe: session.req_header().method.is_idempotent(),
+            first: request.tries == 0,
+        };
+        request.tries += 1;
+        let Some(attempt) = self.routes.enter(entry) else {
+            self.counters.no_instance.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+        };
+        let mut peer = HttpPeer::new(attempt.address(), false, String::new());
+        peer.options = self.peer_options.clone();
+        request.attempt = Some(attempt);
+        Ok(Box::new(peer))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream_request: &mut RequestHeader,
+        _request: &mut Request,
+    ) -> Result<()> {
+        let client = session.client_addr().and_then(|a| a.as_inet());
+        client.map_or(Ok(()), |client| forwarded::append(upstream_request, client.ip()))
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        answer: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let Some(attempt) = &request.attempt else { return Ok(()) };
+        // At the head of the answer, not its end: a long download must not keep a recovered
+        // instance out.
+        if answer.status.is_server_error() {
+            self.routes.attempt_failed(attempt, Failure::BadAnswer);
+        } else if !answer.status.is_informational() {
+            self.routes.attempt_succeeded(attempt);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        request: &mut Request,
+        mut error: BError,
+    ) -> BError {
+        let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
+        request.not = self.attempt_failed(request, failure);
+        // Nothing was sent, so any method may go elsewhere; to try the same again is pointless.
+        let elsewhere = request.not.is_some_and(|not| self.routes.has_other(not));
+        error.set_retry(elsewhere && self.may_retry(request, RetryReason::Connect));
+        error
+    }
+
+    /// Replaces Pingora's own policy, whose two checks are in [`Exchange`].
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: BError,
+        request: &mut Request,
+        reused: bool,
+    ) -> BError {
+        if error.esource() != &ErrorSource::Upstream {
+            error.set_retry(false);
+            return error;
+        }
+        let exchange = Exchange {
+            idempotent: session.req_header().method.is_idempotent(),
+            body_lost: session.as_ref().retry_buffer_truncated(),
+            answer_begun: session.response_written().is_some(),
+        };
+        let (failure, reason) = judge(&error, reused);
+        let failed_on = self.attempt_failed(request, Some(failure));
+        let elsewhere = failed_on.is_some_and(|not| self.routes.has_other(not));
+        // With nothing else to be had, a fresh connection to the same instance may still do what
+        // a stale one couldn't.
+        let possible = elsewhere || (reused && reason == RetryReason::Reset);
+        request.not = failed_on.filter(|_| elsewhere);
+        let retry = exchange.is_repeatable() && possible && self.may_retry(request, reason);
+        error.set_retry(retry);
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        _request: &mut Request,
+    ) -> FailToProxy {
+        let error_code = refusal::status_of(error);
+        if error_code > 0 && let Err(error) = refusal::write(session, error_code).await {
+            tracing::debug!(%error, "user left before the error page");
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        request: &mut Request,
+    ) {
+        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        let ending = match error.map(side_of) {
+            None if request.attempt.is_none() => Ending::Refused,
+            None if status < 500 => Ending::Ok,
+            None => Ending::Failed,
+            Some(side) => {
+                self.counters.erred(side);
+                match side {
+                    ErrorSide::Downstream if status == 400 || status == 408 => Ending::Refused,
+                    ErrorSide::Downstream => Ending::Aborted,
+                    ErrorSide::Upstream | ErrorSide::Internal => Ending::Failed,
+                }
+            }
+        };
+        if let Some(mut attempt) = request.attempt.take() {
+            let micros = monotonic_ns().saturating_sub(request.started_ns) / 1_000;
+            let answered = error.is_none().then_some(micros);
+            let outcome = match ending {
+                Ending::Ok => Outcome::Ok,
+                Ending::Failed => Outcome::Failed,
+                Ending::Refused | Ending::Aborted => Outcome::Aborted,
+            };
+            attempt.end(outcome, answered);
+        }
+        self.counters.ended(ending);
+    }
+
+    /// Counted by cause and instance instead: at a death there would be one line per request.
+    fn suppress_error_log(&self, _: &Session, _: &Request, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Request,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+fn side_of(error: &Error) -> ErrorSide {
+    match error.esource() {
+        ErrorSource::Upstream => ErrorSide::Upstream,
+        ErrorSource::Downstream => ErrorSide::Downstream,
+        ErrorSource::Internal | ErrorSource::Unset => ErrorSide::Internal,
+    }
+}

@@ -1,0 +1,264 @@
+//! Passive ejection: an instance that fails real requests is left alone for a while.
+//!
+//! It must work with one primary and one shadow, where statistics over peers (Envoy's outlier
+//! detection) have nothing to compare: so it counts failures in a row. One word holds the state:
+//! 0 = in, otherwise the moment until which nobody picks the instance. After that moment one
+//! request, the probe, wins the right to try it by moving the word on; all others still see it
+//! out. A good answer to the probe sets the word to 0, a bad one sets it further ahead.
+//!
+//! Failure mode: failures that requests share rather than the instance (a query of death, a bug
+//! on one route) eject healthy instances. The damage is bounded: the last one is never ejected,
+//! and a good answer ends an ejection.
+
+use crate::clock::nanos;
+use crate::config::EjectSettings;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// An ejection that ended this long ago and that no request has probed says nothing any more.
+const UNPROBED_NS: u64 = 5_000_000_000;
+
+/// How an attempt failed, by what it says about the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection, or a new one closed before any byte of an answer.
+    Connect,
+    /// A connection that had served before was closed.
+    StaleReset,
+    /// An answer of 500 or above, one that is no HTTP, or none in time.
+    BadAnswer,
+}
+
+/// Whether requests may go to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Yes.
+    In,
+    /// No.
+    Out,
+    /// One may, to find out.
+    ProbeDue,
+}
+
+/// One instance's ejection state. All its writes are rare, so that the line stays shared in every
+/// core's cache and the read at each pick costs a load.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// 0 = in; otherwise `CLOCK_MONOTONIC` ns until which the instance is out.
+    out_until_ns: AtomicU64,
+    /// Failures in a row, weighted: see [`Health::failed`].
+    strain: AtomicU32,
+    /// Doublings of the base ejection.
+    level: AtomicU32,
+    restored_at_ns: AtomicU64,
+    ejections: AtomicU64,
+}
+
+// Orderings: every access is Relaxed. Each word is a fact of its own; no other memory is
+// published through it, and acting on a value that is a few nanoseconds old means one pick more
+// or less, which the retry covers. Read-modify-writes are atomic whatever their ordering, and
+// that alone decides who wins a probe.
+impl Health {
+    /// In, without a look at the clock: the common case of a pick.
+    #[must_use]
+    #[inline]
+    pub fn is_in(&self) -> bool {
+        self.out_until_ns.load(Ordering::Relaxed) == 0
+    }
+
+    /// Standing at `now_ns`.
+    #[must_use]
+    pub fn standing(&self, now_ns: u64) -> Standing {
+        match self.out_until_ns.load(Ordering::Relaxed) {
+            0 => Standing::In,
+            until if now_ns < until => Standing::Out,
+            _ => Standing::ProbeDue,
+        }
+    }
+
+    /// Until when it is out, in `CLOCK_MONOTONIC` ns; 0 = in.
+    #[must_use]
+    pub fn out_until_ns(&self) -> u64 {
+        self.out_until_ns.load(Ordering::Relaxed)
+    }
+
+    /// As shown to people and to the control plane: out, or out until a moment ago and not
+    /// tried since.
+    #[must_use]
+    pub fn is_ejected(&self, now_ns: u64) -> bool {
+        let until = self.out_until_ns();
+        until != 0 && now_ns < until.saturating_add(UNPROBED_NS)
+    }
+
+    /// Ejections so far, failed probes included.
+    #[must_use]
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Takes the right to send the probe. One caller gets it per ejection and probe window.
+    #[must_use]
+    pub fn claim_probe(&self, now_ns: u64, settings: &EjectSettings) -> bool {
+        let until = self.out_until_ns.load(Ordering::Relaxed);
+        until != 0 && now_ns >= until && self.move_on(until, now_ns + nanos(settings.probe_window))
+    }
+
+    /// An attempt failed. True: this was enough for an ejection, see [`Health::eject`].
+    #[must_use]
+    pub fn failed(&self, failure: Failure, settings: &EjectSettings) -> bool {
+        let bad_answers = settings.consecutive_bad_answers.max(1);
+        let stale_resets = settings.consecutive_stale_resets.max(1);
+        // The least common scale on which n bad answers, or m stale resets, are full.
+        let full = bad_answers.saturating_mul(stale_resets);
+        let weight = match failure {
+            Failure::Connect => full,
+            Failure::StaleReset => bad_answers,
+            Failure::BadAnswer => stale_resets,
+        };
+        let before = self.strain.fetch_add(weight, Ordering::Relaxed);
+        before.saturating_add(weight) >= full
+    }
+
+    /// Takes the instance out. False: it is out already (many requests fail at one death, and
+    /// only the first may count).
+    pub fn eject(&self, now_ns: u64, settings: &EjectSettings) -> bool {
+        let until = self.out_until_ns.load(Ordering::Relaxed);
+        if until != 0 && now_ns < until {
+            return false;
+        }
+        let healthy_for = now_ns.saturating_sub(self.restored_at_ns.load(Ordering::Relaxed));
+        let forgotten = until == 0 && healthy_for > nanos(settings.forget_after);
+        let level = if forgotten || self.ejections() == 0 {
+            0
+        } else {
+            self.level.load(Ordering::Relaxed).saturating_add(1)
+        };
+        self.take_out(until, level, now_ns, settings)
+    }
+
+    /// The probe failed: out again, for twice as long.
+    pub fn probe_failed(&self, now_ns: u64, settings: &EjectSettings) -> bool {
+        let until = self.out_until_ns.load(Ordering::Relaxed);
+        let level = self.level.load(Ordering::Relaxed).saturating_add(1);
+        self.take_out(until, level, now_ns, settings)
+    }
+
+    fn take_out(&self, until: u64, level: u32, now_ns: u64, settings: &EjectSettings) -> bool {
+        let factor = 1_u32.checked_shl(level).unwrap_or(u32::MAX);
+        let span = settings.base.saturating_mul(factor).min(settings.max);
+        if !self.move_on(until, now_ns.saturating_add(nanos(span)).max(1)) {
+            return false;
+        }
+        self.level.store(level.min(31), Ordering::Relaxed);
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn move_on(&self, from: u64, to: u64) -> bool {
+        self.out_until_ns.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// A good answer. It ends an ejection only if the attempt was `sent_while_out`: the late
+    /// answer to a request from before proves nothing. True: the instance is in again.
+    pub fn succeeded(&self, sent_while_out: bool, now_ns: u64) -> bool {
+        // Looked at first, so that the common case writes nothing.
+        if self.strain.load(Ordering::Relaxed) != 0 {
+            self.strain.store(0, Ordering::Relaxed);
+        }
+        if !sent_while_out || self.out_until_ns.swap(0, Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.restored_at_ns.store(now_ns, Ordering::Relaxed);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const START: u64 = 1_000_000 * MS;
+
+    #[test]
+    fn one_refused_connection_is_enough_and_only_the_first_of_a_burst_counts() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        for _ in 0..20 {
+            assert!(health.failed(Failure::Connect, &settings));
+            health.eject(START, &settings);
+        }
+        assert_eq!(health.ejections(), 1);
+        assert_eq!(health.standing(START + 499 * MS), Standing::Out);
+        assert_eq!(health.standing(START + 500 * MS), Standing::ProbeDue);
+    }
+
+    #[test]
+    fn bad_answers_and_stale_resets_must_come_in_a_row() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        for _ in 0..4 {
+            assert!(!health.failed(Failure::BadAnswer, &settings));
+        }
+        assert!(!health.succeeded(false, START));
+        for _ in 0..4 {
+            assert!(!health.failed(Failure::BadAnswer, &settings));
+        }
+        assert!(health.failed(Failure::BadAnswer, &settings));
+
+        health.succeeded(false, START);
+        assert!(!health.failed(Failure::StaleReset, &settings), "may be a keep-alive race");
+        assert!(health.failed(Failure::StaleReset, &settings));
+    }
+
+    #[test]
+    fn one_probe_at_a_time_and_a_silent_probe_gives_way_to_another() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        health.eject(START, &settings);
+        let due = START + 500 * MS;
+        assert!(!health.claim_probe(due - 1, &settings));
+        assert!(health.claim_probe(due, &settings));
+        assert!(!health.claim_probe(due, &settings));
+        assert_eq!(health.standing(due), Standing::Out);
+        assert!(health.claim_probe(due + 2_000 * MS, &settings));
+    }
+
+    #[test]
+    fn failed_probes_back_off_to_the_limit_and_a_good_one_restores() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        health.eject(START, &settings);
+        let mut now = START;
+        let mut spans = vec![];
+        for _ in 0..9 {
+            let due = health.out_until_ns();
+            spans.push((due - now) / MS);
+            now = due;
+            assert!(health.claim_probe(now, &settings));
+            assert!(health.probe_failed(now, &settings));
+        }
+        assert_eq!(spans, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+        assert!(!health.succeeded(false, now), "a late answer from before proves nothing");
+        assert!(health.is_ejected(now));
+        assert!(health.succeeded(true, now));
+        assert_eq!(health.standing(now), Standing::In);
+    }
+
+    #[test]
+    fn a_relapse_is_no_first_offence_until_it_is_forgotten() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        health.eject(START, &settings);
+        health.succeeded(true, START + 600 * MS);
+        let relapse = START + 1_000 * MS;
+        health.eject(relapse, &settings);
+        assert_eq!(health.out_until_ns() - relapse, 1_000 * MS);
+        health.succeeded(true, relapse);
+        let much_later = relapse + 61_000 * MS;
+        health.eject(much_later, &settings);
+        assert_eq!(health.out_until_ns() - much_later, 500 * MS);
+    }
+
+    #[test]
+    fn an_ejection_that_nobody_probes_is_not_shown_for_ever() {
+        let (health, settings) = (Health::default(), EjectSettings::default());
+        health.eject(START, &settings);
+        assert!(health.is_ejected(START + 1_000 * MS));
+        assert!(!health.is_ejected(START + 6_000 * MS));
+    }
+}

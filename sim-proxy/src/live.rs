@@ -1,0 +1,204 @@
+//! What the proxy knows of one instance beyond the table: counters, latency, health. It outlives
+//! tables and is carried from one to the next by instance id.
+//!
+//! Layout: the counters that one request writes stand together on one padded line, since they
+//! are written together; health, which every pick reads and hardly anything writes, stands on
+//! another, so that counting never takes it out of the other cores' caches.
+
+use crate::health::Health;
+use crossbeam_utils::CachePadded;
+use sim_core::histogram::{BUCKETS, LatencyHistogram, bucket_of};
+use sim_core::name::InstanceId;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Whole answer below 500.
+    Ok,
+    /// Answer of 500 or above, none, or a broken one.
+    Failed,
+    /// The user left first; says nothing of the instance.
+    Aborted,
+}
+
+/// First attempts and retries are counted apart: retries go where the trouble isn't, and one
+/// number for both would hide it.
+#[derive(Debug, Default)]
+struct Ends {
+    ok: AtomicU64,
+    failed: AtomicU64,
+    aborted: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Traffic {
+    in_flight: AtomicU64,
+    last_pick_ns: AtomicU64,
+    first: Ends,
+    retry: Ends,
+}
+
+/// Live state of one instance.
+#[derive(Debug)]
+pub struct InstanceLive {
+    id: InstanceId,
+    traffic: CachePadded<Traffic>,
+    health: CachePadded<Health>,
+    /// By bucket of [`sim_core::histogram`]; microseconds.
+    latency: Box<[AtomicU64]>,
+}
+
+impl InstanceLive {
+    /// Of an instance never seen before.
+    #[must_use]
+    pub fn new(id: InstanceId) -> Self {
+        Self {
+            id,
+            traffic: CachePadded::default(),
+            health: CachePadded::default(),
+            latency: std::iter::repeat_with(AtomicU64::default).take(BUCKETS).collect(),
+        }
+    }
+
+    /// Whose state.
+    #[must_use]
+    pub fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    /// Its ejection state.
+    #[must_use]
+    #[inline]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Enters an attempt. To be followed by one [`InstanceLive::leave`].
+    pub(crate) fn enter(&self) {
+        // SeqCst: one half of the hand-over protocol of `routes`, see there.
+        self.traffic.in_flight.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends an attempt, after its outcome is counted.
+    pub(crate) fn leave(&self) {
+        // Release: who reads 0 in `totals` (Acquire or stronger) also sees what was counted
+        // before; the last report about a drained instance is complete.
+        self.traffic.in_flight.fetch_sub(1, Ordering::Release);
+    }
+
+    /// The attempt is certain: stamps it.
+    pub(crate) fn picked(&self, now_ns: u64) {
+        // Relaxed: a fact of its own. A maximum, since two workers may come here in any order.
+        self.traffic.last_pick_ns.fetch_max(now_ns, Ordering::Relaxed);
+    }
+
+    /// Counts the end of an attempt.
+    pub(crate) fn ended(&self, first: bool, outcome: Outcome) {
+        let ends = if first { &self.traffic.first } else { &self.traffic.retry };
+        let counter = match outcome {
+            Outcome::Ok => &ends.ok,
+            Outcome::Failed => &ends.failed,
+            Outcome::Aborted => &ends.aborted,
+        };
+        // Relaxed: counters only rise and are published by `leave`.
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts the latency of an answered first attempt.
+    pub(crate) fn record_latency(&self, micros: u64) {
+        if let Some(bucket) = self.latency.get(bucket_of(micros)) {
+            // Relaxed: as in `ended`.
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All counters since the start. Never reset: readers take differences of two reads, so
+    /// that no count falls between a read and a reset.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        // SeqCst and first: the other half of the protocol of `routes`; and what ended before
+        // this count is in the counts below.
+        let in_flight = self.traffic.in_flight.load(Ordering::SeqCst);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let ends = |ends: &Ends| EndTotals {
+            ok: read(&ends.ok),
+            failed: read(&ends.failed),
+            aborted: read(&ends.aborted),
+        };
+        Totals {
+            in_flight,
+            last_pick_ns: read(&self.traffic.last_pick_ns),
+            first: ends(&self.traffic.first),
+            retry: ends(&self.traffic.retry),
+            latency: self.latency.iter().map(read).collect(),
+        }
+    }
+}
+
+/// Ends of attempts so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndTotals {
+    /// Answered below 500.
+    pub ok: u64,
+    /// Answered with 500 or above, or not.
+    pub failed: u64,
+    /// Left by the user.
+    pub aborted: u64,
+}
+
+/// One reading of an instance's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Attempts in flight now.
+    pub in_flight: u64,
+    /// Last pick, `CLOCK_MONOTONIC` ns; 0 = never.
+    pub last_pick_ns: u64,
+    /// Ends of first attempts.
+    pub first: EndTotals,
+    /// Ends of retries.
+    pub retry: EndTotals,
+    /// Counts by bucket of [`sim_core::histogram`]; empty = none.
+    pub latency: Box<[u64]>,
+}
+
+impl Totals {
+    /// Latencies counted since `earlier`.
+    #[must_use]
+    pub fn latency_since(&self, earlier: &Self) -> LatencyHistogram {
+        let counted = |(bucket, &count): (usize, &u64)| {
+            let before = earlier.latency.get(bucket).copied().unwrap_or(0);
+            (bucket as u32, count.saturating_sub(before))
+        };
+        LatencyHistogram::from_pairs(self.latency.iter().enumerate().map(counted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_of_two_readings_hold_each_count_once() {
+        let live = InstanceLive::new(InstanceId(1));
+        live.record_latency(1_000);
+        let first = live.totals();
+        live.record_latency(1_000);
+        live.record_latency(9_000);
+        live.ended(true, Outcome::Ok);
+        live.ended(false, Outcome::Ok);
+        let second = live.totals();
+        assert_eq!(second.latency_since(&first).count(), 2);
+        assert_eq!(second.latency_since(&Totals::default()).count(), 3);
+        assert_eq!((second.first.ok, second.retry.ok), (1, 1));
+    }
+
+    #[test]
+    fn counters_and_health_do_not_share_a_line() {
+        let live = InstanceLive::new(InstanceId(1));
+        let traffic = std::ptr::from_ref(&*live.traffic) as usize;
+        let health = std::ptr::from_ref(&*live.health) as usize;
+        assert!(traffic.abs_diff(health) >= 64);
+        assert!(size_of::<Traffic>() <= 64);
+    }
+}

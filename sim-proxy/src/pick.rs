@@ -1,0 +1,130 @@
+//! Which instance gets a request: pure, no lock, no allocation, a few nanoseconds.
+//!
+//! By the table where its choice is healthy. Where it isn't, the others share its part in
+//! proportion to their weights; with none of them left, a ready instance of weight 0 (a warm
+//! shadow) takes over; with all ejected, the one that was to come back first is used, since a
+//! request that may fail is better than one that must. An instance that is not ready is never
+//! picked.
+
+use crate::health::Standing;
+use crate::snapshot::{Snapshot, Upstream};
+use sim_core::name::InstanceId;
+
+/// Why an instance was picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// By its weight.
+    Share,
+    /// By its weight, but its ejection has just ended: one request may find out, see
+    /// [`crate::health::Health::claim_probe`].
+    Probe,
+    /// It stood by, and nothing better was left.
+    Spare,
+    /// All are ejected.
+    Panic,
+}
+
+/// A choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Index into [`Snapshot::upstreams`].
+    pub at: usize,
+    /// Why.
+    pub how: How,
+}
+
+/// Picks for a first attempt. `ticket` is a point in 0..2^64 that stands for 0..1, see
+/// [`crate::tickets`]; `None` where no instance is ready.
+#[must_use]
+#[inline]
+pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
+    let at = snapshot.share_at(ticket);
+    match snapshot.upstreams().get(at) {
+        Some(upstream) if upstream.live.health().is_in() => Some(Pick { at, how: How::Share }),
+        _ => pick_around(snapshot, ticket, at, now_ns),
+    }
+}
+
+/// Picks for a retry, or for a request that lost the probe of `not`: any ready instance but that.
+#[must_use]
+pub fn pick_other(
+    snapshot: &Snapshot,
+    ticket: u64,
+    now_ns: u64,
+    not: InstanceId,
+) -> Option<Pick> {
+    pick_among(snapshot.upstreams(), ticket, now_ns, Some(not))
+}
+
+/// True where a ready instance other than `not` is healthy.
+#[must_use]
+pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
+    let healthy = |u: &Upstream| u.ready && u.instance != not && u.live.health().is_in();
+    snapshot.upstreams().iter().any(healthy)
+}
+
+/// Picks where `at`, whose share the ticket meets, is not in.
+#[cold]
+fn pick_around(snapshot: &Snapshot, ticket: u64, at: usize, now_ns: u64) -> Option<Pick> {
+    let standing = snapshot.upstreams().get(at).map(|u| u.live.health().standing(now_ns));
+    if standing == Some(Standing::ProbeDue) {
+        return Some(Pick { at, how: How::Probe });
+    }
+    // The tickets that come here all lie in one share; the place inside it is as even as the
+    // ticket was, and runs over the whole range again.
+    pick_among(snapshot.upstreams(), snapshot.place_in_share(ticket, at), now_ns, None)
+}
+
+fn pick_among(
+    upstreams: &[Upstream],
+    ticket: u64,
+    now_ns: u64,
+    not: Option<InstanceId>,
+) -> Option<Pick> {
+    let usable = |u: &Upstream| u.ready && Some(u.instance) != not;
+    let stands = |u: &Upstream, standing| {
+        u32::from(usable(u) && u.live.health().standing(now_ns) == standing)
+    };
+    let by_weight = |u: &Upstream| stands(u, Standing::In) * u32::from(u.weight_bp);
+    if let Some(at) = choose(upstreams, ticket, by_weight) {
+        return Some(Pick { at, how: How::Share });
+    }
+    if let Some(at) = choose(upstreams, ticket, |u| stands(u, Standing::In)) {
+        return Some(Pick { at, how: How::Spare });
+    }
+    // A second attempt, or one that just lost a probe, is no probe.
+    if not.is_none()
+        && let Some(at) = choose(upstreams, ticket, |u| stands(u, Standing::ProbeDue))
+    {
+        return Some(Pick { at, how: How::Probe });
+    }
+    let (at, _) = upstreams
+        .iter()
+        .enumerate()
+        .filter(|(_, u)| usable(u))
+        .min_by_key(|(_, u)| u.live.health().out_until_ns())?;
+    Some(Pick { at, how: How::Panic })
+}
+
+/// The index whose part of the summed `weight`s holds the point `ticket`.
+fn choose(upstreams: &[Upstream], ticket: u64, weight: impl Fn(&Upstream) -> u32) -> Option<usize> {
+    let total: u32 = upstreams.iter().map(&weight).sum();
+    let mut point = ((u128::from(ticket) * u128::from(total)) >> 64) as u32;
+    // Health may change between the two passes; the last candidate then stands in.
+    let mut last = None;
+    for (at, upstream) in upstreams.iter().enumerate() {
+        let part = weight(upstream);
+        if part == 0 {
+            continue;
+        }
+        if point < part {
+            return Some(at);
+        }
+        point -= part;
+        last = Some(at);
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Answers that the proxy gives itself: a status, a line that says what is wrong, nothing about
+//! the software behind it.
+
+use bytes::Bytes;
+use http::Method;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+/// The status that tells a user of `error`; 0 where the user is gone.
+pub(crate) fn status_of(error: &Error) -> u16 {
+    use ErrorType as E;
+    match (error.etype(), error.esource()) {
+        (E::HTTPStatus(code), _) => *code,
+        (E::ConnectTimedout | E::ReadTimedout | E::WriteTimedout, ErrorSource::Upstream) => 504,
+        (_, ErrorSource::Upstream) => 502,
+        (E::ReadTimedout, ErrorSource::Downstream) => 408,
+        (E::WriteError | E::ReadError | E::ConnectionClosed | E::WriteTimedout, ErrorSource::Downstream) => 0,
+        (_, ErrorSource::Downstream) => 400,
+        (_, ErrorSource::Internal | ErrorSource::Unset) => 500,
+    }
+}
+
+fn text_of(status: u16) -> &'static str {
+    match status {
+        400 => "400 Bad Request: the request is malformed\n",
+        408 => "408 Request Timeout: the request did not arrive in time\n",
+        500 => "500 Internal Server Error: the proxy failed\n",
+        502 => "502 Bad Gateway: the service gave no valid answer\n",
+        503 => "503 Service Unavailable: no instance of the service is ready\n",
+        504 => "504 Gateway Timeout: the service did not answer in time\n",
+        _ => "",
+    }
+}
+
+/// Answers with `status` and closes the connection, unless an answer has begun.
+pub(crate) async fn write(session: &mut Session, status: u16) -> Result<()> {
+    let text = text_of(status);
+    let mut header = ResponseHeader::build(status, Some(4))?;
+    header.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    header.insert_header(CONTENT_LENGTH, text.len())?;
+    header.insert_header(CACHE_CONTROL, "no-store")?;
+    if status == 503 {
+        header.insert_header(RETRY_AFTER, "1")?;
+    }
+    let is_head = session.req_header().method == Method::HEAD;
+    let body = if is_head { Bytes::new() } else { Bytes::from_static(text.as_bytes()) };
+    session.as_mut().write_error_response(header, body).await
+}

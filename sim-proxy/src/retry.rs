@@ -1,0 +1,76 @@
+//! Which failed attempts may be made again (RFC 9110, section 9.2.2).
+//!
+//! Before a connection stands nothing has been sent, so any request may. After that only a
+//! request with an idempotent method may, whose body can be replayed, and of whose answer the
+//! user has seen nothing. A proxy must not repeat others even if the broken connection had been
+//! idle: that the instance closed it is no proof that it did not act.
+
+use crate::counters::RetryReason;
+use crate::health::Failure;
+use pingora_error::{Error, ErrorType};
+
+/// An error from the instance's side: what it says about the instance and why to try another.
+pub(crate) fn judge(error: &Error, reused: bool) -> (Failure, RetryReason) {
+    use ErrorType as E;
+    match error.etype() {
+        E::ReadTimedout | E::WriteTimedout => (Failure::BadAnswer, RetryReason::Timeout),
+        E::InvalidHTTPHeader | E::H1Error => (Failure::BadAnswer, RetryReason::Malformed),
+        _ if reused => (Failure::StaleReset, RetryReason::Reset),
+        _ => (Failure::Connect, RetryReason::Reset),
+    }
+}
+
+/// True where failing to connect is the instance's failure. Running out of local ports or file
+/// descriptors is not, and must not eject every instance in turn.
+pub(crate) fn is_instance_at_fault(error: &Error) -> bool {
+    use ErrorType as E;
+    matches!(
+        error.etype(),
+        E::ConnectRefused | E::ConnectTimedout | E::ConnectNoRoute | E::ConnectError
+    )
+}
+
+/// State of a request that got no answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exchange {
+    pub(crate) idempotent: bool,
+    /// More of the body was sent than is kept for a replay.
+    pub(crate) body_lost: bool,
+    /// The user has seen a part of the answer.
+    pub(crate) answer_begun: bool,
+}
+
+impl Exchange {
+    /// True where it may be sent again.
+    pub(crate) fn is_repeatable(self) -> bool {
+        self.idempotent && !self.body_lost && !self.answer_begun
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_idempotent_unanswered_replayable_requests_are_repeated() {
+        for bits in 0..8 {
+            let [idempotent, body_lost, answer_begun] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let repeatable = Exchange { idempotent, body_lost, answer_begun }.is_repeatable();
+            assert_eq!(repeatable, bits == 1);
+        }
+    }
+
+    #[test]
+    fn exhausted_local_ports_are_not_the_instances_fault() {
+        assert!(!is_instance_at_fault(&Error::new(ErrorType::BindError)));
+        assert!(!is_instance_at_fault(&Error::new(ErrorType::InternalError)));
+        assert!(is_instance_at_fault(&Error::new(ErrorType::ConnectRefused)));
+    }
+
+    #[test]
+    fn one_reset_of_a_reused_connection_weighs_less_than_one_of_a_new_one() {
+        let closed = Error::new(ErrorType::ConnectionClosed);
+        assert_eq!(judge(&closed, true).0, Failure::StaleReset);
+        assert_eq!(judge(&closed, false).0, Failure::Connect);
+    }
+}

@@ -1,0 +1,241 @@
+//! Publication of snapshots, and how a request enters one.
+//!
+//! The control plane ends an instance once a report says: new table applied, nothing in flight
+//! there. That report must not be sent while a worker that has loaded the *old* snapshot is about
+//! to pick the instance. So both sides go through sequentially consistent steps:
+//!
+//! ```text
+//! worker:  n = published; load snapshot; pick; in_flight += 1 (A); published == n? (B)
+//! session: store snapshot; published += 1 (C); … read in_flight for the report (D)
+//! ```
+//!
+//! All of A to D are `SeqCst`, so they have one order. If B still sees the old count, B is before
+//! C, so A is before D and the report counts the attempt. If not, the worker takes its entry back
+//! and picks anew.
+
+use crate::attempt::Attempt;
+use crate::clock::monotonic_ns;
+use crate::config::EjectSettings;
+use crate::health::{Failure, Standing};
+use crate::live::InstanceLive;
+use crate::pick::{How, Pick, has_other, pick, pick_other};
+use crate::snapshot::Snapshot;
+use crate::tickets::take_ticket;
+use arc_swap::{ArcSwap, Guard};
+use crossbeam_utils::CachePadded;
+use sim_core::name::{InstanceId, WorkloadName};
+use sim_core::table::{Version, WeightTable};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Why a table was not applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Its stamp is lower than the present one's.
+    #[error("table {offered} is older than {present}, which is in force")]
+    Older {
+        /// Stamp of the refused table.
+        offered: Version,
+        /// Stamp of the table in force.
+        present: Version,
+    },
+    /// It is of another workload.
+    #[error("table is of workload {0}, which this proxy does not serve")]
+    Foreign(WorkloadName),
+}
+
+/// What kind of attempt is to enter.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Not there, if any other instance can be had: it has just failed this request.
+    pub not: Option<InstanceId>,
+    /// The request may be used to find out whether an ejected instance is back: it can be
+    /// repeated if not.
+    pub may_probe: bool,
+    /// It is the request's first attempt.
+    pub first: bool,
+}
+
+/// The routes of one workload: the current snapshot and the instances known.
+#[derive(Debug)]
+pub struct Routes {
+    workload: WorkloadName,
+    eject: EjectSettings,
+    current: CachePadded<ArcSwap<Snapshot>>,
+    /// Snapshots published so far.
+    published: CachePadded<AtomicU64>,
+    /// Instances of the table, and those removed from it whose last counts are not reported yet.
+    /// Never touched by a request.
+    known: Mutex<Vec<Arc<InstanceLive>>>,
+    refused: AtomicU64,
+    panic_picks: AtomicU64,
+}
+
+impl Routes {
+    /// Without a table.
+    #[must_use]
+    pub fn new(workload: WorkloadName, eject: EjectSettings) -> Self {
+        Self {
+            workload,
+            eject,
+            current: CachePadded::new(ArcSwap::from_pointee(Snapshot::empty(monotonic_ns()))),
+            published: CachePadded::default(),
+            known: Mutex::default(),
+            refused: AtomicU64::default(),
+            panic_picks: AtomicU64::default(),
+        }
+    }
+
+    /// The snapshot in force.
+    #[must_use]
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Instances of the table and those removed from it but not yet forgotten.
+    #[must_use]
+    pub fn known(&self) -> Vec<Arc<InstanceLive>> {
+        self.lock_known().clone()
+    }
+
+    /// Tables refused so far.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Picks of an ejected instance because all were.
+    #[must_use]
+    pub fn panic_picks(&self) -> u64 {
+        self.panic_picks.load(Ordering::Relaxed)
+    }
+
+    fn lock_known(&self) -> MutexGuard<'_, Vec<Arc<InstanceLive>>> {
+        // The list is whole between any two statements; a panic elsewhere takes nothing from it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `table` in force. `Ok(false)`: it was already.
+    ///
+    /// # Errors
+    /// [`Refused`], and the present table stays.
+    pub fn apply(&self, table: &WeightTable) -> Result<bool, Refused> {
+        // Held to the end: two writers must not interleave the comparison and the store.
+        let mut known = self.lock_known();
+        let present = self.current.load().version();
+        let offered = table.version();
+        let refused = if *table.workload() != self.workload {
+            Some(Refused::Foreign(table.workload().clone()))
+        } else if offered < present {
+            Some(Refused::Older { offered, present })
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(refused);
+        }
+        if offered == present && present != Version::default() {
+            return Ok(false);
+        }
+        let snapshot = Snapshot::new(table, monotonic_ns(), |id| {
+            if let Some(live) = known.iter().find(|live| live.id() == id) {
+                return live.clone();
+            }
+            let live = Arc::new(InstanceLive::new(id));
+            known.push(live.clone());
+            live
+        });
+        self.current.store(Arc::new(snapshot));
+        // After the store; step C of the module's protocol.
+        self.published.fetch_add(1, Ordering::SeqCst);
+        Ok(true)
+    }
+
+    /// Drops the state of `instance` unless it stands in the table again.
+    pub fn forget(&self, instance: InstanceId) {
+        let mut known = self.lock_known();
+        if self.current.load().upstream(instance).is_none() {
+            known.retain(|live| live.id() != instance);
+        }
+    }
+
+    /// Picks an instance and enters an attempt there; `None` where none is ready. A request
+    /// waits for nothing here: the loop repeats only if a table came in between.
+    #[must_use]
+    pub fn enter(&self, entry: Entry) -> Option<Attempt> {
+        loop {
+            let published = self.published.load(Ordering::SeqCst);
+            let snapshot = self.current.load();
+            let now_ns = monotonic_ns();
+            let choice = self.choose(&snapshot, entry, now_ns)?;
+            let upstream = snapshot.upstreams().get(choice.at)?;
+            // Entered from here on; dropping it is taking the entry back.
+            let attempt = Attempt::enter(upstream, choice.how, entry.first);
+            if self.published.load(Ordering::SeqCst) == published {
+                if choice.how == How::Panic {
+                    self.panic_picks.fetch_add(1, Ordering::Relaxed);
+                }
+                upstream.live.picked(now_ns);
+                return Some(attempt);
+            }
+        }
+    }
+
+    fn choose(&self, snapshot: &Snapshot, entry: Entry, now_ns: u64) -> Option<Pick> {
+        let ticket = take_ticket();
+        let choice = match entry.not {
+            None => pick(snapshot, ticket, now_ns)?,
+            Some(not) => pick_other(snapshot, ticket, now_ns, not)?,
+        };
+        if choice.how != How::Probe {
+            return Some(choice);
+        }
+        let probed = snapshot.upstreams().get(choice.at)?;
+        if entry.may_probe && probed.live.health().claim_probe(now_ns, &self.eject) {
+            return Some(choice);
+        }
+        // Someone else probes. A fresh ticket, since this one lies in the share of the probed; and
+        // with no other instance at all, that one has to do.
+        pick_other(snapshot, take_ticket(), now_ns, probed.instance)
+            .or(Some(Pick { how: How::Panic, ..choice }))
+    }
+
+    /// True where a healthy instance other than `not` could take a retry.
+    #[must_use]
+    pub fn has_other(&self, not: InstanceId) -> bool {
+        has_other(&self.current.load(), not)
+    }
+
+    /// Notes that an attempt failed, and ejects the instance where that is due and it isn't the
+    /// last healthy one.
+    pub fn attempt_failed(&self, attempt: &Attempt, failure: Failure) {
+        let (health, now_ns) = (attempt.live().health(), monotonic_ns());
+        let instance = attempt.live().id();
+        let ejected = match attempt.how() {
+            How::Probe => health.probe_failed(now_ns, &self.eject),
+            How::Panic => false,
+            How::Share | How::Spare => {
+                health.failed(failure, &self.eject)
+                    && health.standing(now_ns) == Standing::In
+                    && self.has_other(instance)
+                    && health.eject(now_ns, &self.eject)
+            }
+        };
+        if ejected {
+            let for_ms = health.out_until_ns().saturating_sub(now_ns) / 1_000_000;
+            tracing::warn!(%instance, ?failure, for_ms, "ejected");
+        }
+    }
+
+    /// Notes that an attempt got a good answer.
+    pub fn attempt_succeeded(&self, attempt: &Attempt) {
+        let sent_while_out = matches!(attempt.how(), How::Probe | How::Panic);
+        if attempt.live().health().succeeded(sent_while_out, monotonic_ns()) {
+            tracing::info!(instance = %attempt.live().id(), "back after ejection");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! The control session: reports go up, tables come down. Whatever happens to it, requests go on
+//! by the last table (static fail).
+
+use crate::clock::monotonic_ns;
+use crate::config::ProxyConfig;
+use crate::counters::Counters;
+use crate::report::Ledger;
+use crate::routes::Routes;
+use crate::tickets::entropy;
+use async_trait::async_trait;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::BackgroundService;
+use sim_api::v1;
+use sim_api::v1::control_plane_client::ControlPlaneClient;
+use sim_core::table::WeightTable;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A control plane that takes the connection but says nothing for so long is none.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the control plane can't be reached: {0}")]
+    Dial(#[from] tonic::transport::Error),
+    #[error("the control plane ended the session: {0}")]
+    Status(#[from] Box<tonic::Status>),
+    #[error("the control plane closed the session")]
+    Closed,
+    #[error("the control plane does not answer")]
+    Silent,
+}
+
+/// Keeps a session up for the life of the process.
+pub(crate) struct ControlSession {
+    pub(crate) config: ProxyConfig,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+#[async_trait]
+impl BackgroundService for ControlSession {
+    async fn start(&self, mut stop: ShutdownWatch) {
+        let mut ledger = Ledger::new(monotonic_ns());
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let begun = Instant::now();
+            let error = tokio::select! {
+                _ = stop.wait_for(|&stop| stop) => return,
+                error = self.run(&mut ledger) => error,
+            };
+            if self.counters.control_connected.swap(false, Ordering::Relaxed) {
+                tracing::warn!(%error, "control session lost; serving by the last table");
+            } else {
+                tracing::debug!(%error, "no control session");
+            }
+            if begun.elapsed() > BACKOFF_MAX {
+                backoff = BACKOFF_MIN;
+            }
+            // Half to all of it, so that proxies don't come back in step.
+            let jitter = 0.5 + (entropy() as f64 / u64::MAX as f64) / 2.0;
+            sleep(backoff.mul_f64(jitter)).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+}
+
+impl ControlSession {
+    /// One session; returns why it ended.
+    async fn run(&self, ledger: &mut Ledger) -> SessionError {
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut offered = 0;
+        let end = self.serve(ledger, &taken, &mut offered).await;
+        // The channel is gone. What the transport took out of it counts as told.
+        if taken.load(Ordering::Acquire) == offered {
+            ledger.taken(&self.routes);
+        } else {
+            ledger.lost();
+        }
+        match end {
+            Ok(()) => SessionError::Closed,
+            Err(error) => error,
+        }
+    }
+
+    async fn serve(
+        &self,
+        ledger: &mut Ledger,
+        taken: &Arc<AtomicU64>,
+        offered: &mut u64,
+    ) -> Result<(), SessionError> {
+        let channel = sim_api::socket::dial(&self.config.control_socket).await?;
+        // Room for one: it frees when the transport takes the report, so a slow control plane
+        // gets fewer and longer reports instead of a queue of old ones.
+        let (reports, queue) = mpsc::channel(1);
+        let count = taken.clone();
+        let stream = ReceiverStream::new(queue).map(move |report| {
+            count.fetch_add(1, Ordering::Release);
+            report
+        });
+        // The first report goes ahead of the call: it says who calls, and the server may answer
+        // only then.
+        let permit = reports.reserve().await.map_err(|_| SessionError::Closed)?;
+        permit.send(self.draft(ledger));
+        *offered += 1;
+        let mut client = ControlPlaneClient::new(channel);
+        let answer = timeout(GREETING_MAX, client.proxy(stream)).await;
+        let mut tables = answer.map_err(|_| SessionError::Silent)?.map_err(Box::new)?.into_inner();
+        self.counters.control_connected.store(true, Ordering::Relaxed);
+        self.counters.control_sessions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!("control session up");
+
+        let mut tick = interval(self.config.report_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = false;
+        loop {
+            tokio::select! {
+                biased;
+                table = tables.message() => {
+                    let Some(table) = table.map_err(Box::new)? else { return Ok(()) };
+                    self.apply(table);
+                    // The acknowledgement.
+                    due = true;
+                }
+                permit = reports.reserve(), if due => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    ledger.taken(&self.routes);
+                    permit.send(self.draft(ledger));
+                    *offered += 1;
+                    due = false;
+                }
+                _ = tick.tick(), if !due => due = true,
+            }
+        }
+    }
+
+    fn draft(&self, ledger: &mut Ledger) -> v1::ProxyReport {
+        let sample = ledger.draft(&self.routes, &self.counters, monotonic_ns());
+        sim_api::proxy_report(&self.config.name, &self.config.workload, &sample)
+    }
+
+    fn apply(&self, table: v1::RoutingTable) {
+        let table = match WeightTable::try_from(table) {
+            Ok(table) => table,
+            Err(error) => {
+                self.counters.tables_malformed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "table refused");
+                return;
+            }
+        };
+        match self.routes.apply(&table) {
+            Ok(true) => tracing::debug!(version = %table.version(), "table applied"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "table refused"),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! When the process stops, and how: listeners and idle connections close at once, requests in
+//! flight may end, a second signal or the drain limit ends what is left.
+
+use crate::counters::Counters;
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{interval, timeout};
+
+/// Between two looks at what is still in flight.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+type StopRequest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+pub(crate) struct Stop {
+    /// The caller's own way to ask for the stop.
+    pub(crate) requested: Mutex<StopRequest>,
+    pub(crate) services: watch::Sender<bool>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) drain_timeout: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Stop {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut signals = Signals::new();
+        tokio::select! {
+            () = signals.next() => {}
+            () = async { self.requested.lock().await.as_mut().await } => {}
+        }
+        self.services.send_replace(true);
+        let drained = async {
+            let mut step = interval(DRAIN_STEP);
+            loop {
+                // The first tick is immediate, the services have seen `stop` by the second.
+                step.tick().await;
+                if self.counters.in_flight() == 0 {
+                    step.tick().await;
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            drained = timeout(self.drain_timeout, drained) => if drained.is_err() {
+                tracing::warn!(cut = self.counters.in_flight(), "requests cut at the drain limit");
+            },
+            () = signals.next() => {
+                tracing::warn!(cut = self.counters.in_flight(), "second signal: requests cut");
+            }
+        }
+        // The services are done; nothing is left to be graceful about.
+        ShutdownSignal::FastShutdown
+    }
+}
+
+struct Signals([Option<Signal>; 2]);
+
+impl Signals {
+    fn new() -> Self {
+        Self([SignalKind::terminate(), SignalKind::interrupt()].map(|kind| {
+            signal(kind)
+                .inspect_err(|error| tracing::error!(%error, ?kind, "signal can't be handled"))
+                .ok()
+        }))
+    }
+
+    async fn next(&mut self) {
+        async fn one(signal: &mut Option<Signal>) {
+            let came = match signal {
+                Some(signal) => signal.recv().await.is_some(),
+                None => false,
+            };
+            if !came {
+                std::future::pending().await
+            }
+        }
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! {
+            () = one(terminate) => {}
+            () = one(interrupt) => {}
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Points in 0..1 (as `u64`, 2^64 = 1) that fill it evenly however few are taken, and that no
+//! client can fall in step with.
+//!
+//! Random points give 95:5 only in the long run (after 100 requests the 5 % may as well be 9).
+//! A Weyl sequence (golden ratio) is even at once, but a client whose requests repeat with a
+//! period that is a Fibonacci number meets almost the same point each time; the van der Corput
+//! sequence fails already at period 2. Here points come in blocks of 8, one in each eighth, in an
+//! order drawn anew for each block (stratified sampling); the place inside the eighths moves on by
+//! the golden ratio from block to block. So any run of N points is even within O(log N), with at
+//! most one unfinished block on top, and the points that a periodic client meets are random.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
+
+/// Points of one block, a power of two.
+const STRATA: u32 = 8;
+/// 2^64 / golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// One worker's sequence.
+#[derive(Clone, Debug)]
+pub struct Tickets {
+    key: u64,
+    block: u64,
+    phase: u64,
+    next: u32,
+    odd: u32,
+    add: u32,
+    xor: u32,
+}
+
+impl Tickets {
+    /// The sequence of `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let phase = mix(seed);
+        let mut tickets =
+            Self { key: mix(phase), block: 0, phase, next: 0, odd: 1, add: 0, xor: 0 };
+        tickets.shuffle();
+        // A start inside the block, so that workers started together don't agree on their first
+        // picks: with few requests those are all there are.
+        tickets.next = (tickets.key % u64::from(STRATA)) as u32;
+        tickets
+    }
+
+    /// The next point.
+    #[inline]
+    pub fn take(&mut self) -> u64 {
+        if self.next == STRATA {
+            self.next = 0;
+            self.block = self.block.wrapping_add(1);
+            self.phase = self.phase.wrapping_add(GOLDEN);
+            self.shuffle();
+        }
+        // i -> (odd * i + add) ^ xor permutes 0..8.
+        let stratum = ((self.next * self.odd + self.add) ^ self.xor) % STRATA;
+        self.next += 1;
+        let width_bits = STRATA.trailing_zeros();
+        (u64::from(stratum) << (64 - width_bits)) | (self.phase >> width_bits)
+    }
+
+    fn shuffle(&mut self) {
+        let drawn = mix(self.key ^ self.block);
+        let part = |at: u32| (drawn >> at) as u32 % STRATA;
+        (self.odd, self.add, self.xor) = (part(0) | 1, part(16), part(32));
+    }
+}
+
+/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(value: u64) -> u64 {
+    let z = value.wrapping_add(GOLDEN);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// A number that differs from process to process and from call to call.
+pub(crate) fn entropy() -> u64 {
+    RandomState::new().hash_one(GOLDEN)
+}
+
+thread_local! {
+    static TICKETS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
+}
+
+/// The next point of this thread's own sequence.
+#[must_use]
+#[inline]
+pub fn take_ticket() -> u64 {
+    TICKETS.with_borrow_mut(Tickets::take)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn is_below(ticket: u64, share: f64) -> bool {
+        (ticket as f64) < share * 2f64.powi(64)
+    }
+
+    proptest! {
+        #[test]
+        fn every_prefix_is_even(seed: u64, share in 0.0..=1.0f64) {
+            let mut tickets = Tickets::new(seed);
+            let mut hits = 0.0;
+            for n in 1..=20_000 {
+                hits += f64::from(u8::from(is_below(tickets.take(), share)));
+                let off: f64 = hits - f64::from(n) * share;
+                // Half a block either way at its start and its end, and the golden ratio's own
+                // discrepancy, which stays under 2 at these lengths.
+                prop_assert!(off.abs() <= 6.0, "{off} after {n}");
+            }
+        }
+
+        #[test]
+        fn a_periodic_client_meets_its_share(seed: u64, share in 0.05..=0.95f64, period in 1usize..400) {
+            let mut tickets = Tickets::new(seed);
+            let taken = 4_000;
+            let hits = (0..taken * period)
+                .map(|_| tickets.take())
+                .step_by(period)
+                .filter(|&t| is_below(t, share))
+                .count() as f64;
+            let n = taken as f64;
+            // No worse than fair coins: 6 standard deviations.
+            let bound = 6.0 * (n * share * (1.0 - share)).sqrt();
+            prop_assert!((hits - n * share).abs() < bound, "{hits} of {n} at {share}");
+        }
+
+        #[test]
+        fn a_periodic_client_is_not_stuck_on_one_instance(seed: u64, period in 1usize..400) {
+            let mut tickets = Tickets::new(seed);
+            let mut run = 0;
+            for ticket in (0..2_000 * period).map(|_| tickets.take()).step_by(period) {
+                run = if is_below(ticket, 0.5) { 0 } else { run + 1 };
+                // A fair coin gives such a run once in 2^40 tosses.
+                prop_assert!(run < 40);
+            }
+        }
+    }
+}

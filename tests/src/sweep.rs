@@ -1,0 +1,182 @@
+//! What one instance carries, found by trying: the highest open-loop rate at which the SLO's
+//! quantile stays within its bound and nothing fails.
+//!
+//! First a closed loop finds the throughput ceiling in one second, then bisection below and
+//! around it. A step is long enough for a queue to show: at 5 % above what is carried, a second
+//! of load adds 50 ms of waiting.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rand::SeedableRng as _;
+use rand_pcg::Pcg64;
+
+use crate::clock::Clock;
+use crate::load::Engine;
+use crate::load::arrivals::Constant;
+use crate::load::record::{Latencies, Outcome, Record};
+use crate::load::request::{HttpClient, Mix, client};
+
+/// What counts as carried.
+#[derive(Clone, Copy, Debug)]
+pub struct Objective {
+    /// Quantile of latencies that must stay within the bound.
+    pub quantile: f64,
+    /// The bound, in milliseconds.
+    pub bound_ms: f64,
+}
+
+/// One rate, tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Offered, in requests per second.
+    pub rate_rps: f64,
+    /// Requests sent.
+    pub sent: usize,
+    /// Requests that failed.
+    pub failed: usize,
+    /// Median latency.
+    pub p50_ms: f64,
+    /// 99th percentile.
+    pub p99_ms: f64,
+    /// The objective held.
+    pub carried: bool,
+}
+
+/// Sweeps one instance.
+#[derive(Debug)]
+pub struct Sweep {
+    engine: Engine,
+    client: HttpClient,
+    mix: Mix,
+    target: SocketAddr,
+    objective: Objective,
+    seed: u64,
+}
+
+impl Sweep {
+    /// # Errors
+    /// The load engine could not start.
+    pub fn new(target: SocketAddr, mix: Mix, objective: Objective, seed: u64) -> Result<Self> {
+        let engine = Engine::start(Clock::start(), target, mix.clone())?;
+        Ok(Self {
+            engine,
+            client: client(),
+            mix,
+            target,
+            objective,
+            seed,
+        })
+    }
+
+    /// Finds the capacity in about twenty seconds; each step is shown as it ends.
+    ///
+    /// # Errors
+    /// Nothing is carried at all, or a thread failed.
+    pub async fn capacity_rps(&mut self, mut show: impl FnMut(&Step)) -> Result<f64> {
+        let ceiling = self.ceiling_rps(Duration::from_millis(1_500)).await;
+        ensure!(ceiling > 0.0, "the instance answers nothing");
+        let (mut carried, mut refused) = (0.0, 1.15 * ceiling);
+        let mut rate = 0.85 * ceiling;
+        for _ in 0..6 {
+            let step = self.step(rate, Duration::from_millis(2_200)).await?;
+            show(&step);
+            if step.carried {
+                carried = rate;
+            } else {
+                refused = rate;
+            }
+            rate = if carried > 0.0 {
+                (carried + refused) / 2.0
+            } else {
+                0.75 * refused
+            };
+        }
+        ensure!(
+            carried > 0.0,
+            "no rate tried was carried within {} ms",
+            self.objective.bound_ms
+        );
+        Ok(carried)
+    }
+
+    /// Offers one rate for `span` and waits until its last request has ended.
+    ///
+    /// # Errors
+    /// A thread failed.
+    pub async fn step(&mut self, rate_rps: f64, span: Duration) -> Result<Step> {
+        self.seed = self.seed.wrapping_add(1);
+        let before = self.engine.ledger().closed();
+        self.engine
+            .pace(Constant(rate_rps), self.seed, Some(span))?
+            .wait()
+            .await?;
+        self.engine.settle().await;
+        let records = self.engine.ledger().since(before);
+        Ok(judge(rate_rps, &records, self.objective))
+    }
+
+    async fn ceiling_rps(&self, span: Duration) -> f64 {
+        let began = Instant::now();
+        let mut workers = tokio::task::JoinSet::new();
+        for worker in 0..16 {
+            let mut random = Pcg64::seed_from_u64(self.seed ^ worker);
+            let (client, mix, target) = (self.client.clone(), self.mix.clone(), self.target);
+            workers.spawn(async move {
+                let mut done = 0_u32;
+                while began.elapsed() < span {
+                    let outcome = mix.draw(&mut random).fire(&client, target).await;
+                    done += u32::from(outcome == Outcome::Ok);
+                }
+                done
+            });
+        }
+        let done: u32 = workers.join_all().await.into_iter().sum();
+        f64::from(done) / began.elapsed().as_secs_f64()
+    }
+}
+
+fn judge(rate_rps: f64, records: &[Record], objective: Objective) -> Step {
+    let latencies = Latencies::of(records);
+    let quantile = |q| latencies.quantile_ms(q).unwrap_or(f64::INFINITY);
+    let failed = records.iter().filter(|record| record.failed()).count();
+    Step {
+        rate_rps,
+        sent: records.len(),
+        failed,
+        p50_ms: quantile(0.50),
+        p99_ms: quantile(0.99),
+        carried: failed == 0 && quantile(objective.quantile) <= objective.bound_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim_core::time::Time;
+
+    const OBJECTIVE: Objective = Objective {
+        quantile: 0.99,
+        bound_ms: 150.0,
+    };
+
+    fn records(slow: usize, outcome: Outcome) -> Vec<Record> {
+        (0..200)
+            .map(|index| Record {
+                intended: Time(0),
+                latency_micros: if index < slow { 151_000 } else { 10_000 },
+                idempotent: true,
+                outcome: if index == 0 { outcome } else { Outcome::Ok },
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_rate_is_carried_only_within_the_bound_and_without_failures() {
+        assert!(judge(100.0, &records(2, Outcome::Ok), OBJECTIVE).carried);
+        assert!(!judge(100.0, &records(3, Outcome::Ok), OBJECTIVE).carried);
+        assert!(!judge(100.0, &records(0, Outcome::Body), OBJECTIVE).carried);
+        assert!(!judge(100.0, &[], OBJECTIVE).carried);
+    }
+}

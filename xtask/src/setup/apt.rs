@@ -1,0 +1,196 @@
+//! apt-get, asked as little as possible: its lists are fetched at most once in a run, and only
+//! when something is missing from them.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::context::{Context, find_program, is_root};
+use crate::process;
+use crate::progress::Activity;
+
+pub(crate) struct Apt {
+    present: bool,
+    updated: Cell<bool>,
+    /// Options that point apt at package lists of our own, where root's are out of reach.
+    options: RefCell<Vec<String>>,
+}
+
+impl Apt {
+    pub(super) fn find(context: &Context) -> Self {
+        let programs = ["apt-get", "apt-cache", "dpkg-query", "dpkg-deb"];
+        let lists = private_lists(context);
+        // Lists of our own, once fetched, are used again.
+        let options = if !is_root() && lists.is_dir() {
+            private_options(&lists)
+        } else {
+            Vec::new()
+        };
+        Self {
+            present: programs.iter().all(|name| find_program(name).is_some()),
+            updated: Cell::new(false),
+            options: RefCell::new(options),
+        }
+    }
+
+    pub(super) fn is_present(&self) -> bool {
+        self.present
+    }
+
+    fn command(&self, context: &Context, program: &str) -> Command {
+        let mut command = context.command(program);
+        command.args(self.options.borrow().iter());
+        command
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    }
+
+    /// Fetches the package lists, unless this run has done so.
+    fn update(&self, context: &Context, activity: &Activity) -> Result<()> {
+        if self.updated.replace(true) {
+            return Ok(());
+        }
+        activity.say("apt-get update");
+        if !is_root() {
+            let lists = private_lists(context);
+            std::fs::create_dir_all(lists.join("lists/partial"))?;
+            std::fs::create_dir_all(lists.join("archives/partial"))?;
+            self.options.replace(private_options(&lists));
+        }
+        let log = context.cache.log("apt")?;
+        process::run_logged(
+            self.command(context, "apt-get").args(["update", "-q"]),
+            &log,
+        )
+    }
+
+    /// Installs packages into the system; root only.
+    pub(super) fn install(
+        &self,
+        context: &Context,
+        packages: &[&str],
+        activity: &Activity,
+    ) -> Result<()> {
+        let log = context.cache.log("apt")?;
+        let install = || {
+            activity.say(format!("apt-get install {}", packages.join(" ")));
+            let mut command = self.command(context, "apt-get");
+            command.args(["install", "-q", "-y", "--no-install-recommends"]);
+            command
+                .args(["-o", "DPkg::Lock::Timeout=300"])
+                .args(packages);
+            process::run_logged(&mut command, &log)
+        };
+        // Old lists may name versions that are no longer offered.
+        install().or_else(|_| self.update(context, activity).and_then(|()| install()))
+    }
+
+    /// The packages that the candidate version of `package` depends on; none if it is unknown
+    /// (a virtual package, say).
+    pub(super) fn dependencies(&self, context: &Context, package: &str) -> Option<Vec<String>> {
+        let mut command = self.command(context, "apt-cache");
+        command.args(["show", "--no-all-versions", package]);
+        let text = process::output(&mut command).ok()?;
+        text.contains("Package:").then(|| depends_field(&text))
+    }
+
+    /// True when dpkg has the package installed.
+    pub(super) fn is_installed(&self, context: &Context, package: &str) -> bool {
+        let mut command = context.command("dpkg-query");
+        command.args(["--show", "--showformat", "${db:Status-Status}\n", package]);
+        process::output(&mut command).is_ok_and(|text| text.lines().any(|line| line == "installed"))
+    }
+
+    /// Makes sure that `package` is known, by fetching the lists if it is not.
+    pub(super) fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
+        if !self.present {
+            bail!("no apt-get here");
+        }
+        if self.dependencies(context, package).is_none() {
+            self.update(context, activity)?;
+        }
+        if self.dependencies(context, package).is_none() {
+            bail!("apt knows no package {package}");
+        }
+        Ok(())
+    }
+
+    /// Downloads packages into `folder`, as any user.
+    pub(super) fn download(
+        &self,
+        context: &Context,
+        packages: &[String],
+        folder: &Path,
+    ) -> Result<()> {
+        let log = context.cache.log("apt")?;
+        let mut command = self.command(context, "apt-get");
+        // Root's download would otherwise be handed to a user who may not write to the folder.
+        command
+            .args(["download", "-q", "-o", "APT::Sandbox::User=root"])
+            .args(packages);
+        process::run_logged(command.current_dir(folder), &log)
+    }
+
+    /// Fetches the lists anew after a failure that old ones explain; false if already done.
+    pub(super) fn refresh(&self, context: &Context, activity: &Activity) -> Result<bool> {
+        if self.updated.get() {
+            return Ok(false);
+        }
+        self.update(context, activity).map(|()| true)
+    }
+}
+
+fn private_lists(context: &Context) -> PathBuf {
+    context.cache.path("apt")
+}
+
+fn private_options(lists: &Path) -> Vec<String> {
+    let at = |name: &str, folder: &str| format!("{name}={}", lists.join(folder).display());
+    [
+        at("Dir::State::Lists", "lists"),
+        at("Dir::Cache", ""),
+        "Debug::NoLocking=1".to_owned(),
+    ]
+    .into_iter()
+    .flat_map(|option| ["-o".to_owned(), option])
+    .collect()
+}
+
+/// Unpacks one package below `root`, without installing it.
+pub(super) fn unpack(context: &Context, package: &Path, root: &Path) -> Result<()> {
+    let mut command = context.command("dpkg-deb");
+    command.arg("--extract").arg(package).arg(root);
+    process::output(&mut command).map(drop).context("unpack")
+}
+
+/// Names in the `Depends:` field: the first of alternatives, without versions and qualifiers.
+fn depends_field(show: &str) -> Vec<String> {
+    show.lines()
+        .filter_map(|line| {
+            line.strip_prefix("Depends:")
+                .or_else(|| line.strip_prefix("Pre-Depends:"))
+        })
+        .flat_map(|field| field.split(','))
+        .filter_map(|entry| entry.split('|').next()?.split_whitespace().next())
+        .map(|name| name.split(':').next().unwrap_or(name).to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_from_the_depends_field() {
+        let show = "Package: rustc-web\nVersion: 2\nDepends: libc6 (>= 2.34), gcc | clang, \
+                    python3:any, libstd-rust-web-dev (= 1.0+dfsg1-1)\nConflicts: rustup\n";
+        assert_eq!(
+            depends_field(show),
+            ["libc6", "gcc", "python3", "libstd-rust-web-dev"]
+        );
+        assert!(depends_field("Package: x\n").is_empty());
+    }
+}

@@ -1,0 +1,231 @@
+//! Debian's newest compiler, unpacked in the cache without root, and bpf-linker built against its
+//! LLVM: the way to an eBPF object where rustup can't fetch a nightly with `rust-src`.
+//!
+//! No version is written here but bpf-linker's: Debian's security updates move the compiler, and
+//! with it the LLVM that the linker must match.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::apt::{self, Apt};
+use super::toolchain::{Toolchain, has_library_source, llvm_major};
+use crate::cache::remove_folder;
+use crate::context::Context;
+use crate::process;
+use crate::progress::Activity;
+
+const COMPILER: &str = "rustc-web";
+const SOURCE: &str = "rust-web-src";
+const LINKER_VERSION: &str = "0.13.0";
+
+pub(super) fn toolchain(context: &Context, apt: &Apt, activity: &Activity) -> Result<Toolchain> {
+    let _lock = context.cache.lock("ebpf-toolchain", activity)?;
+    let root = context.cache.path("debian-rust");
+    let mut origin = "cached";
+    if !root.join("usr/bin/rustc").is_file() {
+        unpack_compiler(context, apt, activity)?;
+        origin = "built";
+    }
+    let libraries = library_path(&root)?;
+    let mut ask = context.command(root.join("usr/bin/rustc"));
+    let version = process::output(ask.env("LD_LIBRARY_PATH", &libraries).arg("-vV"))?;
+    let llvm = llvm_major(&version)?;
+    let folder = format!("bpf-linker-{LINKER_VERSION}-llvm{llvm}");
+    let linker = context.cache.path(&folder).join("bin/bpf-linker");
+    if !linker.is_file() {
+        build_linker(context, &folder, llvm, &libraries, activity)?;
+        origin = "built";
+    }
+    Ok(Toolchain {
+        cargo: context.cargo_path().to_owned(),
+        rustc: root.join("usr/bin/rustc"),
+        linker,
+        libraries: Some(libraries),
+        sysroot: root.join("usr"),
+        origin: format!("{origin}, Debian's rustc {}", release(&version)),
+    })
+}
+
+/// `1.96.0` of what `rustc -vV` says.
+fn release(verbose_version: &str) -> &str {
+    let release = verbose_version
+        .lines()
+        .find_map(|line| line.strip_prefix("release:"));
+    release.unwrap_or_default().trim()
+}
+
+fn unpack_compiler(context: &Context, apt: &Apt, activity: &Activity) -> Result<()> {
+    apt.know(context, COMPILER, activity)?;
+    apt.know(context, SOURCE, activity)?;
+    let archives = context.cache.path("debian-rust-archives");
+    context.cache.install("debian-rust", |root| {
+        let download = || {
+            remove_folder(&archives)?;
+            std::fs::create_dir_all(&archives)?;
+            let packages = closure(context, apt);
+            activity.say(format!("downloading {}", packages.join(" ")));
+            apt.download(context, &packages, &archives)
+        };
+        // Old lists name versions that are gone from the archive.
+        if let Err(error) = download() {
+            if !apt.refresh(context, activity)? {
+                return Err(error);
+            }
+            download()?;
+        }
+        activity.say("unpacking the compiler");
+        for entry in std::fs::read_dir(&archives)? {
+            apt::unpack(context, &entry?.path(), root)?;
+        }
+        anyhow::ensure!(
+            has_library_source(&root.join("usr")),
+            "{SOURCE} brings no library source"
+        );
+        Ok(())
+    })?;
+    remove_folder(&archives)
+}
+
+/// The compiler, its source and what they need: what dpkg hasn't installed, and in any case the
+/// compiler's own libraries, whose installed version may be another.
+fn closure(context: &Context, apt: &Apt) -> Vec<String> {
+    let mut waiting = vec![COMPILER.to_owned(), SOURCE.to_owned()];
+    let mut chosen = BTreeSet::new();
+    while let Some(package) = waiting.pop() {
+        let own = [COMPILER, SOURCE].contains(&package.as_str())
+            || package.starts_with("libstd-rust")
+            || package.starts_with("libllvm");
+        if chosen.contains(&package) || (!own && apt.is_installed(context, &package)) {
+            continue;
+        }
+        // An unknown name is virtual, such as libc-dev: what provides it links Rust programs
+        // and so is there, or the packages step has said what is missing.
+        if let Some(dependencies) = apt.dependencies(context, &package) {
+            waiting.extend(dependencies);
+            chosen.insert(package);
+        }
+    }
+    chosen.into_iter().collect()
+}
+
+/// The multiarch folders of the unpacked packages.
+fn library_path(root: &Path) -> Result<OsString> {
+    let mut folders = Vec::new();
+    for parent in [root.join("usr/lib"), root.join("lib")] {
+        let Ok(entries) = std::fs::read_dir(&parent) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() && name.contains("-linux-") {
+                folders.push(path);
+            }
+        }
+    }
+    std::env::join_paths(folders).context("library path")
+}
+
+fn build_linker(
+    context: &Context,
+    folder: &str,
+    llvm: u32,
+    libraries: &OsStr,
+    activity: &Activity,
+) -> Result<()> {
+    activity.say(format!(
+        "building bpf-linker {LINKER_VERSION} for LLVM {llvm}"
+    ));
+    let log = context.cache.log("bpf-linker")?;
+    let build = context.cache.path("bpf-linker-target");
+    context.cache.install(folder, |root| {
+        let prefix = root.join("llvm");
+        link_llvm(llvm, libraries, &prefix.join("lib"))?;
+        let mut cargo = context.command(context.cargo_path());
+        cargo.args([
+            "install",
+            "bpf-linker",
+            "--locked",
+            "--version",
+            LINKER_VERSION,
+        ]);
+        cargo.args([
+            "--no-default-features",
+            "--features",
+            &format!("llvm-{llvm}"),
+        ]);
+        cargo.arg("--root").arg(root);
+        cargo
+            .env("LLVM_PREFIX", &prefix)
+            .env("CARGO_TARGET_DIR", &build);
+        cargo
+            .env("LD_LIBRARY_PATH", libraries)
+            .env_remove("RUSTFLAGS");
+        process::run_logged(cargo.current_dir(root), &log)
+    })?;
+    remove_folder(&build)
+}
+
+/// A prefix that looks like an LLVM installation to bpf-linker's build script.
+fn link_llvm(llvm: u32, libraries: &OsStr, folder: &Path) -> Result<()> {
+    let library = std::env::split_paths(libraries)
+        .find_map(|directory| find_llvm(&directory, llvm))
+        .with_context(|| format!("Debian's compiler came without libLLVM {llvm}"))?;
+    let name = library.file_name().unwrap_or_default().to_owned();
+    std::fs::create_dir_all(folder)?;
+    std::os::unix::fs::symlink(&library, folder.join(&name))?;
+    if name != "libLLVM.so" {
+        std::os::unix::fs::symlink(&name, folder.join("libLLVM.so"))?;
+    }
+    Ok(())
+}
+
+fn find_llvm(folder: &Path, llvm: u32) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .and_then(OsStr::to_str)
+                .is_some_and(|name| is_llvm_library(name, llvm))
+        })
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// `libLLVM.so.22.1` or, before LLVM 18, `libLLVM-17.so.1`.
+fn is_llvm_library(name: &str, llvm: u32) -> bool {
+    let new = format!("libLLVM.so.{llvm}");
+    let old = format!("libLLVM-{llvm}.so");
+    name.strip_prefix(&new)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        || name.starts_with(&old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_llvm_library_is_known_by_either_naming() {
+        assert!(is_llvm_library("libLLVM.so.22.1", 22));
+        assert!(is_llvm_library("libLLVM.so.22", 22));
+        assert!(is_llvm_library("libLLVM-17.so.1", 17));
+        assert!(!is_llvm_library("libLLVM.so.221", 22));
+        assert!(!is_llvm_library("libLLVM-C.so.22", 22));
+    }
+
+    #[test]
+    fn only_multiarch_folders_are_on_the_library_path() {
+        let root = std::env::temp_dir().join(format!("xtask-libraries-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("usr/lib/x86_64-linux-gnu")).unwrap();
+        std::fs::create_dir_all(root.join("usr/lib/rustlib")).unwrap();
+        let path = library_path(&root).unwrap();
+        assert_eq!(PathBuf::from(path), root.join("usr/lib/x86_64-linux-gnu"));
+        remove_folder(&root).unwrap();
+    }
+}

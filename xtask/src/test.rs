@@ -1,0 +1,128 @@
+//! `cargo xtask test`: set up, build, and run every test.
+
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Result, bail};
+
+use crate::build::{self, Extent, Profile};
+use crate::context::{Context, find_program};
+use crate::process;
+use crate::progress::Steps;
+use crate::setup::{self, Prepared};
+
+/// Tests with this in their name share network namespaces and cgroups, and run one at a time.
+/// `.config/nextest.toml` says the same to nextest.
+const PRIVILEGED: &str = "privileged";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only tests whose name contains one of these
+    filter: Vec<String>,
+}
+
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    run_prepared(context, &arguments.filter).map(drop)
+}
+
+/// Runs the tests and returns what setup prepared, for what comes next.
+pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepared> {
+    let mut steps = Steps::new("setup", setup::STEPS + 1);
+    let prepared = setup::all(context, &mut steps, Profile::Dev)?;
+    println!("{}", steps.heading("programs and tests"));
+    build::programs(context, Profile::Dev, Extent::ProgramsAndTests)?;
+
+    let mut skipped = Vec::new();
+    let mut failed = Vec::new();
+    for mut command in commands(context, filter) {
+        prepared.tell(&mut command, context, Profile::Dev);
+        println!("test: {}", process::describe(&command));
+        let (status, lines) = process::run_and_pick(&mut command, is_skip)?;
+        skipped.extend(lines);
+        if !status.success() {
+            failed.push(failure(&command, status));
+        }
+    }
+    for line in &skipped {
+        println!("test: NOT TESTED: {line}");
+    }
+    if !skipped.is_empty() {
+        println!(
+            "test: {} test(s) above did not test what they are for",
+            skipped.len()
+        );
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    Ok(prepared)
+}
+
+fn is_skip(line: &str) -> bool {
+    line.split(|character: char| !character.is_ascii_alphabetic())
+        .any(|word| word == "SKIPPED")
+}
+
+fn failure(command: &Command, status: ExitStatus) -> String {
+    format!("{} failed ({status})", process::describe(command))
+}
+
+fn commands(context: &Context, filter: &[String]) -> Vec<Command> {
+    let cargo = |arguments: &[&str], own: &[&str]| {
+        let mut command = context.cargo();
+        command.args(arguments).args(filter);
+        if !own.is_empty() {
+            command.arg("--").args(own);
+        }
+        command
+    };
+    let documentation = cargo(&["test", "--workspace", "--doc"], &[]);
+    if find_program("cargo-nextest").is_some() {
+        let mut nextest = cargo(&["nextest", "run", "--workspace"], &[]);
+        // Its output passes through us; it can't see the terminal.
+        if crate::context::is_terminal() {
+            nextest.args(["--color", "always"]);
+        }
+        // A filter may name documentation tests only.
+        nextest.args([
+            "--no-tests",
+            if filter.is_empty() { "fail" } else { "pass" },
+        ]);
+        return vec![nextest, documentation];
+    }
+    let unit = [
+        "test",
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--no-fail-fast",
+    ];
+    // Output of a passed test is shown for the sake of its SKIPPED lines.
+    if filter.is_empty() {
+        vec![
+            cargo(&unit, &["--show-output", "--skip", PRIVILEGED]),
+            cargo(&unit, &["--show-output", "--test-threads", "1", PRIVILEGED]),
+            documentation,
+        ]
+    } else {
+        // libtest takes the union of its filters, so the privileged can't be told apart here.
+        let mut one = context.cargo();
+        one.args(unit)
+            .args(["--", "--show-output", "--test-threads", "1"])
+            .args(filter);
+        vec![one, documentation]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_is_the_word_in_capitals() {
+        assert!(is_skip("SKIPPED privileged_e2e: not root"));
+        assert!(is_skip("test: SKIPPED: not root"));
+        assert!(!is_skip("Summary [0.1s] 3 tests run: 3 passed, 1 skipped"));
+        assert!(!is_skip("UNSKIPPED"));
+    }
+}
