@@ -69,7 +69,10 @@ struct Record {
 impl Btf {
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
         let truncated = || BtfError::Malformed("header");
-        let magic = bytes.get(..2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
+        let magic = bytes
+            .get(..2)
+            .and_then(|b| b.try_into().ok())
+            .map(u16::from_le_bytes);
         if magic != Some(MAGIC) {
             return Err(BtfError::Malformed("magic"));
         }
@@ -82,29 +85,45 @@ impl Btf {
         };
         let types = section(word(8)?, word(12)?).ok_or(BtfError::Malformed("type section"))?;
         let strings = section(word(16)?, word(20)?).ok_or(BtfError::Malformed("string section"))?;
-        let mut this = Self { bytes, records: vec![0], structs: HashMap::new(), strings };
+        let mut this = Self {
+            bytes,
+            records: vec![0],
+            structs: HashMap::new(),
+            strings,
+        };
         this.index(types)?;
         Ok(this)
     }
 
     /// Byte offset of `path` (member names joined by dots, embedded structs only) in struct `name`.
     pub(crate) fn offset(&self, name: &str, path: &str) -> Result<u32, BtfError> {
-        let mut id = *self.structs.get(name).ok_or_else(|| BtfError::NoStruct(name.to_owned()))?;
+        let mut id = *self
+            .structs
+            .get(name)
+            .ok_or_else(|| BtfError::NoStruct(name.to_owned()))?;
         let mut bits = 0_u32;
         for member in path.split('.') {
             let found = self.member(id, member, DEPTH_MAX)?;
-            let (offset, kind) = found.ok_or_else(|| BtfError::NoMember(name.to_owned(), path.to_owned()))?;
-            bits = bits.checked_add(offset).ok_or(BtfError::Malformed("member offset"))?;
+            let (offset, kind) =
+                found.ok_or_else(|| BtfError::NoMember(name.to_owned(), path.to_owned()))?;
+            bits = bits
+                .checked_add(offset)
+                .ok_or(BtfError::Malformed("member offset"))?;
             id = kind;
         }
-        if bits % 8 == 0 { Ok(bits / 8) } else { Err(BtfError::Malformed("a bit field has no byte offset")) }
+        if bits.is_multiple_of(8) {
+            Ok(bits / 8)
+        } else {
+            Err(BtfError::Malformed("a bit field has no byte offset"))
+        }
     }
 
     fn index(&mut self, (start, end): (usize, usize)) -> Result<(), BtfError> {
         let mut at = start;
         while at < end {
             let record = self.record_at(at)?;
-            let id = u32::try_from(self.records.len()).map_err(|_| BtfError::Malformed("too many types"))?;
+            let id = u32::try_from(self.records.len())
+                .map_err(|_| BtfError::Malformed("too many types"))?;
             self.records.push(at);
             if record.kind == KIND_STRUCT
                 && let Some(name) = self.string(record.name).filter(|name| !name.is_empty())
@@ -120,7 +139,9 @@ impl Btf {
             let once = match record.kind {
                 KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
                 KIND_ARRAY => 12,
-                kind if kind > KIND_LAST => return Err(BtfError::Malformed("unknown kind of type")),
+                kind if kind > KIND_LAST => {
+                    return Err(BtfError::Malformed("unknown kind of type"));
+                }
                 _ => 0,
             };
             at = record.data + once + each * record.length as usize;
@@ -129,7 +150,8 @@ impl Btf {
     }
 
     fn record_at(&self, at: usize) -> Result<Record, BtfError> {
-        let word = |offset| word(&self.bytes, at + offset).ok_or(BtfError::Malformed("type record"));
+        let word =
+            |offset| word(&self.bytes, at + offset).ok_or(BtfError::Malformed("type record"));
         let (name, info, reference) = (word(0)?, word(4)?, word(8)?);
         Ok(Record {
             kind: info >> 24 & 0x1f,
@@ -151,8 +173,12 @@ impl Btf {
 
     /// Bit offset and type of a member, looked for in anonymous structs and unions too.
     fn member(&self, id: u32, name: &str, depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
-        let Some(depth) = depth.checked_sub(1) else { return Err(BtfError::Malformed("nesting")) };
-        let Some(record) = self.record(id)? else { return Ok(None) };
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(BtfError::Malformed("nesting"));
+        };
+        let Some(record) = self.record(id)? else {
+            return Ok(None);
+        };
         match record.kind {
             KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
                 return self.member(record.reference, name, depth);
@@ -162,15 +188,22 @@ impl Btf {
         }
         for index in 0..record.length as usize {
             let word = |offset| {
-                word(&self.bytes, record.data + 12 * index + offset).ok_or(BtfError::Malformed("member"))
+                word(&self.bytes, record.data + 12 * index + offset)
+                    .ok_or(BtfError::Malformed("member"))
             };
             let (member, kind, offset) = (word(0)?, word(4)?, word(8)?);
-            let offset = if record.bitfields { offset & 0x00ff_ffff } else { offset };
+            let offset = if record.bitfields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
             match self.string(member) {
                 Some(found) if found == name => return Ok(Some((offset, kind))),
                 Some("") => {
                     if let Some((inner, kind)) = self.member(kind, name, depth)? {
-                        let sum = offset.checked_add(inner).ok_or(BtfError::Malformed("member offset"))?;
+                        let sum = offset
+                            .checked_add(inner)
+                            .ok_or(BtfError::Malformed("member offset"))?;
                         return Ok(Some((sum, kind)));
                     }
                 }
@@ -202,9 +235,15 @@ mod tests {
         let strings = b"\0int\0outer\0inner\0a\0b\0c\0x\0y\0";
         let name = |s: &str| {
             let needle = format!("\0{s}\0");
-            strings.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u32 + 1
+            strings
+                .windows(needle.len())
+                .position(|w| w == needle.as_bytes())
+                .unwrap() as u32
+                + 1
         };
-        let kind = |kind: u32, length: u32, bitfields: bool| kind << 24 | length | u32::from(bitfields) << 31;
+        let kind = |kind: u32, length: u32, bitfields: bool| {
+            kind << 24 | length | u32::from(bitfields) << 31
+        };
         let words = [
             // 1: int
             [name("int"), kind(KIND_INT, 0, false), 4].as_slice(),
@@ -223,7 +262,13 @@ mod tests {
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut bytes = Vec::from(MAGIC.to_le_bytes());
         bytes.extend([1, 0]);
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        for word in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
             bytes.extend(word.to_le_bytes());
         }
         bytes.extend(types);
@@ -237,9 +282,18 @@ mod tests {
         assert_eq!(btf.offset("outer", "a"), Ok(0));
         assert_eq!(btf.offset("outer", "b"), Ok(4));
         assert_eq!(btf.offset("outer", "c.x"), Ok(8));
-        assert_eq!(btf.offset("outer", "z"), Err(BtfError::NoMember("outer".into(), "z".into())));
-        assert_eq!(btf.offset("other", "a"), Err(BtfError::NoStruct("other".into())));
-        assert!(matches!(btf.offset("inner", "y"), Err(BtfError::Malformed(_))), "a bit field");
+        assert_eq!(
+            btf.offset("outer", "z"),
+            Err(BtfError::NoMember("outer".into(), "z".into()))
+        );
+        assert_eq!(
+            btf.offset("other", "a"),
+            Err(BtfError::NoStruct("other".into()))
+        );
+        assert!(
+            matches!(btf.offset("inner", "y"), Err(BtfError::Malformed(_))),
+            "a bit field"
+        );
     }
 
     #[test]

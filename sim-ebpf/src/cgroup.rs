@@ -25,7 +25,8 @@ pub fn cgroup2_mount() -> io::Result<PathBuf> {
 
 /// Whether the `io` controller is on cgroup2, so that the cgroup of a bio is a cgroup2 one.
 pub(crate) fn io_on_cgroup2() -> bool {
-    let controllers = cgroup2_mount().and_then(|root| fs::read_to_string(root.join("cgroup.controllers")));
+    let controllers =
+        cgroup2_mount().and_then(|root| fs::read_to_string(root.join("cgroup.controllers")));
     controllers.is_ok_and(|list| list.split_whitespace().any(|name| name == "io"))
 }
 
@@ -46,7 +47,10 @@ mod tests {
     fn cgroup2_is_found_beside_cgroup1_and_alone() {
         let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(find_cgroup2(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(find_cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"), Some("/sys/fs/cgroup".into()));
+        assert_eq!(
+            find_cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"),
+            Some("/sys/fs/cgroup".into())
+        );
         assert_eq!(find_cgroup2("tmpfs /sys/fs/cgroup tmpfs ro 0 0\n"), None);
     }
 }

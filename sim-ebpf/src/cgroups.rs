@@ -25,8 +25,17 @@ pub(crate) struct Cgroups {
 
 impl Cgroups {
     /// `cpus`: number of possible CPUs.
-    pub(crate) fn new(map: PerCpuHashMap<MapData, u64, CgroupCounters>, limit: u32, cpus: usize) -> Self {
-        Self { map, tracked: HashSet::new(), limit, cpus }
+    pub(crate) fn new(
+        map: PerCpuHashMap<MapData, u64, CgroupCounters>,
+        limit: u32,
+        cpus: usize,
+    ) -> Self {
+        Self {
+            map,
+            tracked: HashSet::new(),
+            limit,
+            cpus,
+        }
     }
 
     pub(crate) fn track(&mut self, id: u64) -> Result<(), TrackError> {
@@ -40,8 +49,18 @@ impl Cgroups {
                     refills += 1;
                     thread::sleep(REFILL);
                 }
-                Some(libc::E2BIG) => return Err(TrackError::Full { id, limit: self.limit }),
-                _ => return Err(TrackError::Map { id, reason: one_line(&error) }),
+                Some(libc::E2BIG) => {
+                    return Err(TrackError::Full {
+                        id,
+                        limit: self.limit,
+                    });
+                }
+                _ => {
+                    return Err(TrackError::Map {
+                        id,
+                        reason: one_line(&error),
+                    });
+                }
             }
         }
         self.tracked.insert(id);
@@ -57,7 +76,11 @@ impl Cgroups {
         if self.tracked.remove(&id)
             && let Err(error) = self.map.remove(&id)
         {
-            tracing::warn!(cgroup_id = id, "can't remove counters: {}", one_line(&error));
+            tracing::warn!(
+                cgroup_id = id,
+                "can't remove counters: {}",
+                one_line(&error)
+            );
         }
     }
 
@@ -65,7 +88,10 @@ impl Cgroups {
         if !self.tracked.contains(&id) {
             return Err(ReadError::Untracked(id));
         }
-        let per_cpu = self.map.get(&id, 0).map_err(|error| ReadError::Map { id, reason: one_line(&error) })?;
+        let per_cpu = self.map.get(&id, 0).map_err(|error| ReadError::Map {
+            id,
+            reason: one_line(&error),
+        })?;
         let mut counters = Counters::default();
         per_cpu.iter().for_each(|one| counters.add(one));
         Ok(counters)

@@ -42,7 +42,9 @@ pub struct ProgramCost {
 /// Asks the kernel to measure, until the descriptor is closed.
 pub(crate) fn measure() -> Option<OwnedFd> {
     enable_stats(Stats::RunTime)
-        .inspect_err(|error| tracing::warn!("the probes' own cost is not measured: {}", one_line(error)))
+        .inspect_err(|error| {
+            tracing::warn!("the probes' own cost is not measured: {}", one_line(error));
+        })
         .ok()
 }
 
@@ -77,8 +79,11 @@ fn info(fd: &OwnedFd) -> io::Result<String> {
 
 fn parse(name: &str, info: &str) -> ProgramCost {
     let field = |key: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().parse().ok())
+            .unwrap_or(0)
     };
     ProgramCost {
         name: name.to_owned(),
@@ -95,7 +100,12 @@ mod tests {
     #[test]
     fn fields_are_taken_by_their_whole_name_and_missing_ones_are_zero() {
         let info = "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1234\nrun_cnt:\t56\n";
-        let expected = ProgramCost { name: "x".into(), run_ns: 1234, run_count: 56, missed_count: 0 };
+        let expected = ProgramCost {
+            name: "x".into(),
+            run_ns: 1234,
+            run_count: 56,
+            missed_count: 0,
+        };
         assert_eq!(parse("x", info), expected);
     }
 }

@@ -1,7 +1,9 @@
 //! What one cgroup did, in one struct.
 
 use crate::Log2Histogram;
-use sim_ebpf_abi::{BlockCounters, CgroupCounters, CpuCounters, LOSS_KINDS, Loss, NetCounters, TcpCounters};
+use sim_ebpf_abi::{
+    BlockCounters, CgroupCounters, CpuCounters, LOSS_KINDS, Loss, NetCounters, TcpCounters,
+};
 
 /// Facts of one cgroup (its own tasks and sockets, nested cgroups not included), summed over CPUs.
 ///
@@ -67,7 +69,9 @@ impl Counters {
     /// Completed block operations of every kind.
     #[must_use]
     pub fn block_ops(&self) -> u64 {
-        self.block_read_ops.saturating_add(self.block_write_ops).saturating_add(self.block_other_ops)
+        self.block_read_ops
+            .saturating_add(self.block_write_ops)
+            .saturating_add(self.block_other_ops)
     }
 
     fn zip(
@@ -108,11 +112,36 @@ impl Counters {
 impl From<&CgroupCounters> for Counters {
     fn from(kernel: &CgroupCounters) -> Self {
         // Destructured, so that a counter added to the kernel side can't be forgotten here.
-        let CgroupCounters { cpu, block, net, tcp } = *kernel;
-        let CpuCounters { on_cpu_ns, switches, run_queue_ns, run_queue_waits, run_queue } = cpu;
-        let BlockCounters { read_bytes, write_bytes, read_ops, write_ops, other_ops, errors, latency_ns, latency } =
-            block;
-        let NetCounters { rx_bytes, tx_bytes, rx_packets, tx_packets, rtt } = net;
+        let CgroupCounters {
+            cpu,
+            block,
+            net,
+            tcp,
+        } = *kernel;
+        let CpuCounters {
+            on_cpu_ns,
+            switches,
+            run_queue_ns,
+            run_queue_waits,
+            run_queue,
+        } = cpu;
+        let BlockCounters {
+            read_bytes,
+            write_bytes,
+            read_ops,
+            write_ops,
+            other_ops,
+            errors,
+            latency_ns,
+            latency,
+        } = block;
+        let NetCounters {
+            rx_bytes,
+            tx_bytes,
+            rx_packets,
+            tx_packets,
+            rtt,
+        } = net;
         let TcpCounters { retransmits } = tcp;
         Self {
             on_cpu_ns,
@@ -155,7 +184,10 @@ impl Losses {
     }
 
     pub(crate) fn from_kinds(kinds: &[u64; LOSS_KINDS]) -> Self {
-        Self { run_queue_waits: kinds[Loss::TaskStorage as usize], block_requests: kinds[Loss::InFlight as usize] }
+        Self {
+            run_queue_waits: kinds[Loss::TaskStorage as usize],
+            block_requests: kinds[Loss::InFlight as usize],
+        }
     }
 }
 
@@ -166,10 +198,17 @@ mod tests {
 
     #[test]
     fn every_kernel_counter_reaches_its_field_and_any_bytes_decode() {
-        let histogram = Histogram { buckets: [u64::MAX; 32] };
+        let histogram = Histogram {
+            buckets: [u64::MAX; 32],
+        };
         let mut all = Counters::default();
-        let cpu =
-            CpuCounters { on_cpu_ns: u64::MAX, switches: 1, run_queue_ns: 2, run_queue_waits: 3, run_queue: histogram };
+        let cpu = CpuCounters {
+            on_cpu_ns: u64::MAX,
+            switches: 1,
+            run_queue_ns: 2,
+            run_queue_waits: 3,
+            run_queue: histogram,
+        };
         let block = BlockCounters {
             read_bytes: u64::MAX,
             write_bytes: 4,
@@ -180,15 +219,45 @@ mod tests {
             latency_ns: 9,
             latency: histogram,
         };
-        let net = NetCounters { rx_bytes: 10, tx_bytes: 11, rx_packets: 12, tx_packets: 13, rtt: histogram };
-        let one_cpu = CgroupCounters { cpu, block, net, tcp: TcpCounters { retransmits: 14 } };
+        let net = NetCounters {
+            rx_bytes: 10,
+            tx_bytes: 11,
+            rx_packets: 12,
+            tx_packets: 13,
+            rtt: histogram,
+        };
+        let one_cpu = CgroupCounters {
+            cpu,
+            block,
+            net,
+            tcp: TcpCounters { retransmits: 14 },
+        };
         all.add(&one_cpu);
         all.add(&one_cpu);
         assert_eq!(all.on_cpu_ns, u64::MAX);
         assert_eq!(all.block_read_bytes, u64::MAX);
-        assert_eq!((all.switches, all.run_queue_delay_ns, all.run_queue_waits), (2, 4, 6));
-        assert_eq!((all.block_write_bytes, all.block_ops(), all.block_errors, all.block_latency_ns), (8, 36, 16, 18));
-        assert_eq!((all.net_rx_bytes, all.net_tx_bytes, all.net_rx_packets, all.net_tx_packets), (20, 22, 24, 26));
+        assert_eq!(
+            (all.switches, all.run_queue_delay_ns, all.run_queue_waits),
+            (2, 4, 6)
+        );
+        assert_eq!(
+            (
+                all.block_write_bytes,
+                all.block_ops(),
+                all.block_errors,
+                all.block_latency_ns
+            ),
+            (8, 36, 16, 18)
+        );
+        assert_eq!(
+            (
+                all.net_rx_bytes,
+                all.net_tx_bytes,
+                all.net_rx_packets,
+                all.net_tx_packets
+            ),
+            (20, 22, 24, 26)
+        );
         assert_eq!(all.retransmits, 28);
         assert_eq!(all.since(&all), Counters::default());
         assert_eq!(Counters::default().since(&all), Counters::default());

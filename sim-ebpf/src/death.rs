@@ -1,5 +1,8 @@
 //! Death flags: reading, without a syscall, what the kernel wrote when a process died.
-#![allow(unsafe_code, reason = "maps kernel memory and reads it as atomics; there is no safe API for BPF_F_MMAPABLE arrays")]
+#![allow(
+    unsafe_code,
+    reason = "maps kernel memory and reads it as atomics; there is no safe API for BPF_F_MMAPABLE arrays"
+)]
 
 use std::{
     io,
@@ -28,16 +31,30 @@ impl DeathFlags {
     /// Maps an array of `slots` words.
     pub(crate) fn map(array: BorrowedFd<'_>, slots: u32) -> io::Result<Self> {
         // SAFETY: takes no pointers.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
+            .map_err(io::Error::other)?;
         let bytes = (slots as usize * size_of::<AtomicU64>()).next_multiple_of(page);
         // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing of ours.
-        let address =
-            unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, array.as_raw_fd(), 0) };
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                array.as_raw_fd(),
+                0,
+            )
+        };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let words = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok(Self { words, slots, bytes })
+        let words =
+            NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self {
+            words,
+            slots,
+            bytes,
+        })
     }
 
     /// When the process in `slot` died, in nanoseconds of `CLOCK_MONOTONIC`; `None` while it lives, if the

@@ -16,7 +16,9 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The process lacks a capability.
-    #[error("not permitted to load eBPF ({what}): run as root or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
+    #[error(
+        "not permitted to load eBPF ({what}): run as root or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
     Permission {
         /// What the kernel refused.
         what: String,
@@ -136,7 +138,10 @@ pub(crate) fn one_line(error: &dyn Error) -> String {
 pub(crate) fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(cause) = next {
-        if let Some(code) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        if let Some(code) = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
+        {
             return Some(code);
         }
         next = cause.source();

@@ -27,11 +27,17 @@ impl Group {
     #[must_use]
     pub const fn fallback(self) -> &'static str {
         match self {
-            Self::Cpu => "cpu.stat (usage, throttling) and cpu.pressure of the cgroup; no delay histogram",
+            Self::Cpu => {
+                "cpu.stat (usage, throttling) and cpu.pressure of the cgroup; no delay histogram"
+            }
             Self::Block => "io.stat and io.pressure of the cgroup; no latency histogram",
-            Self::Net => "nothing per cgroup; /proc/net/dev of the instance's network namespace if it has its own",
+            Self::Net => {
+                "nothing per cgroup; /proc/net/dev of the instance's network namespace if it has its own"
+            }
             Self::Tcp => "Tcp RetransSegs in /proc/net/snmp of the network namespace",
-            Self::Life => "the node's pidfd of the process, told to the proxy over the control stream",
+            Self::Life => {
+                "the node's pidfd of the process, told to the proxy over the control stream"
+            }
         }
     }
 
@@ -50,23 +56,56 @@ impl Group {
     pub(crate) const fn programs(self) -> &'static [ProgramSpec] {
         match self {
             Self::Cpu => &[
-                ProgramSpec { name: "settle", hook: Hook::OnDemand },
-                ProgramSpec { name: "sched_wakeup", hook: Hook::Tracepoint("sched_wakeup") },
-                ProgramSpec { name: "sched_wakeup_new", hook: Hook::Tracepoint("sched_wakeup_new") },
-                ProgramSpec { name: "sched_switch", hook: Hook::Tracepoint("sched_switch") },
+                ProgramSpec {
+                    name: "settle",
+                    hook: Hook::OnDemand,
+                },
+                ProgramSpec {
+                    name: "sched_wakeup",
+                    hook: Hook::Tracepoint("sched_wakeup"),
+                },
+                ProgramSpec {
+                    name: "sched_wakeup_new",
+                    hook: Hook::Tracepoint("sched_wakeup_new"),
+                },
+                ProgramSpec {
+                    name: "sched_switch",
+                    hook: Hook::Tracepoint("sched_switch"),
+                },
             ],
             Self::Block => &[
-                ProgramSpec { name: "block_rq_complete", hook: Hook::Tracepoint("block_rq_complete") },
-                ProgramSpec { name: "block_rq_issue", hook: Hook::Tracepoint("block_rq_issue") },
+                ProgramSpec {
+                    name: "block_rq_complete",
+                    hook: Hook::Tracepoint("block_rq_complete"),
+                },
+                ProgramSpec {
+                    name: "block_rq_issue",
+                    hook: Hook::Tracepoint("block_rq_issue"),
+                },
             ],
             Self::Net => &[
-                ProgramSpec { name: "net_ingress", hook: Hook::Packets(CgroupSkbAttachType::Ingress) },
-                ProgramSpec { name: "net_egress", hook: Hook::Packets(CgroupSkbAttachType::Egress) },
+                ProgramSpec {
+                    name: "net_ingress",
+                    hook: Hook::Packets(CgroupSkbAttachType::Ingress),
+                },
+                ProgramSpec {
+                    name: "net_egress",
+                    hook: Hook::Packets(CgroupSkbAttachType::Egress),
+                },
             ],
-            Self::Tcp => &[ProgramSpec { name: "tcp_retransmit", hook: Hook::Tracepoint("tcp_retransmit_skb") }],
+            Self::Tcp => &[ProgramSpec {
+                name: "tcp_retransmit",
+                hook: Hook::Tracepoint("tcp_retransmit_skb"),
+            }],
             Self::Life => &[
-                ProgramSpec { name: "process_exit", hook: Hook::Tracepoint("sched_process_exit") },
-                ProgramSpec { name: "process_killed", hook: Hook::Tracepoint("signal_generate") },
+                ProgramSpec {
+                    name: "process_exit",
+                    hook: Hook::Tracepoint("sched_process_exit"),
+                },
+                ProgramSpec {
+                    name: "process_killed",
+                    hook: Hook::Tracepoint("signal_generate"),
+                },
             ],
         }
     }
@@ -120,7 +159,11 @@ impl fmt::Display for GroupStatus {
         match &self.state {
             GroupState::Active => write!(f, "{group} probes are active"),
             GroupState::Refused { reason } => {
-                write!(f, "{group} probes are off: {reason}; read instead: {}", group.fallback())
+                write!(
+                    f,
+                    "{group} probes are off: {reason}; read instead: {}",
+                    group.fallback()
+                )
             }
         }
     }

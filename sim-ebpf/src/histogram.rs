@@ -14,7 +14,9 @@ impl Log2Histogram {
     /// Number of values.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.iter().fold(0, |sum, &count| sum.saturating_add(count))
+        self.counts
+            .iter()
+            .fold(0, |sum, &count| sum.saturating_add(count))
     }
 
     /// Estimate of the `q`-quantile in nanoseconds; `None` if there are no values.
@@ -31,9 +33,18 @@ impl Log2Histogram {
         let rank = q.clamp(0.0, 1.0) * total as f64;
         let mut below = 0.0;
         let mut last = 0.0;
-        for (bucket, &count) in self.counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
+        for (bucket, &count) in self
+            .counts
+            .iter()
+            .enumerate()
+            .filter(|&(_, &count)| count > 0)
+        {
             let lower = bucket_lower_ns(bucket) as f64;
-            let width = if bucket + 1 < HISTOGRAM_BUCKETS { bucket_lower_ns(bucket + 1) as f64 - lower } else { 0.0 };
+            let width = if bucket + 1 < HISTOGRAM_BUCKETS {
+                bucket_lower_ns(bucket + 1) as f64 - lower
+            } else {
+                0.0
+            };
             let within = ((rank - below) / count as f64).clamp(0.0, 1.0);
             last = lower + width * within;
             below += count as f64;
@@ -55,19 +66,29 @@ impl Log2Histogram {
     /// What was added since `earlier`, a previous reading of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        Self { counts: std::array::from_fn(|bucket| self.counts[bucket].saturating_sub(earlier.counts[bucket])) }
+        Self {
+            counts: std::array::from_fn(|bucket| {
+                self.counts[bucket].saturating_sub(earlier.counts[bucket])
+            }),
+        }
     }
 
     /// Both together, as for the nested cgroups of one instance.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
-        Self { counts: std::array::from_fn(|bucket| self.counts[bucket].saturating_add(other.counts[bucket])) }
+        Self {
+            counts: std::array::from_fn(|bucket| {
+                self.counts[bucket].saturating_add(other.counts[bucket])
+            }),
+        }
     }
 }
 
 impl From<Histogram> for Log2Histogram {
     fn from(kernel: Histogram) -> Self {
-        Self { counts: kernel.buckets }
+        Self {
+            counts: kernel.buckets,
+        }
     }
 }
 
@@ -91,7 +112,10 @@ mod tests {
         for percent in 1..=100_u32 {
             let q = f64::from(percent) / 100.0;
             let (estimate, truth) = (histogram.quantile_ns(q).unwrap(), q * 1e7);
-            assert!(estimate / truth < 2.0 && truth / estimate < 2.0, "q {q}: {estimate} for {truth}");
+            assert!(
+                estimate / truth < 2.0 && truth / estimate < 2.0,
+                "q {q}: {estimate} for {truth}"
+            );
             assert!(estimate >= previous, "q {q}: {estimate} after {previous}");
             previous = estimate;
         }
@@ -104,7 +128,9 @@ mod tests {
 
     #[test]
     fn any_counts_and_any_q_give_a_finite_estimate() {
-        let full = Log2Histogram { counts: [u64::MAX; HISTOGRAM_BUCKETS] };
+        let full = Log2Histogram {
+            counts: [u64::MAX; HISTOGRAM_BUCKETS],
+        };
         for q in [f64::NEG_INFINITY, -1.0, 0.0, 0.5, 1.0, 2.0, f64::INFINITY] {
             assert!(full.quantile_ns(q).unwrap().is_finite(), "q {q}");
             assert!(of([u64::MAX]).quantile_ns(q).unwrap().is_finite(), "q {q}");

@@ -29,6 +29,10 @@
 //! Nothing is pinned: programs, links and maps go with the process that loaded them.
 //!
 //! The kernel side is `programs/` (built by `cargo xtask ebpf`), the types that both share are `abi/`.
+//! A new signal goes through all three in this order: a counter in `abi/src/counters.rs`, a program in the
+//! file of its group in `programs/src/`, its line in `group.rs` (and in `offsets.rs` if it reads a kernel
+//! struct), its field in [`Counters`] (the compiler asks for it), and a test in `tests/privileged.rs` that
+//! holds it against an independent source.
 
 mod btf;
 mod cgroup;

@@ -76,7 +76,10 @@ pub(crate) struct Loaded {
 
 pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
     let path = &config.object;
-    let object = fs::read(path).map_err(|source| LoadError::Object { path: path.clone(), source })?;
+    let object = fs::read(path).map_err(|source| LoadError::Object {
+        path: path.clone(),
+        source,
+    })?;
     let kernel = Kernel::here();
     let mut offsets = kernel.found.offsets;
     let by_bio = match config.block_owner {
@@ -84,7 +87,11 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         BlockOwner::Issuer => false,
         BlockOwner::Bio => true,
     };
-    offsets.block_owner = if by_bio && kernel.found.bio_owner { BLOCK_OWNER_BIO } else { BLOCK_OWNER_ISSUER };
+    offsets.block_owner = if by_bio && kernel.found.bio_owner {
+        BLOCK_OWNER_BIO
+    } else {
+        BLOCK_OWNER_ISSUER
+    };
 
     let level = Level::Info as u8;
     let mut loader = EbpfLoader::new();
@@ -97,10 +104,17 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         .map_max_entries("DEATHS", config.slots_max)
         .map_max_entries("WATCHED", config.slots_max)
         .map_max_entries("CGROUPS", config.cgroups_max);
-    let mut ebpf = loader.load(&object).map_err(|error| match os_error(&error) {
-        Some(libc::EPERM | libc::EACCES) => LoadError::Permission { what: one_line(&error) },
-        _ => LoadError::Unusable { path: path.clone(), reason: one_line(&error) },
-    })?;
+    let mut ebpf = loader
+        .load(&object)
+        .map_err(|error| match os_error(&error) {
+            Some(libc::EPERM | libc::EACCES) => LoadError::Permission {
+                what: one_line(&error),
+            },
+            _ => LoadError::Unusable {
+                path: path.clone(),
+                reason: one_line(&error),
+            },
+        })?;
     // Takes its map, which must stay open until the programs are loaded.
     let logger = EbpfLogger::init_with_logger(&mut ebpf, crate::kernel_log::ToTracing)
         .inspect_err(|error| tracing::debug!("no kernel log: {}", one_line(error)))
@@ -114,7 +128,9 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
                 Ok(()) => GroupState::Active,
                 Err(refusal) => {
                     permitted |= !refusal.permission;
-                    GroupState::Refused { reason: refusal.reason }
+                    GroupState::Refused {
+                        reason: refusal.reason,
+                    }
                 }
             };
             GroupStatus { group, state }
@@ -124,10 +140,16 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         return Err(if permitted {
             LoadError::NothingLoaded(status)
         } else {
-            LoadError::Permission { what: "every program was refused".to_owned() }
+            LoadError::Permission {
+                what: "every program was refused".to_owned(),
+            }
         });
     }
-    Ok(Loaded { ebpf, status, logger })
+    Ok(Loaded {
+        ebpf,
+        status,
+        logger,
+    })
 }
 
 /// The running kernel as its BTF describes it.
@@ -146,7 +168,10 @@ impl Kernel {
             .map(|btf| Found::in_kernel(&btf));
         match found {
             Ok(found) => Self { btf, found },
-            Err(reason) => Self { btf: Err(format!("{KERNEL_BTF}: {reason}")), found: Found::default() },
+            Err(reason) => Self {
+                btf: Err(format!("{KERNEL_BTF}: {reason}")),
+                found: Found::default(),
+            },
         }
     }
 }
@@ -159,15 +184,26 @@ struct Refusal {
 
 impl From<String> for Refusal {
     fn from(reason: String) -> Self {
-        Self { reason, permission: false }
+        Self {
+            reason,
+            permission: false,
+        }
     }
 }
 
-fn load_group(ebpf: &mut Ebpf, group: Group, kernel: &Kernel, root: Option<&Path>) -> Result<(), Refusal> {
+fn load_group(
+    ebpf: &mut Ebpf,
+    group: Group,
+    kernel: &Kernel,
+    root: Option<&Path>,
+) -> Result<(), Refusal> {
     if let Some(missing) = kernel.found.missing_for(group) {
         return Err(missing.to_string().into());
     }
-    let result = group.programs().iter().try_for_each(|spec| load_program(ebpf, spec, kernel, root));
+    let result = group
+        .programs()
+        .iter()
+        .try_for_each(|spec| load_program(ebpf, spec, kernel, root));
     if result.is_err() {
         // All or nothing: half a group counts wrong.
         for spec in group.programs() {
@@ -193,10 +229,17 @@ fn unload(program: &mut Program) {
     }
 }
 
-fn load_program(ebpf: &mut Ebpf, spec: &ProgramSpec, kernel: &Kernel, root: Option<&Path>) -> Result<(), Refusal> {
+fn load_program(
+    ebpf: &mut Ebpf,
+    spec: &ProgramSpec,
+    kernel: &Kernel,
+    root: Option<&Path>,
+) -> Result<(), Refusal> {
     let name = spec.name;
     let refused = |error: ProgramError| refusal(name, &error);
-    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| format!("the object has no program {name}"))?;
     match spec.hook {
         Hook::Tracepoint(tracepoint) => {
             let btf = kernel.btf.as_ref().map_err(Clone::clone)?;
@@ -205,12 +248,16 @@ fn load_program(ebpf: &mut Ebpf, spec: &ProgramSpec, kernel: &Kernel, root: Opti
             program.attach().map_err(refused)?;
         }
         Hook::Packets(direction) => {
-            let root = root.ok_or_else(|| "no cgroup configured whose packets to count".to_owned())?;
-            let directory = File::open(root).map_err(|error| format!("{}: {error}", root.display()))?;
+            let root =
+                root.ok_or_else(|| "no cgroup configured whose packets to count".to_owned())?;
+            let directory =
+                File::open(root).map_err(|error| format!("{}: {error}", root.display()))?;
             let program: &mut CgroupSkb = program.try_into().map_err(refused)?;
             program.load().map_err(refused)?;
             // A link always shares the cgroup with other programs; its flags must be 0, which aya calls `Single`.
-            program.attach(directory, direction, CgroupAttachMode::Single).map_err(refused)?;
+            program
+                .attach(directory, direction, CgroupAttachMode::Single)
+                .map_err(refused)?;
         }
         Hook::OnDemand => {
             let program: &mut RawTracePoint = program.try_into().map_err(refused)?;
@@ -223,11 +270,18 @@ fn load_program(ebpf: &mut Ebpf, spec: &ProgramSpec, kernel: &Kernel, root: Opti
 fn refusal(name: &str, error: &ProgramError) -> Refusal {
     let permission = matches!(os_error(error), Some(libc::EPERM | libc::EACCES));
     let reason = match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             tracing::debug!("verifier's log of {name}:\n{log}");
             // The log ends with statistics; the verdict stands before them.
-            let verdict = log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("processed "));
+            let verdict = log
+                .lines()
+                .rev()
+                .map(str::trim)
+                .find(|line| !line.is_empty() && !line.starts_with("processed "));
             match verdict {
                 Some(verdict) => format!("the kernel refused {name}: {io_error}: {verdict}"),
                 None => format!("the kernel refused {name}: {io_error}"),

@@ -19,33 +19,113 @@ struct Wanted {
 const WANTED: &[Wanted] = {
     use Group::{Block, Cpu, Life, Tcp};
     &[
-        Wanted { needed_by: &[Cpu], of: "task_struct", paths: &["pid"], field: |o| &mut o.task_pid },
-        Wanted { needed_by: &[Life], of: "task_struct", paths: &["tgid"], field: |o| &mut o.task_tgid },
-        Wanted { needed_by: &[Cpu], of: "task_struct", paths: &["__state", "state"], field: |o| &mut o.task_state },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["pid"],
+            field: |o| &mut o.task_pid,
+        },
+        Wanted {
+            needed_by: &[Life],
+            of: "task_struct",
+            paths: &["tgid"],
+            field: |o| &mut o.task_tgid,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["__state", "state"],
+            field: |o| &mut o.task_state,
+        },
         Wanted {
             needed_by: &[Cpu],
             of: "task_struct",
             paths: &["se.sum_exec_runtime"],
             field: |o| &mut o.task_runtime,
         },
-        Wanted { needed_by: &[Cpu], of: "task_struct", paths: &["cgroups"], field: |o| &mut o.task_cgroups },
-        Wanted { needed_by: &[Life], of: "task_struct", paths: &["signal"], field: |o| &mut o.task_signal },
-        Wanted { needed_by: &[Life], of: "signal_struct", paths: &["live"], field: |o| &mut o.signal_live },
-        Wanted { needed_by: &[Cpu], of: "css_set", paths: &["dfl_cgrp"], field: |o| &mut o.css_set_dfl_cgrp },
-        Wanted { needed_by: &[Cpu, Tcp], of: "cgroup", paths: &["kn"], field: |o| &mut o.cgroup_kn },
-        Wanted { needed_by: &[Cpu, Tcp], of: "kernfs_node", paths: &["id"], field: |o| &mut o.kernfs_node_id },
-        Wanted { needed_by: &[Block], of: "request", paths: &["__data_len"], field: |o| &mut o.request_data_len },
-        Wanted { needed_by: &[Block], of: "request", paths: &["cmd_flags"], field: |o| &mut o.request_cmd_flags },
-        Wanted { needed_by: &[Tcp], of: "sock", paths: &["sk_cgrp_data.cgroup"], field: |o| &mut o.sock_cgroup },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["cgroups"],
+            field: |o| &mut o.task_cgroups,
+        },
+        Wanted {
+            needed_by: &[Life],
+            of: "task_struct",
+            paths: &["signal"],
+            field: |o| &mut o.task_signal,
+        },
+        Wanted {
+            needed_by: &[Life],
+            of: "signal_struct",
+            paths: &["live"],
+            field: |o| &mut o.signal_live,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "css_set",
+            paths: &["dfl_cgrp"],
+            field: |o| &mut o.css_set_dfl_cgrp,
+        },
+        Wanted {
+            needed_by: &[Cpu, Tcp],
+            of: "cgroup",
+            paths: &["kn"],
+            field: |o| &mut o.cgroup_kn,
+        },
+        Wanted {
+            needed_by: &[Cpu, Tcp],
+            of: "kernfs_node",
+            paths: &["id"],
+            field: |o| &mut o.kernfs_node_id,
+        },
+        Wanted {
+            needed_by: &[Block],
+            of: "request",
+            paths: &["__data_len"],
+            field: |o| &mut o.request_data_len,
+        },
+        Wanted {
+            needed_by: &[Block],
+            of: "request",
+            paths: &["cmd_flags"],
+            field: |o| &mut o.request_cmd_flags,
+        },
+        Wanted {
+            needed_by: &[Tcp],
+            of: "sock",
+            paths: &["sk_cgrp_data.cgroup"],
+            field: |o| &mut o.sock_cgroup,
+        },
     ]
 };
 
 /// What names a bio's cgroup; absent where the kernel has no block cgroups.
 const WANTED_FOR_BIO_OWNER: &[Wanted] = &[
-    Wanted { needed_by: &[], of: "request", paths: &["bio"], field: |o| &mut o.request_bio },
-    Wanted { needed_by: &[], of: "bio", paths: &["bi_blkg"], field: |o| &mut o.bio_blkg },
-    Wanted { needed_by: &[], of: "blkcg_gq", paths: &["blkcg"], field: |o| &mut o.blkg_blkcg },
-    Wanted { needed_by: &[], of: "blkcg", paths: &["css.cgroup"], field: |o| &mut o.blkcg_cgroup },
+    Wanted {
+        needed_by: &[],
+        of: "request",
+        paths: &["bio"],
+        field: |o| &mut o.request_bio,
+    },
+    Wanted {
+        needed_by: &[],
+        of: "bio",
+        paths: &["bi_blkg"],
+        field: |o| &mut o.bio_blkg,
+    },
+    Wanted {
+        needed_by: &[],
+        of: "blkcg_gq",
+        paths: &["blkcg"],
+        field: |o| &mut o.blkg_blkcg,
+    },
+    Wanted {
+        needed_by: &[],
+        of: "blkcg",
+        paths: &["css.cgroup"],
+        field: |o| &mut o.blkcg_cgroup,
+    },
 ];
 
 /// What was found of the running kernel's structs.
@@ -67,13 +147,18 @@ impl Found {
                 found.missing.extend(wanted.needed_by.iter().map(name));
             }
         }
-        found.bio_owner = WANTED_FOR_BIO_OWNER.iter().all(|wanted| wanted.fill(btf, &mut found.offsets).is_ok());
+        found.bio_owner = WANTED_FOR_BIO_OWNER
+            .iter()
+            .all(|wanted| wanted.fill(btf, &mut found.offsets).is_ok());
         found
     }
 
     /// The first member that `group` needs and this kernel hasn't.
     pub(crate) fn missing_for(&self, group: Group) -> Option<&BtfError> {
-        self.missing.iter().find(|(of, _)| *of == group).map(|(_, error)| error)
+        self.missing
+            .iter()
+            .find(|(of, _)| *of == group)
+            .map(|(_, error)| error)
     }
 }
 

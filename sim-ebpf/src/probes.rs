@@ -1,8 +1,8 @@
 //! The loaded probes.
 
 use crate::{
-    Cost, Counters, DeathFlags, Group, GroupState, GroupStatus, LoadError, Losses, ProbesConfig, ReadError, TrackError,
-    WatchError,
+    Cost, Counters, DeathFlags, Group, GroupState, GroupStatus, LoadError, Losses, ProbesConfig,
+    ReadError, TrackError, WatchError,
     cgroups::Cgroups,
     cost,
     error::{one_line, os_error},
@@ -54,15 +54,35 @@ impl Probes {
     /// # Errors
     /// Nothing can be loaded: no object, no privilege, or every group refused.
     pub fn load(config: &ProbesConfig) -> Result<Self, LoadError> {
-        let Loaded { mut ebpf, status, logger } = load::load(config)?;
-        let unusable = |reason: String| LoadError::Unusable { path: config.object.clone(), reason };
-        let active = |group| status.iter().any(|one| one.group == group && one.state == GroupState::Active);
-        let possible_cpus = nr_cpus().map_err(|(what, error)| unusable(format!("{what}: {error}")))?;
+        let Loaded {
+            mut ebpf,
+            status,
+            logger,
+        } = load::load(config)?;
+        let unusable = |reason: String| LoadError::Unusable {
+            path: config.object.clone(),
+            reason,
+        };
+        let active = |group| {
+            status
+                .iter()
+                .any(|one| one.group == group && one.state == GroupState::Active)
+        };
+        let possible_cpus =
+            nr_cpus().map_err(|(what, error)| unusable(format!("{what}: {error}")))?;
         let cpus = online_cpus().map_err(|(what, error)| unusable(format!("{what}: {error}")))?;
 
-        let life = if active(Group::Life) { Some(Life::new(&mut ebpf, config).map_err(unusable)?) } else { None };
+        let life = if active(Group::Life) {
+            Some(Life::new(&mut ebpf, config).map_err(unusable)?)
+        } else {
+            None
+        };
         Ok(Self {
-            cgroups: Cgroups::new(map(&mut ebpf, "CGROUPS").map_err(unusable)?, config.cgroups_max, possible_cpus),
+            cgroups: Cgroups::new(
+                map(&mut ebpf, "CGROUPS").map_err(unusable)?,
+                config.cgroups_max,
+                possible_cpus,
+            ),
             life,
             losses: map(&mut ebpf, "LOSSES").map_err(unusable)?,
             cpus,
@@ -82,7 +102,9 @@ impl Probes {
     /// Whether a group is loaded.
     #[must_use]
     pub fn is_active(&self, group: Group) -> bool {
-        self.status.iter().any(|one| one.group == group && one.state == GroupState::Active)
+        self.status
+            .iter()
+            .any(|one| one.group == group && one.state == GroupState::Active)
     }
 
     /// Starts counting for a cgroup ([`cgroup_id`](crate::cgroup_id)), from zero. Its nested cgroups are
@@ -110,7 +132,9 @@ impl Probes {
         if !self.is_active(Group::Cpu) {
             return;
         }
-        let Some(program) = load::settle_program(&self.ebpf) else { return };
+        let Some(program) = load::settle_program(&self.ebpf) else {
+            return;
+        };
         for &cpu in &self.cpus {
             let mut options = RawTracePointRunOptions::new();
             options.cpu = Some(cpu);
@@ -169,7 +193,11 @@ impl Probes {
         let mut kinds = [0_u64; LOSS_KINDS];
         for (kind, sum) in (0_u32..).zip(&mut kinds) {
             match self.losses.get(&kind, 0) {
-                Ok(per_cpu) => *sum = per_cpu.iter().fold(0, |sum, &count| sum.saturating_add(count)),
+                Ok(per_cpu) => {
+                    *sum = per_cpu
+                        .iter()
+                        .fold(0, |sum, &count| sum.saturating_add(count));
+                }
                 Err(error) => tracing::warn!("losses can't be read: {}", one_line(&error)),
             }
         }
@@ -192,7 +220,10 @@ impl Probes {
 
 impl fmt::Debug for Probes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Probes").field("status", &self.status).field("tracked", self.cgroups.tracked()).finish_non_exhaustive()
+        f.debug_struct("Probes")
+            .field("status", &self.status)
+            .field("tracked", self.cgroups.tracked())
+            .finish_non_exhaustive()
     }
 }
 
@@ -201,7 +232,12 @@ impl Life {
         let deaths: Array<MapData, u64> = map(ebpf, "DEATHS")?;
         let flags = DeathFlags::map(deaths.map().fd().as_fd(), config.slots_max)
             .map_err(|error| format!("can't map the death flags: {error}"))?;
-        Ok(Self { watched: map(ebpf, "WATCHED")?, flags: Arc::new(flags), deaths, slots: HashMap::new() })
+        Ok(Self {
+            watched: map(ebpf, "WATCHED")?,
+            flags: Arc::new(flags),
+            deaths,
+            slots: HashMap::new(),
+        })
     }
 
     fn watch(&mut self, slot: u32, tgid: u32) -> Result<(), WatchError> {
@@ -209,11 +245,20 @@ impl Life {
         if slot >= slots {
             return Err(WatchError::NoSuchSlot { slot, slots });
         }
-        if let Some((&slot, _)) = self.slots.iter().find(|&(&other, &watched)| watched == tgid && other != slot) {
+        if let Some((&slot, _)) = self
+            .slots
+            .iter()
+            .find(|&(&other, &watched)| watched == tgid && other != slot)
+        {
             return Err(WatchError::AlreadyWatched { tgid, slot });
         }
         self.unwatch(slot);
-        self.watched.insert(tgid, slot, 0).map_err(|error| WatchError::Map { tgid, reason: one_line(&error) })?;
+        self.watched
+            .insert(tgid, slot, 0)
+            .map_err(|error| WatchError::Map {
+                tgid,
+                reason: one_line(&error),
+            })?;
         self.slots.insert(slot, tgid);
         // Only now: a process that begins to die after this look is seen by the probe.
         if is_dying(tgid) {
@@ -240,16 +285,24 @@ impl Life {
 /// Whether a process has begun to exit, or is gone.
 fn is_dying(tgid: u32) -> bool {
     const PF_EXITING: u32 = 4;
-    let Ok(stat) = fs::read_to_string(format!("/proc/{tgid}/stat")) else { return true };
+    let Ok(stat) = fs::read_to_string(format!("/proc/{tgid}/stat")) else {
+        return true;
+    };
     // The command name may hold anything, parentheses too; what follows the last one is numbers.
-    let Some((_, fields)) = stat.rsplit_once(") ") else { return true };
+    let Some((_, fields)) = stat.rsplit_once(") ") else {
+        return true;
+    };
     let mut fields = fields.split(' ');
     let state = fields.next();
     let flags: Option<u32> = fields.nth(5).and_then(|flags| flags.parse().ok());
-    matches!(state, None | Some("Z" | "X" | "x")) || flags.is_none_or(|flags| flags & PF_EXITING != 0)
+    matches!(state, None | Some("Z" | "X" | "x"))
+        || flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 fn map<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, String> {
-    let map = ebpf.take_map(name).ok_or_else(|| format!("the object has no map {name}"))?;
-    map.try_into().map_err(|error: MapError| format!("map {name}: {}", one_line(&error)))
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| format!("the object has no map {name}"))?;
+    map.try_into()
+        .map_err(|error: MapError| format!("map {name}: {}", one_line(&error)))
 }

@@ -1,2 +1,17 @@
-//! Skeleton.
-fn main() {}
+//! `sim`: the Shadow Instance Manager, one program for every role.
+
+mod cli;
+mod client;
+mod config;
+mod ending;
+mod launch;
+mod logging;
+mod roles;
+mod supervisor;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::Cli::parse().run()
+}

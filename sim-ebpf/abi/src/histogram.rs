@@ -42,12 +42,20 @@ pub const fn bucket_of(ns: u64) -> usize {
     bits |= step;
     bits |= (rest >> 1) as u32;
     let bucket = bits as usize + (ns >> FIRST_BITS != 0) as usize;
-    if bucket < HISTOGRAM_BUCKETS { bucket } else { HISTOGRAM_BUCKETS - 1 }
+    if bucket < HISTOGRAM_BUCKETS {
+        bucket
+    } else {
+        HISTOGRAM_BUCKETS - 1
+    }
 }
 
 /// Smallest duration that falls in `bucket`, in nanoseconds.
 pub const fn bucket_lower_ns(bucket: usize) -> u64 {
-    if bucket == 0 { 0 } else { 1 << (FIRST_BITS as usize + bucket - 1) }
+    if bucket == 0 {
+        0
+    } else {
+        1 << (FIRST_BITS as usize + bucket - 1)
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +68,11 @@ mod tests {
             let lower = bucket_lower_ns(bucket);
             assert_eq!(bucket_of(lower), bucket, "lower bound of {bucket}");
             if bucket + 1 < HISTOGRAM_BUCKETS {
-                assert_eq!(bucket_of(bucket_lower_ns(bucket + 1) - 1), bucket, "upper end of {bucket}");
+                assert_eq!(
+                    bucket_of(bucket_lower_ns(bucket + 1) - 1),
+                    bucket,
+                    "upper end of {bucket}"
+                );
             }
         }
     }

@@ -12,7 +12,10 @@ mod offsets;
 #[cfg(feature = "user")]
 mod pod;
 
-pub use counters::{BlockCounters, CgroupCounters, CpuCounters, InFlight, LOSS_KINDS, Loss, NetCounters, TcpCounters};
+pub use counters::{
+    BlockCounters, CgroupCounters, CpuCounters, InFlight, LOSS_KINDS, Loss, NetCounters,
+    TcpCounters,
+};
 pub use histogram::{HISTOGRAM_BUCKETS, Histogram, bucket_lower_ns, bucket_of};
 pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
 

@@ -1,5 +1,8 @@
 //! `aya::Pod` for the types that user space reads from maps or writes into globals.
-#![allow(unsafe_code, reason = "aya::Pod is an unsafe marker trait, and there is no safe way to implement it")]
+#![allow(
+    unsafe_code,
+    reason = "aya::Pod is an unsafe marker trait, and there is no safe way to implement it"
+)]
 
 use crate::{CgroupCounters, KernelOffsets};
 
@@ -18,7 +21,10 @@ mod tests {
     #[test]
     fn no_type_has_padding() {
         let (cpu, block, net, tcp) = (4, 7, 4, 1);
-        assert_eq!(size_of::<CgroupCounters>(), 8 * (cpu + block + net + tcp + 3 * HISTOGRAM_BUCKETS));
+        assert_eq!(
+            size_of::<CgroupCounters>(),
+            8 * (cpu + block + net + tcp + 3 * HISTOGRAM_BUCKETS)
+        );
         assert_eq!(size_of::<KernelOffsets>(), 4 * 18);
     }
 }

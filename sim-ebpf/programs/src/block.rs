@@ -30,11 +30,23 @@ static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(IN_FLIGHT_M
 pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
     let request: *const u8 = ctx.arg(0);
     // SAFETY: the request comes from the context.
-    let Some(cgroup_id) = (unsafe { tracked_owner(request) }) else { return 0 };
+    let Some(cgroup_id) = (unsafe { tracked_owner(request) }) else {
+        return 0;
+    };
     // SAFETY: a helper without arguments.
     let issued_ns = unsafe { bpf_ktime_get_ns() };
     // A requeued request is issued again: the later issue counts.
-    if IN_FLIGHT.insert(&(request as u64), &InFlight { issued_ns, cgroup_id }, 0).is_err() {
+    if IN_FLIGHT
+        .insert(
+            &(request as u64),
+            &InFlight {
+                issued_ns,
+                cgroup_id,
+            },
+            0,
+        )
+        .is_err()
+    {
         losses::count(&ctx, Loss::InFlight);
     }
     0
@@ -46,7 +58,9 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
     let error: u32 = ctx.arg(1);
     let bytes: u32 = ctx.arg(2);
     let key = request as u64;
-    let Some(in_flight) = IN_FLIGHT.get_ptr(&key) else { return 0 };
+    let Some(in_flight) = IN_FLIGHT.get_ptr(&key) else {
+        return 0;
+    };
     // SAFETY: the entry stays until this very completion removes it; the request comes from the context.
     let (in_flight, left, flags) = unsafe {
         let left: u32 = member(request, offset!(request_data_len));

@@ -35,7 +35,9 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: *const task_struct = ctx.arg(0);
     // SAFETY: the task comes from the context.
     let tgid = unsafe { kernel::tgid(task) };
-    let Some(slot) = WATCHED.get_ptr(&tgid) else { return 0 };
+    let Some(slot) = WATCHED.get_ptr(&tgid) else {
+        return 0;
+    };
     // SAFETY: as above. The kernel has already taken this thread off `live`: 0 means it was the last,
     // leader or not.
     let threads_left: u32 = unsafe {
@@ -60,7 +62,9 @@ pub fn process_killed(ctx: BtfTracePointContext) -> i32 {
     }
     // SAFETY: the task comes from the context.
     let tgid = unsafe { kernel::tgid(task) };
-    let Some(slot) = WATCHED.get_ptr(&tgid) else { return 0 };
+    let Some(slot) = WATCHED.get_ptr(&tgid) else {
+        return 0;
+    };
     // SAFETY: a live entry of the hash.
     let slot = unsafe { *slot };
     if mark(slot) {
@@ -74,7 +78,9 @@ pub fn process_killed(ctx: BtfTracePointContext) -> i32 {
 /// Two CPUs may both find 0 and both write. Either time is right, and readers only ask for "not 0".
 #[inline(always)]
 fn mark(slot: u32) -> bool {
-    let Some(word) = DEATHS.get_ptr_mut(slot) else { return false };
+    let Some(word) = DEATHS.get_ptr_mut(slot) else {
+        return false;
+    };
     // SAFETY: an aligned element of the array; volatile makes each a single 8-byte access.
     unsafe {
         if read_volatile(word) != 0 {

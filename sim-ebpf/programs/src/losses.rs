@@ -10,7 +10,9 @@ static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOSS_KINDS as u3
 /// Counts a loss; the first one of its kind on each CPU is also logged.
 #[inline(always)]
 pub fn count(ctx: &impl EbpfContext, loss: Loss) {
-    let Some(count) = LOSSES.get_ptr_mut(loss as u32) else { return };
+    let Some(count) = LOSSES.get_ptr_mut(loss as u32) else {
+        return;
+    };
     // SAFETY: an element of this CPU's array; a nested program on this CPU could make one count
     // vanish, which leaves the fact that there are losses standing.
     let before = unsafe { *count };

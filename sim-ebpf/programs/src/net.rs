@@ -71,7 +71,11 @@ fn counters(ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
 fn packets(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the packet of the context.
     let segments = unsafe { (*ctx.skb.skb).gso_segs };
-    if segments == 0 { 1 } else { u64::from(segments) }
+    if segments == 0 {
+        1
+    } else {
+        u64::from(segments)
+    }
 }
 
 /// `None` if the packet isn't TCP's or its socket has no estimate yet.
@@ -94,7 +98,11 @@ fn smoothed_rtt_ns(ctx: &SkBuffContext) -> Option<u64> {
         // The kernel keeps it in eighths.
         (*tcp).srtt_us >> 3
     };
-    if srtt_us == 0 { None } else { Some(u64::from(srtt_us) * 1_000) }
+    if srtt_us == 0 {
+        None
+    } else {
+        Some(u64::from(srtt_us) * 1_000)
+    }
 }
 
 /// Adds to a counter of this CPU. Atomic, because a packet sent from process context can be interrupted
@@ -107,5 +115,7 @@ fn smoothed_rtt_ns(ctx: &SkBuffContext) -> Option<u64> {
 #[inline(always)]
 unsafe fn add(counter: *mut u64, value: u64) {
     // SAFETY: as the caller promises; map values are 8-byte aligned.
-    unsafe { asm!("lock *(u64 *)({counter} + 0) += {value}", counter = in(reg) counter, value = in(reg) value, options(nostack)) };
+    unsafe {
+        asm!("lock *(u64 *)({counter} + 0) += {value}", counter = in(reg) counter, value = in(reg) value, options(nostack))
+    };
 }

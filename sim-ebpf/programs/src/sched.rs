@@ -5,11 +5,12 @@
 //! tasks. What the running task has used so far is brought in by [`settle`].
 //!
 //! On-CPU time is the scheduler's own account (`sum_exec_runtime`), which quotas and `cpu.stat` go by too: it
-//! leaves out what a hypervisor stole. Timing the turns here would differ from it by some microseconds per
-//! preemption, since a task that is woken from another CPU is charged from its wakeup, not from its turn.
+//! leaves out what a hypervisor stole. Each task remembers up to where it is charged, so the charges of a
+//! task add up to its runtime even if a switch is not seen. (Timing the turns per CPU here was 1 % off on a
+//! busy machine: there are kernels on which the program isn't run for every switch.)
 //!
 //! Only tasks that were seen in a tracked cgroup have storage, so a wakeup of anybody else is one
-//! failed lookup.
+//! failed lookup. The turn in which a task is first seen, having been moved in, isn't charged.
 
 use crate::{
     cgroups,
@@ -20,79 +21,93 @@ use crate::{
 use aya_ebpf::{
     bindings::task_struct,
     helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns, generated::bpf_get_current_task_btf},
-    macros::{btf_map, btf_tracepoint, map, raw_tracepoint},
-    maps::PerCpuArray,
+    macros::{btf_map, btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use sim_ebpf_abi::{CgroupCounters, Loss, bucket_of};
 
-/// Since when a task is runnable but not running; 0 if it is running or asleep.
-#[btf_map]
-static RUNNABLE_SINCE: TaskStorage<u64> = TaskStorage::new();
-
-/// The turn of the task that runs on this CPU, as far as it isn't charged yet.
+/// What isn't charged yet of a task.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct Running {
+struct Task {
+    /// 0 until the task's first charge, which only notes where to start.
+    seen: u64,
     /// The task's runtime up to which it is charged.
     charged_ns: u64,
-    /// How long it had waited for this turn, or 0.
+    /// Since when it is runnable without running; 0 if it is running or asleep.
+    runnable_since_ns: u64,
+    /// How long it had waited for the turn it is in.
     waited_ns: u64,
-    /// 0 until the first switch on this CPU, 1 from then on.
-    known: u64,
 }
 
-#[map]
-static RUNNING: PerCpuArray<Running> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static TASKS: TaskStorage<Task> = TaskStorage::new();
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let preempted: u32 = ctx.arg(0);
     let prev: *mut task_struct = ctx.arg(1);
     let next: *mut task_struct = ctx.arg(2);
-    let Some(running) = RUNNING.get_ptr_mut(0) else { return 0 };
-    // SAFETY: both tasks come from the context; map values belong to this CPU, and a switch can't nest.
+    // SAFETY: both tasks come from the context. Their storage is ours while their runqueue is locked, as it
+    // is here; counters belong to this CPU, and a switch can't nest.
     unsafe {
         if kernel::pid(prev) != 0 {
-            // Preempted on the way to sleep counts as runnable: it must run again to finish going to sleep.
-            let runnable = preempted & 0xff != 0 || kernel::member::<u32>(prev.cast(), offset!(task_state)) == 0;
-            let waits_since = if runnable { bpf_ktime_get_ns() } else { 0 };
-            if let Some(counters) = cgroups::tracked(bpf_get_current_cgroup_id()) {
-                charge(counters, running, kernel::runtime_ns(prev));
-                (*counters).cpu.switches += 1;
-                match RUNNABLE_SINCE.get_or_zeroed(prev) {
-                    Some(since) => *since.as_ptr() = waits_since,
-                    None => losses::count(&ctx, Loss::TaskStorage),
-                }
-            } else if let Some(since) = RUNNABLE_SINCE.get(prev) {
-                *since.as_ptr() = waits_since;
-            }
+            leave(&ctx, prev, preempted & 0xff != 0);
         }
-        let mut waited_ns = 0;
         if kernel::pid(next) != 0
-            && let Some(since) = RUNNABLE_SINCE.get(next)
+            && let Some(task) = TASKS.get(next)
         {
-            let since = since.as_ptr();
-            if *since != 0 {
-                waited_ns = bpf_ktime_get_ns().saturating_sub(*since);
-                *since = 0;
+            let task = &mut *task.as_ptr();
+            if task.runnable_since_ns != 0 {
+                task.waited_ns = bpf_ktime_get_ns().saturating_sub(task.runnable_since_ns);
+                task.runnable_since_ns = 0;
             }
         }
-        *running = Running { charged_ns: kernel::runtime_ns(next), waited_ns, known: 1 };
     }
     0
+}
+
+/// # Safety
+/// `prev` is the current task, about to be switched out.
+#[inline(always)]
+unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct, preempted: bool) {
+    // SAFETY: as the caller promises, and see `sched_switch`.
+    unsafe {
+        let counters = cgroups::tracked(bpf_get_current_cgroup_id());
+        let task = match counters {
+            Some(_) => TASKS.get_or_zeroed(prev),
+            None => TASKS.get(prev),
+        };
+        let Some(task) = task else {
+            if counters.is_some() {
+                losses::count(ctx, Loss::TaskStorage);
+            }
+            return;
+        };
+        let task = &mut *task.as_ptr();
+        if let Some(counters) = counters {
+            (*counters).cpu.switches += 1;
+            charge(counters, task, kernel::runtime_ns(prev));
+        } else {
+            // In an untracked cgroup now; it may come back.
+            task.charged_ns = kernel::runtime_ns(prev);
+            task.waited_ns = 0;
+        }
+        // Preempted on the way to sleep counts as runnable: it must run again to finish going to sleep.
+        let runnable = preempted || kernel::member::<u32>(prev.cast(), offset!(task_state)) == 0;
+        task.runnable_since_ns = if runnable { bpf_ktime_get_ns() } else { 0 };
+    }
 }
 
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
-    // SAFETY: the task comes from the context, and its runqueue is locked: nobody else writes the value.
+    // SAFETY: the task comes from the context, and its runqueue is locked: nobody else writes its storage.
     unsafe {
-        if let Some(since) = RUNNABLE_SINCE.get(task) {
-            let since = since.as_ptr();
+        if let Some(task) = TASKS.get(task) {
+            let task = &mut *task.as_ptr();
             // A preempted task that is woken again has been waiting since it was preempted.
-            if *since == 0 {
-                *since = bpf_ktime_get_ns();
+            if task.runnable_since_ns == 0 {
+                task.runnable_since_ns = bpf_ktime_get_ns();
             }
         }
     }
@@ -102,11 +117,16 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
-    // SAFETY: the task comes from the context; it is new, so nobody else writes the value.
+    // SAFETY: the task comes from the context; it is new, so nobody else writes its storage.
     unsafe {
         if cgroups::tracked(kernel::task_cgroup_id(task)).is_some() {
-            match RUNNABLE_SINCE.get_or_zeroed(task) {
-                Some(since) => *since.as_ptr() = bpf_ktime_get_ns(),
+            match TASKS.get_or_zeroed(task) {
+                Some(state) => {
+                    let state = &mut *state.as_ptr();
+                    state.seen = 1;
+                    state.charged_ns = kernel::runtime_ns(task);
+                    state.runnable_since_ns = bpf_ktime_get_ns();
+                }
                 None => losses::count(&ctx, Loss::TaskStorage),
             }
         }
@@ -118,39 +138,41 @@ pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 ///
 /// Attached to nothing: user space runs it on each CPU (`BPF_PROG_TEST_RUN`) before it reads. A task
 /// alone on its CPU may not be switched out for seconds, and its cgroup would look idle. The scheduler's
-/// account of it is at most one timer tick old. Runs with preemption off, on a remote CPU in the
+/// account of it is at most some timer ticks old. Runs with preemption off, on a remote CPU in the
 /// interrupt that the kernel sends there, so no switch can nest.
 #[raw_tracepoint]
-pub fn settle(_ctx: RawTracePointContext) -> i32 {
-    let Some(running) = RUNNING.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the helper gives the current task; map values belong to this CPU; see above for why nothing
-    // else touches them meanwhile.
+pub fn settle(ctx: RawTracePointContext) -> i32 {
+    // SAFETY: the helper gives the current task; see above for why nothing else charges it meanwhile.
     unsafe {
-        let task = bpf_get_current_task_btf();
-        if kernel::pid(task) == 0 {
+        let current = bpf_get_current_task_btf();
+        if kernel::pid(current) == 0 {
             return 0;
         }
-        let runtime_ns = kernel::runtime_ns(task);
         if let Some(counters) = cgroups::tracked(bpf_get_current_cgroup_id()) {
-            charge(counters, running, runtime_ns);
+            match TASKS.get_or_zeroed(current) {
+                Some(task) => charge(counters, &mut *task.as_ptr(), kernel::runtime_ns(current)),
+                None => losses::count(&ctx, Loss::TaskStorage),
+            }
         }
-        *running = Running { charged_ns: runtime_ns, waited_ns: 0, known: 1 };
     }
     0
 }
 
 /// # Safety
-/// Both point to values of this CPU that nobody else writes meanwhile.
+/// `counters` points to values of this CPU that nobody else writes meanwhile.
 #[inline(always)]
-unsafe fn charge(counters: *mut CgroupCounters, running: *const Running, runtime_ns: u64) {
+unsafe fn charge(counters: *mut CgroupCounters, task: &mut Task, runtime_ns: u64) {
     // SAFETY: as the caller promises.
-    let (counters, running) = unsafe { (&mut (*counters).cpu, *running) };
-    if running.known != 0 {
-        counters.on_cpu_ns += runtime_ns.saturating_sub(running.charged_ns);
+    let counters = unsafe { &mut (*counters).cpu };
+    if task.seen != 0 {
+        counters.on_cpu_ns += runtime_ns.saturating_sub(task.charged_ns);
     }
-    if running.waited_ns != 0 {
-        counters.run_queue_ns += running.waited_ns;
+    task.seen = 1;
+    task.charged_ns = runtime_ns;
+    if task.waited_ns != 0 {
+        counters.run_queue_ns += task.waited_ns;
         counters.run_queue_waits += 1;
-        counters.run_queue.buckets[bucket_of(running.waited_ns)] += 1;
+        counters.run_queue.buckets[bucket_of(task.waited_ns)] += 1;
+        task.waited_ns = 0;
     }
 }

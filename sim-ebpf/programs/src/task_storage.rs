@@ -26,7 +26,13 @@ unsafe impl<T> Sync for TaskStorage<T> {}
 
 impl<T> TaskStorage<T> {
     pub const fn new() -> Self {
-        Self { r#type: ptr::null(), key: ptr::null(), value: ptr::null(), max_entries: ptr::null(), map_flags: ptr::null() }
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
     }
 
     /// The task's value, if it has one.
@@ -52,6 +58,16 @@ impl<T> TaskStorage<T> {
     #[inline(always)]
     unsafe fn lookup(&self, task: *mut task_struct, flags: u64) -> Option<NonNull<T>> {
         // SAFETY: `self` is a map definition that the loader replaces by the map; `task` is vouched for.
-        NonNull::new(unsafe { bpf_task_storage_get(ptr::from_ref(self).cast_mut().cast(), task, ptr::null_mut(), flags) }.cast())
+        NonNull::new(
+            unsafe {
+                bpf_task_storage_get(
+                    ptr::from_ref(self).cast_mut().cast(),
+                    task,
+                    ptr::null_mut(),
+                    flags,
+                )
+            }
+            .cast(),
+        )
     }
 }

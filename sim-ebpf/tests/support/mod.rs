@@ -44,7 +44,10 @@ impl Privileged {
                 return object.map(|object| Self { object, _alone });
             }
         };
-        assert!(env::var_os("SIM_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"), "privileged test can't run: {reason}");
+        assert!(
+            env::var_os("SIM_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"),
+            "privileged test can't run: {reason}"
+        );
         eprintln!("SKIPPED ({reason})");
         None
     }
@@ -81,7 +84,10 @@ impl Cgroup {
     /// `usage_usec` of the cgroup, in nanoseconds.
     pub(crate) fn cpu_usage_ns(&self) -> u64 {
         let stat = fs::read_to_string(self.path.join("cpu.stat")).unwrap();
-        let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap();
+        let usage = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "))
+            .unwrap();
         usage.trim().parse::<u64>().unwrap() * 1_000
     }
 }
@@ -90,10 +96,17 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = fs::remove_dir(&self.path) {
-            for pid in fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+            for pid in fs::read_to_string(self.path.join("cgroup.procs"))
+                .unwrap_or_default()
+                .lines()
+            {
                 kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).ok();
             }
-            assert!(Instant::now() < deadline, "{}: {error}", self.path.display());
+            assert!(
+                Instant::now() < deadline,
+                "{}: {error}",
+                self.path.display()
+            );
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -127,7 +140,12 @@ impl Actor {
 
     /// Lets the actor begin.
     pub(crate) fn go(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        self.child
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"go\n")
+            .unwrap();
     }
 
     /// Waits until the actor has done its part (it then stays until it is dropped).
@@ -140,8 +158,11 @@ impl Actor {
         self.signal(Signal::SIGSTOP);
         eventually("the actor at rest", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-            let mut stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
-            stats.all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T')).then_some(())
+            let mut stats =
+                tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+            stats
+                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+                .then_some(())
         });
     }
 
@@ -239,8 +260,13 @@ fn write_direct(path: &Path) {
     #[repr(C, align(4096))]
     struct Aligned([u8; BLOCK_BYTES]);
     let block = Box::new(Aligned([7; BLOCK_BYTES]));
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap();
     for _ in 0..BLOCKS {
         file.write_all(&block.0).unwrap();
     }
@@ -284,7 +310,10 @@ fn wait_for_the_end() {
 }
 
 pub(crate) fn monotonic_ns() -> u64 {
-    Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos().try_into().unwrap()
+    Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap())
+        .as_nanos()
+        .try_into()
+        .unwrap()
 }
 
 /// Polls until `condition` gives something.
@@ -303,5 +332,9 @@ pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>
 pub(crate) fn assert_close(what: &str, ours: u64, theirs: u64, tolerance: f64) {
     let off = (ours as f64 - theirs as f64) / theirs as f64;
     eprintln!("{what}: {ours} against {theirs}, {:+.3} %", off * 100.0);
-    assert!(off.abs() <= tolerance, "{what}: {ours} against {theirs}, {:+.3} %", off * 100.0);
+    assert!(
+        off.abs() <= tolerance,
+        "{what}: {ours} against {theirs}, {:+.3} %",
+        off * 100.0
+    );
 }

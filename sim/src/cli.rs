@@ -1,0 +1,147 @@
+//! The command line.
+
+use crate::config::{Config, ConfigError};
+use crate::{client, launch, logging, roles, supervisor};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Exit code for what the user can mend: configuration, an address in use, a missing file.
+pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// Moves a service to a better server before its own saturates.
+#[derive(Debug, Parser)]
+#[command(name = "sim", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run everything that the configuration names: control plane, proxy, and a node per server.
+    Run(RoleArgs),
+    /// Run the control plane alone.
+    Control(RoleArgs),
+    /// Run the node of one server alone.
+    Node(NodeArgs),
+    /// Run the proxy alone.
+    Proxy(RoleArgs),
+    /// Check a configuration and say what it means.
+    Check {
+        /// Configuration file.
+        #[arg(short, long)]
+        config: PathBuf,
+    },
+    /// Print what was decided, and why.
+    Journal(JournalArgs),
+    /// Print the state of workloads, servers and proxies.
+    Status(ClientArgs),
+    /// Change when a warm shadow stands by.
+    Standby {
+        #[command(flatten)]
+        client: ClientArgs,
+        /// Workload.
+        workload: String,
+        /// `always`, `predicted` or `none`.
+        standby: String,
+    },
+    /// Enter cgroups and become a command: what a node starts instances with.
+    #[command(hide = true)]
+    Launch {
+        /// Directory of a cgroup to enter.
+        #[arg(long = "cgroup")]
+        cgroups: Vec<PathBuf>,
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RoleArgs {
+    /// Configuration file.
+    #[arg(short, long)]
+    config: PathBuf,
+    /// End when this process is not the parent any more.
+    #[arg(long, hide = true)]
+    parent: Option<i32>,
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    #[command(flatten)]
+    role: RoleArgs,
+    /// Which of the configured servers this is.
+    #[arg(long)]
+    server: String,
+}
+
+/// How a tool finds the control plane.
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// Control plane's socket.
+    #[arg(long, default_value = "/run/sim/control.sock")]
+    pub(crate) socket: PathBuf,
+    /// JSON, one value a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What of the journal is printed.
+#[derive(Debug, Args)]
+pub(crate) struct JournalArgs {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// First sequence number.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) from: u64,
+    /// Go on with what comes.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub(crate) fn run(self) -> ExitCode {
+        let result = match self.verb {
+            Verb::Launch { cgroups, command } => return launch::run(&cgroups, &command),
+            Verb::Check { config } => Config::read(&config).map_err(Into::into).map(|c| client::say(&c.describe())),
+            Verb::Journal(args) => client::journal(&args),
+            Verb::Status(args) => client::status(&args),
+            Verb::Standby { client, workload, standby } => {
+                client::standby(&client, &workload, &standby)
+            }
+            Verb::Run(args) => with_config(&args, |config| {
+                config.check_machine()?;
+                supervisor::run(config)
+            }),
+            Verb::Control(args) => with_config(&args, roles::control),
+            Verb::Node(args) => {
+                with_config(&args.role, |config| roles::node(config, &args.server))
+            }
+            Verb::Proxy(args) => with_config(&args, roles::proxy),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                client::complain(&format!("sim: {error:#}"));
+                let usage = error.downcast_ref::<ConfigError>().is_some()
+                    || error.downcast_ref::<roles::CannotStart>().is_some();
+                ExitCode::from(if usage { EXIT_USAGE } else { 1 })
+            }
+        }
+    }
+}
+
+fn with_config(
+    args: &RoleArgs,
+    role: impl FnOnce(Config) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    logging::init();
+    if let Some(parent) = args.parent {
+        launch::die_with(parent)?;
+    }
+    role(config)
+}

@@ -1,0 +1,161 @@
+//! The file as written.
+
+use super::ConfigError;
+use serde::Deserialize;
+use sim_core::policy::Policy;
+use sim_core::workload::Standby;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default = "data_dir")]
+    pub(super) data_dir: PathBuf,
+    #[serde(default = "runtime_dir")]
+    pub(super) runtime_dir: PathBuf,
+    #[serde(default = "cgroup")]
+    pub(super) cgroup: String,
+    pub(super) probes_object: Option<PathBuf>,
+    pub(super) proxy: ProxyTable,
+    pub(super) server: Vec<ServerTable>,
+    pub(super) workload: Vec<WorkloadTable>,
+    #[serde(default)]
+    pub(super) policy: Policy,
+}
+
+fn data_dir() -> PathBuf {
+    "/var/lib/sim".into()
+}
+
+fn runtime_dir() -> PathBuf {
+    "/run/sim".into()
+}
+
+fn cgroup() -> String {
+    "sim".into()
+}
+
+/// `[proxy]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyTable {
+    pub(super) listen: String,
+    #[serde(default = "admin")]
+    pub(super) admin: String,
+    #[serde(default = "one")]
+    pub(super) threads: usize,
+}
+
+fn admin() -> String {
+    "127.0.0.1:9901".into()
+}
+
+fn one() -> usize {
+    1
+}
+
+/// `[[server]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerTable {
+    pub(super) name: String,
+    #[serde(default = "loopback")]
+    pub(super) address: String,
+    pub(super) cpus: f64,
+    #[serde(default = "memory_mib")]
+    pub(super) memory_mib: u64,
+    #[serde(default)]
+    pub(super) price_per_hour: f64,
+    pub(super) failure_domain: Option<String>,
+    pub(super) netns: Option<PathBuf>,
+}
+
+fn loopback() -> String {
+    "127.0.0.1".into()
+}
+
+fn memory_mib() -> u64 {
+    512
+}
+
+/// `[[workload]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkloadTable {
+    pub(super) name: String,
+    pub(super) command: Vec<String>,
+    #[serde(default)]
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) cpus: f64,
+    #[serde(default = "memory_mib")]
+    pub(super) memory_mib: u64,
+    pub(super) home: String,
+    #[serde(default = "predicted")]
+    pub(super) standby: Standby,
+    #[serde(default = "slo_minute_price")]
+    pub(super) slo_minute_price: f64,
+    pub(super) slo: SloTable,
+    #[serde(default)]
+    pub(super) readiness: ReadinessTable,
+}
+
+fn predicted() -> Standby {
+    Standby::Predicted
+}
+
+fn slo_minute_price() -> f64 {
+    0.1
+}
+
+/// `workload.slo`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SloTable {
+    #[serde(default = "p99")]
+    pub(super) quantile: f64,
+    pub(super) bound_ms: f64,
+    #[serde(default = "minute")]
+    pub(super) window_s: f64,
+    #[serde(default = "error_budget")]
+    pub(super) error_budget: f64,
+}
+
+fn p99() -> f64 {
+    0.99
+}
+
+fn minute() -> f64 {
+    60.0
+}
+
+fn error_budget() -> f64 {
+    0.001
+}
+
+/// `workload.readiness`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ReadinessTable {
+    pub(super) path: String,
+    pub(super) successes: u32,
+    pub(super) interval_ms: u64,
+    pub(super) timeout_ms: u64,
+}
+
+impl Default for ReadinessTable {
+    fn default() -> Self {
+        Self { path: "/".into(), successes: 3, interval_ms: 200, timeout_ms: 30_000 }
+    }
+}
+
+/// Parses; a problem is told in one line with its place.
+pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+        let place = line.map_or(String::new(), |l| format!(":{l}"));
+        let problem = error.message().replace('\n', " ");
+        ConfigError { path: format!("{}{place}", path.display()), problem }
+    })
+}

@@ -1,0 +1,181 @@
+//! The configuration: TOML in, validated values out. Nothing else of the program sees raw ones.
+
+mod file;
+mod validate;
+
+use sim_control::ControlConfig;
+use sim_core::name::{ProxyName, WorkloadName};
+use sim_core::policy::Policy;
+use sim_core::server::ServerSpec;
+use sim_core::workload::WorkloadSpec;
+use sim_node::NodeConfig;
+use sim_node::cgroup::Hierarchy;
+use sim_proxy::ProxyConfig;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// One line: which file, which key, what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub(crate) struct ConfigError {
+    pub(crate) path: String,
+    pub(crate) problem: String,
+}
+
+/// A server of the pool and where its node runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) spec: ServerSpec,
+    pub(crate) netns: Option<PathBuf>,
+}
+
+/// The proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct Front {
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) threads: usize,
+}
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) cgroup: String,
+    pub(crate) probes_object: Option<PathBuf>,
+    pub(crate) front: Front,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) workload: WorkloadSpec,
+    pub(crate) policy: Policy,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            path: path.display().to_string(),
+            problem: format!("can't be read: {error}"),
+        })?;
+        let raw = file::parse(path, &text)?;
+        validate::validate(path, raw)
+    }
+
+    fn problem(&self, problem: String) -> ConfigError {
+        ConfigError { path: self.path.display().to_string(), problem }
+    }
+
+    /// What only this machine can tell, before anything is started: the program is there, the
+    /// addresses are free.
+    pub(crate) fn check_machine(&self) -> Result<(), ConfigError> {
+        let program = self.workload.command.first().map_or("", String::as_str);
+        if !is_program(program) {
+            return Err(self.problem(format!(
+                "workload.command: {program:?} is no program that can be executed here; give a path or a name found in PATH"
+            )));
+        }
+        for (key, address) in [("listen", self.front.listen), ("admin", self.front.admin)] {
+            if let Err(error) = TcpListener::bind(address) {
+                return Err(self.problem(format!(
+                    "proxy.{key}: {address} can't be listened on ({error}); give a free address of this machine"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.runtime_dir.join("control.sock")
+    }
+
+    /// Makes the directories, readable by this user alone.
+    pub(crate) fn make_dirs(&self) -> Result<(), ConfigError> {
+        for (key, dir) in [("data_dir", &self.data_dir), ("runtime_dir", &self.runtime_dir)] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(
+                |error| self.problem(format!("{key}: {} can't be made: {error}", dir.display())),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What all roles share and none removes alone.
+    pub(crate) fn remove_leftovers(&self) {
+        match Hierarchy::detect() {
+            Ok(hierarchy) => hierarchy.remove_empty(&self.cgroup),
+            Err(error) => tracing::debug!("cgroup {}: {error}", self.cgroup),
+        }
+    }
+
+    /// For the control plane.
+    pub(crate) fn control(&self) -> ControlConfig {
+        ControlConfig {
+            socket: self.control_socket(),
+            data_dir: self.data_dir.clone(),
+            policy: self.policy.clone(),
+            servers: self.servers.iter().map(|s| s.spec.clone()).collect(),
+            workloads: vec![self.workload.clone()],
+        }
+    }
+
+    /// For one server's node.
+    pub(crate) fn node(&self, server: &Server, launcher: PathBuf) -> NodeConfig {
+        NodeConfig {
+            server: server.spec.name.clone(),
+            address: server.spec.address,
+            cpus: server.spec.cpus,
+            cgroup: self.cgroup.clone(),
+            control_socket: self.control_socket(),
+            probes_object: self.probes_object.clone().or_else(|| installed_object(&launcher)),
+            launcher,
+            tick: self.policy.step(),
+        }
+    }
+
+    /// For the proxy.
+    pub(crate) fn proxy(&self) -> Result<ProxyConfig, ConfigError> {
+        let name = ProxyName::new("proxy").map_err(|e| self.problem(e.to_string()))?;
+        let mut proxy = ProxyConfig::new(
+            name,
+            self.workload.name.clone(),
+            self.front.listen,
+            self.front.admin,
+            self.control_socket(),
+        );
+        proxy.threads = self.front.threads;
+        Ok(proxy)
+    }
+
+    /// The configuration in a few words.
+    pub(crate) fn describe(&self) -> String {
+        let name: &WorkloadName = &self.workload.name;
+        format!(
+            "{}: {name} behind {}, {} servers, home {}: valid",
+            self.path.display(),
+            self.front.listen,
+            self.servers.len(),
+            self.workload.home
+        )
+    }
+}
+
+/// Whether `program` is a path to, or names in PATH, an executable file.
+fn is_program(program: &str) -> bool {
+    let executable = |path: &Path| {
+        path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+    };
+    if program.contains('/') {
+        return executable(Path::new(program));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    !program.is_empty() && std::env::split_paths(&path).any(|dir| executable(&dir.join(program)))
+}
+
+/// The probes' object where it is installed: beside the program, or where packages put it.
+fn installed_object(program: &Path) -> Option<PathBuf> {
+    let named = std::env::var_os("SIM_EBPF_OBJECT").map(PathBuf::from);
+    let beside = program.parent().map(|dir| dir.join("sim-ebpf.o"));
+    let packaged = Some(PathBuf::from("/usr/lib/sim/sim-ebpf.o"));
+    [named, beside, packaged].into_iter().flatten().find(|path| path.is_file())
+}

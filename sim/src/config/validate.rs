@@ -1,0 +1,303 @@
+//! From the file as written to valid values. Each rule names its key and what is allowed.
+
+use super::file::{File, ServerTable, WorkloadTable};
+use super::{Config, ConfigError, Front, Server};
+use sim_core::name::{ServerName, WorkloadName};
+use sim_core::server::ServerSpec;
+use sim_core::workload::{Readiness, Slo, WorkloadSpec};
+use std::fmt::Display;
+use std::path::Path;
+use std::time::Duration;
+
+/// Longest time that any setting may state, in seconds: a year.
+const SECONDS_MAX: f64 = 31_536_000.0;
+
+struct Rules<'a> {
+    path: &'a Path,
+}
+
+impl Rules<'_> {
+    fn broken(&self, key: &str, found: impl Display, allowed: &str) -> ConfigError {
+        ConfigError {
+            path: self.path.display().to_string(),
+            problem: format!("{key} = {found}: {allowed}"),
+        }
+    }
+
+    fn number(
+        &self,
+        key: &str,
+        value: f64,
+        good: impl Fn(f64) -> bool,
+        allowed: &str,
+    ) -> Result<f64, ConfigError> {
+        if value.is_finite() && good(value) {
+            Ok(value)
+        } else {
+            Err(self.broken(key, value, &format!("must be {allowed}")))
+        }
+    }
+
+    fn positive(&self, key: &str, value: f64) -> Result<f64, ConfigError> {
+        self.number(key, value, |v| v > 0.0, "above 0")
+    }
+
+    fn seconds(&self, key: &str, value: f64, unit: f64) -> Result<Duration, ConfigError> {
+        let good = |v: f64| v > 0.0 && v * unit <= SECONDS_MAX;
+        Ok(Duration::from_secs_f64(self.number(key, value, good, "above 0, at most a year")? * unit))
+    }
+
+    fn parsed<T: std::str::FromStr>(
+        &self,
+        key: &str,
+        text: &str,
+        allowed: &str,
+    ) -> Result<T, ConfigError> {
+        text.parse().map_err(|_| self.broken(key, format!("{text:?}"), allowed))
+    }
+}
+
+/// Validates the whole; the first broken rule is the error.
+pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
+    let rules = Rules { path };
+    if !is_cgroup_name(&file.cgroup) {
+        let found = format!("{:?}", file.cgroup);
+        let allowed = "must be a relative path of a-z, A-Z, 0-9, '-', '_', '.', '/'";
+        return Err(rules.broken("cgroup", found, allowed));
+    }
+    if let Err((key, allowed)) = file.policy.validate() {
+        let key = format!("policy.{key}");
+        let problem = format!("{key}: must be {allowed}");
+        return Err(ConfigError { path: path.display().to_string(), problem });
+    }
+    let servers = servers(&rules, file.server)?;
+    let workload = match <[WorkloadTable; 1]>::try_from(file.workload) {
+        Ok([workload]) => validate_workload(&rules, workload, &servers)?,
+        Err(found) => {
+            let allowed = "must be exactly one [[workload]]: one proxy serves one workload";
+            return Err(rules.broken("workload", format!("{} tables", found.len()), allowed));
+        }
+    };
+    let address = "must be ip:port, such as \"127.0.0.1:8080\"";
+    let front = Front {
+        listen: rules.parsed("proxy.listen", &file.proxy.listen, address)?,
+        admin: rules.parsed("proxy.admin", &file.proxy.admin, address)?,
+        threads: file.proxy.threads,
+    };
+    if front.listen == front.admin {
+        let allowed = "must differ from proxy.listen";
+        return Err(rules.broken("proxy.admin", front.admin, allowed));
+    }
+    if !(1..=1024).contains(&front.threads) {
+        return Err(rules.broken("proxy.threads", front.threads, "must be 1 to 1024"));
+    }
+    if !front.admin.ip().is_loopback() {
+        let allowed = "must be a loopback address: it has no authentication yet";
+        return Err(rules.broken("proxy.admin", front.admin, allowed));
+    }
+    Ok(Config {
+        path: path.to_owned(),
+        data_dir: file.data_dir,
+        runtime_dir: file.runtime_dir,
+        cgroup: file.cgroup,
+        probes_object: file.probes_object,
+        front,
+        servers,
+        workload,
+        policy: file.policy,
+    })
+}
+
+fn is_cgroup_name(name: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && p != "."
+            && p != ".."
+            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    name.split('/').all(part)
+}
+
+fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, ConfigError> {
+    let mut servers: Vec<Server> = Vec::new();
+    for table in tables {
+        let server = validate_server(rules, table)?;
+        let name = &server.spec.name;
+        if servers.iter().any(|s| s.spec.name == *name) {
+            return Err(rules.broken("server.name", format!("{:?}", name.as_str()), "is used twice; names must differ"));
+        }
+        servers.push(server);
+    }
+    Ok(servers)
+}
+
+fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, ConfigError> {
+    let name = ServerName::new(&table.name)
+        .map_err(|e| rules.broken("server.name", format!("{:?}", table.name), &e.to_string()))?;
+    let key = |field: &str| format!("server {name}: {field}");
+    let spec = ServerSpec {
+        address: rules.parsed(&key("address"), &table.address, "must be an IP address")?,
+        cpus: rules.number(
+            &key("cpus"),
+            table.cpus,
+            |v| (0.1..=4096.0).contains(&v),
+            "0.1 to 4096",
+        )?,
+        memory_bytes: mebibytes(rules, &key("memory_mib"), table.memory_mib)?,
+        price_per_hour: rules.number(
+            &key("price_per_hour"),
+            table.price_per_hour,
+            |v| v >= 0.0,
+            "0 or more",
+        )?,
+        // Unless told otherwise a server shares its fate with no other.
+        failure_domain: table.failure_domain.unwrap_or_else(|| name.to_string()),
+        name,
+    };
+    Ok(Server { spec, netns: table.netns })
+}
+
+fn mebibytes(rules: &Rules<'_>, key: &str, mib: u64) -> Result<u64, ConfigError> {
+    if (1..=1 << 24).contains(&mib) {
+        Ok(mib << 20)
+    } else {
+        Err(rules.broken(key, mib, "must be 1 to 16777216"))
+    }
+}
+
+fn validate_workload(
+    rules: &Rules<'_>,
+    table: WorkloadTable,
+    servers: &[Server],
+) -> Result<WorkloadSpec, ConfigError> {
+    let name = WorkloadName::new(&table.name)
+        .map_err(|e| rules.broken("workload.name", format!("{:?}", table.name), &e.to_string()))?;
+    if table.command.is_empty() {
+        return Err(rules.broken("workload.command", "[]", "must hold a program"));
+    }
+    let home = servers.iter().find(|s| s.spec.name.as_str() == table.home);
+    let Some(home) = home else {
+        let names: Vec<&str> = servers.iter().map(|s| s.spec.name.as_str()).collect();
+        let allowed = format!("must be a server's name: {}", names.join(", "));
+        return Err(rules.broken("workload.home", format!("{:?}", table.home), &allowed));
+    };
+    let cpus = rules.number(
+        "workload.cpus",
+        table.cpus,
+        |v| v >= 0.1 && v <= home.spec.cpus,
+        &format!("0.1 to {}, the CPUs of its home", home.spec.cpus),
+    )?;
+    let memory_bytes = mebibytes(rules, "workload.memory_mib", table.memory_mib)?;
+    if memory_bytes > home.spec.memory_bytes {
+        let allowed = format!("must be at most {}, as its home has", home.spec.memory_bytes >> 20);
+        return Err(rules.broken("workload.memory_mib", table.memory_mib, &allowed));
+    }
+    let unit = |v: f64| v > 0.0 && v < 1.0;
+    let readiness = &table.readiness;
+    if readiness.successes == 0 {
+        return Err(rules.broken("workload.readiness.successes", 0, "must be 1 or more"));
+    }
+    if !readiness.path.starts_with('/') {
+        let found = format!("{:?}", readiness.path);
+        return Err(rules.broken("workload.readiness.path", found, "must begin with '/'"));
+    }
+    let millis = |key: &str, ms: u64| rules.seconds(key, ms as f64, 1e-3);
+    Ok(WorkloadSpec {
+        name,
+        cpus,
+        memory_bytes,
+        home: home.spec.name.clone(),
+        slo: Slo {
+            quantile: rules.number(
+                "workload.slo.quantile",
+                table.slo.quantile,
+                unit,
+                "between 0 and 1",
+            )?,
+            bound: rules.seconds("workload.slo.bound_ms", table.slo.bound_ms, 1e-3)?,
+            window: rules.seconds("workload.slo.window_s", table.slo.window_s, 1.0)?,
+            error_budget: rules.number(
+                "workload.slo.error_budget",
+                table.slo.error_budget,
+                |v| (0.0..1.0).contains(&v),
+                "0 to below 1",
+            )?,
+        },
+        readiness: Readiness {
+            path: readiness.path.clone(),
+            successes: readiness.successes,
+            interval: millis("workload.readiness.interval_ms", readiness.interval_ms)?,
+            timeout: millis("workload.readiness.timeout_ms", readiness.timeout_ms)?,
+        },
+        standby: table.standby,
+        slo_minute_price: rules.positive("workload.slo_minute_price", table.slo_minute_price)?,
+        environment: table.environment.into_iter().collect(),
+        command: table.command,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file;
+
+    const GOOD: &str = r#"
+[proxy]
+listen = "127.0.0.1:8080"
+
+[[server]]
+name = "a"
+cpus = 1.0
+
+[[workload]]
+name = "web"
+command = ["true"]
+cpus = 0.5
+home = "a"
+slo = { bound_ms = 100 }
+"#;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let path = Path::new("sim.toml");
+        validate(path, file::parse(path, text)?)
+    }
+
+    #[test]
+    fn a_short_configuration_is_enough() {
+        let config = read(GOOD).expect("valid");
+        assert_eq!(config.servers[0].spec.failure_domain, "a");
+        assert_eq!(config.workload.slo.bound, Duration::from_millis(100));
+    }
+
+    /// What is changed, and what the one line must name.
+    #[test]
+    fn bad_input_is_told_in_one_line_with_file_key_and_what_is_allowed() {
+        let cases = [
+            ("bound_ms = 100", "bound_ms = 0", "workload.slo.bound_ms = 0: must be above 0"),
+            ("bound_ms = 100", "bound_ms = 1, nonsense = 2", "sim.toml:14: unknown field `nonsense`, expected one of"),
+            ("home = \"a\"", "home = \"b\"", "workload.home = \"b\": must be a server's name: a"),
+            ("cpus = 0.5", "cpus = 3.0", "workload.cpus = 3: must be 0.1 to 1"),
+            ("127.0.0.1:8080", "8080", "proxy.listen = \"8080\": must be ip:port"),
+            ("cpus = 1.0", "cpus = nan", "server a: cpus = NaN: must be 0.1 to 4096"),
+            ("command = [\"true\"]", "command = []", "workload.command"),
+            ("name = \"web\"", "name = \"we b\"", "a name is 1 to 63 characters"),
+        ];
+        for (from, to, expected) in cases {
+            let error = read(&GOOD.replacen(from, to, 1)).expect_err(to).to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.starts_with("sim.toml") && !error.contains('\n'), "{error}");
+        }
+        let twice = format!("{GOOD}\n[[server]]\nname = \"a\"\ncpus = 1.0\n");
+        let error = read(&twice).expect_err("duplicate").to_string();
+        assert!(error.contains("\"a\": is used twice"), "{error}");
+        let policy = format!("{GOOD}\n[policy]\nparity_alpha = 2.0\n");
+        let error = read(&policy).expect_err("policy").to_string();
+        assert!(error.contains("policy.parity_alpha: must be between 0 and 1"), "{error}");
+    }
+
+    #[test]
+    fn an_unauthenticated_admin_address_stays_on_loopback() {
+        let error = read(&GOOD.replace("[[server]]", "admin = \"0.0.0.0:9901\"\n[[server]]"));
+        assert!(error.expect_err("refused").to_string().contains("proxy.admin"));
+    }
+}
