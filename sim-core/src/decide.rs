@@ -2,10 +2,12 @@
 
 use crate::forecast::Forecast;
 use crate::journal::Report;
+use crate::parity::normal_upper;
 use crate::policy::Policy;
 use crate::workload::Standby;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Bounds of the quantile level that prices may call for: below, a shadow would be started on a
 /// coin's toss; above, the forecast has nothing to say.
@@ -71,6 +73,27 @@ pub fn level(slo_minute_price: f64, shadow_hour_price: f64) -> f64 {
     ratio.clamp(LEVEL_MIN, LEVEL_MAX)
 }
 
+/// Upper quantile of the arrival *rate* at each step, from the quantile of the step's arrival
+/// *count* that was forecast.
+///
+/// A count scatters around its rate by at least the Poisson variance, `rate / step`. That chance
+/// is part of queueing, and so of usable capacity already (the knee lies below 100 % because of
+/// it): counting it here again would call a noisy second a saturation. Independent variances
+/// add, so half-widths subtract in squares.
+pub fn rate_upper(
+    forecast: &Forecast,
+    level: f64,
+    step_seconds: f64,
+) -> impl Iterator<Item = f64> + '_ {
+    let z = normal_upper(1.0 - level);
+    (1..=forecast.steps.len()).map(move |step| {
+        let mean = forecast.steps[step - 1].mean.max(0.0);
+        let width = (forecast.quantile(step, level) - mean).max(0.0);
+        let counting = z * z * mean / step_seconds;
+        mean + libm::sqrt((width * width - counting).max(0.0))
+    })
+}
+
 /// Decides.
 #[must_use]
 pub fn decide(view: &View<'_>) -> Decision {
@@ -90,10 +113,12 @@ pub fn decide(view: &View<'_>) -> Decision {
     };
     let capacity = view.capacity_rps.map(|c| c[1]);
     if let (Some(forecast), Some(capacity)) = (view.forecast, capacity) {
-        report.forecast_rps = forecast.upper_max(FIRST_STEP, lead_steps, level);
-        report.crossing_seconds = forecast
-            .first_crossing(capacity, level, lead_steps)
-            .map(|step| step as f64 * step_seconds);
+        let upper: Vec<f64> = rate_upper(forecast, level, step_seconds).take(lead_steps).collect();
+        report.forecast_rps = upper.iter().copied().fold(0.0, f64::max);
+        report.crossing_seconds = upper
+            .iter()
+            .position(|&rate| rate > capacity)
+            .map(|at| (at + 1) as f64 * step_seconds);
     }
     let desired = desired(view, &report);
     Decision { desired, report }

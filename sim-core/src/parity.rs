@@ -61,7 +61,7 @@ pub enum Verdict {
 
 /// Upper quantile of the standard normal for a small tail probability `p` (Abramowitz & Stegun
 /// 26.2.23, error below 4.5e-4).
-fn normal_upper(p: f64) -> f64 {
+pub(crate) fn normal_upper(p: f64) -> f64 {
     let t = libm::sqrt(-2.0 * libm::log(p.clamp(1e-12, 0.5)));
     t - (2.515_517 + 0.802_853 * t + 0.010_328 * t * t)
         / (1.0 + 1.432_788 * t + 0.189_269 * t * t + 0.001_308 * t * t * t)

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct Policy {
     /// Length of a sample window and of a forecast step, in milliseconds.
     pub step_ms: u64,
+    /// "Demand now" is the rate over the last so many milliseconds, in reports and where a share
+    /// is weighed against capacity. The forecast takes each step's own rate.
+    pub demand_window_ms: u64,
     /// Forecast steps.
     pub horizon_steps: u32,
     /// `false`: the reactive floor alone decides (a control group for the forecast).
@@ -61,6 +64,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             step_ms: 1_000,
+            demand_window_ms: 5_000,
             horizon_steps: 90,
             forecast: true,
             lead_margin_ms: 10_000,
@@ -95,8 +99,13 @@ impl Policy {
     /// Names the key and what it may be.
     pub fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let unit = |x: f64| x > 0.0 && x < 1.0;
-        let rules: [(bool, &str, &str); 14] = [
+        let rules: [(bool, &str, &str); 15] = [
             ((100..=60_000).contains(&self.step_ms), "step_ms", "100 to 60000"),
+            (
+                self.demand_window_ms >= self.step_ms && self.demand_window_ms <= 600_000,
+                "demand_window_ms",
+                "step_ms to 600000",
+            ),
             ((2..=512).contains(&self.horizon_steps), "horizon_steps", "2 to 512"),
             (self.confirm_ticks >= 1, "confirm_ticks", "1 or more"),
             (self.saturated_ticks >= 1, "saturated_ticks", "1 or more"),

@@ -4,6 +4,7 @@ use super::instance::{Instance, State};
 use super::outbox::Outbox;
 use super::workload::{Goal, Phase, Pool, Workload};
 use crate::command::Command;
+use crate::decide::rate_upper;
 use crate::journal::{Kind, Report};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::{self, Arm, Verdict};
@@ -157,18 +158,19 @@ impl Workload {
         }
     }
 
-    /// CPUs that the forecast's upper quantile will use anywhere inside the horizon.
+    /// CPUs that the forecast's upper quantile will use, if what it grows by inside the horizon
+    /// is grown once more: a move has to last longer than the next one takes to make.
     fn load_cpus(&self, policy: &Policy, primary: &Instance, report: &Report) -> f64 {
-        let now = report.demand_rps.max(report.forecast_rps);
+        let now = report.demand_rps;
         let ahead = if policy.forecast && self.demand.is_calibrated() {
-            let steps = policy.horizon_steps as usize;
-            self.demand.forecast().upper_max(1, steps, report.level)
+            let step_seconds = policy.step_ms as f64 / 1e3;
+            rate_upper(&self.demand.forecast(), report.level, step_seconds).fold(now, f64::max)
         } else {
             // Without a forecast, head room by rule of thumb.
             1.5 * now
         };
         match self.capacity.service_seconds() {
-            Some(seconds) => ahead.max(now) * seconds,
+            Some(seconds) => (now + 2.0 * (ahead - now).max(0.0)) * seconds,
             None => primary.cpus * primary.utilisation.max(0.5) * 1.5,
         }
     }

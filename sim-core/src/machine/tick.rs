@@ -143,11 +143,17 @@ impl Workload {
         let arrivals = core::mem::take(&mut self.arrivals);
         let seen = covered > 0.0 && self.is_healthy(self.primary);
         if seen {
-            self.demand_rps = arrivals as f64 / covered;
+            self.rates.push_back((arrivals, covered));
+            let kept = (policy.demand_window_ms / policy.step_ms).max(1) as usize;
+            while self.rates.len() > kept {
+                self.rates.pop_front();
+            }
+            let sum = self.rates.iter().fold((0, 0.0), |(a, c), &(x, y)| (a + x, c + y));
+            self.demand_rps = sum.0 as f64 / sum.1;
         }
         // Before the first instance serves there is no demand to speak of, only silence.
         if self.demand.samples_seen() > 0 || (seen && arrivals > 0) {
-            self.demand.observe(seen.then_some(self.demand_rps));
+            self.demand.observe(seen.then(|| arrivals as f64 / covered));
         }
         let serving: Vec<InstanceId> =
             self.instances.values().filter(|i| i.is_healthy()).map(|i| i.id).collect();

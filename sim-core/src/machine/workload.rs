@@ -15,7 +15,7 @@ use crate::server::ServerSpec;
 use crate::table::{FULL_BP, Share, Version, WeightTable};
 use crate::time::Time;
 use crate::workload::{Standby, WorkloadSpec};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -115,6 +115,8 @@ pub(crate) struct Workload {
     pub(crate) lead: LeadTime,
     pub(crate) arrivals: u64,
     pub(crate) covered: Duration,
+    /// Arrivals and seconds covered of the last steps, newest last.
+    pub(crate) rates: VecDeque<(u64, f64)>,
     pub(crate) traffic_at: Option<Time>,
     pub(crate) confirm: u32,
     pub(crate) saturated: u32,
@@ -158,6 +160,7 @@ impl Workload {
             lead: LeadTime::default(),
             arrivals: 0,
             covered: Duration::ZERO,
+            rates: VecDeque::new(),
             traffic_at: None,
             confirm: 0,
             saturated: 0,
