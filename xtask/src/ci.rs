@@ -15,6 +15,7 @@ const DEMOS: [&[&str]; 3] = [
     &["--headless", "--seed", "2"],
     &["--headless", "--seed", "3", "--flat"],
 ];
+const KERNEL_SIDE: &str = "sim-ebpf/programs/Cargo.toml";
 /// A demo takes four minutes at most; twice that is a hang.
 const DEMO_LIMIT: Duration = Duration::from_secs(8 * 60);
 /// For the demo to take down its servers.
@@ -24,7 +25,13 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     let begin = Instant::now();
     let mut times = Vec::new();
     step(&mut times, "fmt", || {
-        process::run(context.cargo().args(["fmt", "--all", "--check"]))
+        process::run(context.cargo().args(["fmt", "--all", "--check"]))?;
+        // The kernel side is a workspace of its own.
+        process::run(
+            context
+                .cargo()
+                .args(["fmt", "--check", "--manifest-path", KERNEL_SIDE]),
+        )
     })?;
     step(&mut times, "tidy", || tidy::run(context))?;
     step(&mut times, "clippy", || {

@@ -75,10 +75,11 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| describe(command))
 }
 
-/// Runs a child, shows its output as it comes, and returns the lines that `wanted` picks.
+/// Runs a child, shows its output as it comes, and returns what `pick` makes of its lines; each of
+/// the two streams is given a clone of it.
 pub(crate) fn run_and_pick(
     command: &mut Command,
-    wanted: impl Fn(&str) -> bool + Sync,
+    pick: impl FnMut(&str) -> Option<String> + Clone + Send,
 ) -> Result<(ExitStatus, Vec<String>)> {
     let mut child = command
         .stdout(Stdio::piped())
@@ -86,11 +87,13 @@ pub(crate) fn run_and_pick(
         .spawn()
         .with_context(|| describe(command))?;
     let picked = Mutex::new(Vec::new());
+    let (mut of_own, mut of_errors) = (pick.clone(), pick);
     let stdout = child.stdout.take().context("stdout")?;
     let stderr = child.stderr.take().context("stderr")?;
     std::thread::scope(|scope| {
-        let errors = scope.spawn(|| pass_on(stderr, &mut std::io::stderr(), &wanted, &picked));
-        let own = pass_on(stdout, &mut std::io::stdout(), &wanted, &picked);
+        let errors =
+            scope.spawn(|| pass_on(stderr, &mut std::io::stderr(), &mut of_errors, &picked));
+        let own = pass_on(stdout, &mut std::io::stdout(), &mut of_own, &picked);
         match errors.join() {
             Ok(result) => own.and(result),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -107,7 +110,7 @@ pub(crate) fn run_and_pick(
 fn pass_on(
     from: impl Read,
     to: &mut impl Write,
-    wanted: &impl Fn(&str) -> bool,
+    pick: &mut impl FnMut(&str) -> Option<String>,
     picked: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut from = BufReader::new(from);
@@ -116,12 +119,11 @@ fn pass_on(
         to.write_all(&line)?;
         to.flush()?;
         let text = String::from_utf8_lossy(&line);
-        if wanted(&text) {
-            let text = text.trim().to_owned();
+        if let Some(found) = pick(text.trim()) {
             picked
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(text);
+                .push(found);
         }
         line.clear();
     }
@@ -187,8 +189,8 @@ mod tests {
     #[test]
     fn wanted_lines_are_picked_from_both_streams() {
         let script = "echo 'WANTED one'; echo other; echo 'WANTED two' >&2";
-        let (status, mut lines) =
-            run_and_pick(&mut shell(script), |line| line.contains("WANTED")).unwrap();
+        let pick = |line: &str| line.contains("WANTED").then(|| line.to_owned());
+        let (status, mut lines) = run_and_pick(&mut shell(script), pick).unwrap();
         lines.sort();
         assert!(status.success());
         assert_eq!(lines, ["WANTED one", "WANTED two"]);

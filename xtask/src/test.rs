@@ -36,7 +36,7 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
     for mut command in commands(context, filter) {
         prepared.tell(&mut command, context, Profile::Dev);
         println!("test: {}", process::describe(&command));
-        let (status, lines) = process::run_and_pick(&mut command, is_skip)?;
+        let (status, lines) = process::run_and_pick(&mut command, skips())?;
         skipped.extend(lines);
         if !status.success() {
             failed.push(failure(&command, status));
@@ -55,6 +55,25 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
         bail!("{}", failed.join("; "));
     }
     Ok(prepared)
+}
+
+/// Picks the lines that say SKIPPED, each with the test that said it.
+fn skips() -> impl FnMut(&str) -> Option<String> + Clone + Send {
+    let mut test = String::new();
+    move |line| {
+        if let Some(name) = test_name(line) {
+            name.clone_into(&mut test);
+        }
+        is_skip(line).then(|| format!("{test}: {line}"))
+    }
+}
+
+/// The test whose output follows such a line of nextest, or of libtest.
+fn test_name(line: &str) -> Option<&str> {
+    if line.contains("PASS") && line.contains('[') {
+        return line.rsplit(") ").next();
+    }
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
 fn is_skip(line: &str) -> bool {
@@ -117,6 +136,26 @@ fn commands(context: &Context, filter: &[String]) -> Vec<Command> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_skip_is_told_with_the_test_that_said_it() {
+        let mut nextest = skips();
+        assert_eq!(
+            nextest("PASS [   1.007s] ( 4/38) sim-tests::end e2e::moves"),
+            None
+        );
+        let skip = nextest("SKIPPED (not root)");
+        assert_eq!(
+            skip.unwrap(),
+            "sim-tests::end e2e::moves: SKIPPED (not root)"
+        );
+        let mut libtest = skips();
+        assert_eq!(libtest("---- e2e::moves stdout ----"), None);
+        assert_eq!(
+            libtest("SKIPPED (not root)").unwrap(),
+            "e2e::moves: SKIPPED (not root)"
+        );
+    }
 
     #[test]
     fn a_skip_is_the_word_in_capitals() {

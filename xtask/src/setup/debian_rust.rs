@@ -65,8 +65,9 @@ fn unpack_compiler(context: &Context, apt: &Apt, activity: &Activity) -> Result<
         let download = || {
             remove_folder(&archives)?;
             std::fs::create_dir_all(&archives)?;
+            activity.say("asking apt what the compiler needs");
             let packages = closure(context, apt);
-            activity.say(format!("downloading {}", packages.join(" ")));
+            activity.say("downloading the compiler");
             apt.download(context, &packages, &archives)
         };
         // Old lists name versions that are gone from the archive.
