@@ -7,7 +7,9 @@ use crate::sense::Readings;
 use crate::session::{self, Link};
 use sim_api::v1;
 use sim_core::name::{InstanceId, ServerName};
+use nix::fcntl::Flock;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -59,7 +61,7 @@ pub enum NodeError {
 struct Agent {
     config: NodeConfig,
     hierarchy: Option<Hierarchy>,
-    parent: Option<Group>,
+    parent: Option<(Group, Flock<File>)>,
     sensors: Sensors,
     instances: BTreeMap<u64, Instance>,
     facts: mpsc::Sender<Fact>,
@@ -110,14 +112,15 @@ impl Agent {
             );
             (None, None)
         } else {
+            let lock = hierarchy.lock(&name).map_err(wrap)?;
             // What an earlier node left behind when it was killed.
             let cleared = hierarchy.clear(&name).map_err(wrap)?;
             if cleared > 0 {
-                tracing::warn!("cleared {cleared} cgroup directories of an earlier run");
+                tracing::warn!("cleared {cleared} cgroups of an earlier run");
             }
             let parent = Group::create(&hierarchy, &name).map_err(wrap)?;
             parent.limit_cpu(config.cpus).map_err(wrap)?;
-            (Some(hierarchy), Some(parent))
+            (Some(hierarchy), Some((parent, lock)))
         };
         let root = hierarchy.as_ref().and_then(|h| h.unified_dir(&name));
         let sensors = Sensors::load(config.probes_object.as_deref(), root);
@@ -312,9 +315,10 @@ impl Agent {
         }
         if let (Some(hierarchy), Some(parent)) = (&self.hierarchy, self.parent.take()) {
             let name = format!("{}/{}", self.config.cgroup, self.config.server);
-            drop(parent);
-            let cleared = hierarchy.clear(&name);
-            cleared.map_err(|source| NodeError::Cgroup { name, source })?;
+            let cleared = hierarchy.clear(&name).map(drop);
+            let (group, _lock) = parent;
+            let removed = cleared.and_then(|()| group.destroy());
+            removed.map_err(|source| NodeError::Cgroup { name, source })?;
         }
         Ok(())
     }

@@ -5,7 +5,9 @@
 //! `cpu.stat` and pressure. A workload is therefore put into all of them, under one relative
 //! name. Nothing is ever mounted or remounted here.
 
-use std::fs;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -90,6 +92,24 @@ impl Hierarchy {
         [&self.unified, &self.cpu, &self.memory].into_iter().flatten()
     }
 
+    /// Takes the cgroup `name` for this process alone, making it where it is missing. It is held
+    /// until the lock is dropped or the process ends, however it ends.
+    ///
+    /// # Errors
+    /// Where another process holds it, or it can't be made.
+    pub fn lock(&self, name: &str) -> io::Result<Flock<File>> {
+        let Some(mount) = self.mounts().next() else {
+            return Err(io::Error::other("no cgroup mount"));
+        };
+        let dir = mount.join(name);
+        fs::create_dir_all(&dir).map_err(|error| context(&error, &dir))?;
+        let file = File::open(&dir).map_err(|error| context(&error, &dir))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => io::Error::other("another node runs this server in this cgroup"),
+            errno => errno.into(),
+        })
+    }
+
     /// Removes the cgroup `name` where it is empty; where others still use it, nothing happens.
     pub fn remove_empty(&self, name: &str) {
         for dir in self.mounts().map(|m| m.join(name)) {
@@ -99,33 +119,35 @@ impl Hierarchy {
         }
     }
 
-    /// Kills everything below the cgroup `name` and removes it, whoever left it.
+    /// Kills everything below the cgroup `name` and removes what is below, whoever left it. Gives
+    /// the number of cgroups removed.
     ///
     /// # Errors
     /// Where a directory can't be removed.
     pub fn clear(&self, name: &str) -> io::Result<usize> {
         let mut cleared = 0;
         for mount in self.mounts() {
-            cleared += clear_dir(&mount.join(name))?;
+            cleared += clear_below(&mount.join(name))?;
         }
         Ok(cleared)
     }
 }
 
-/// Removes a cgroup directory and those below it, killing what runs in them.
-fn clear_dir(dir: &Path) -> io::Result<usize> {
+/// Removes the cgroup directories below `dir`, killing what runs there and in `dir` itself.
+fn clear_below(dir: &Path) -> io::Result<usize> {
     if !dir.is_dir() {
         return Ok(0);
     }
-    let mut cleared = 1;
+    let mut cleared = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            cleared += clear_dir(&entry.path())?;
+            let child = entry.path();
+            cleared += clear_below(&child)? + 1;
+            remove_dir(&child)?;
         }
     }
     kill_all(dir)?;
-    remove_dir(dir)?;
     Ok(cleared)
 }
 
@@ -150,7 +172,7 @@ fn pids_in(dir: &Path) -> io::Result<Vec<i32>> {
         Ok(text) => Ok(text.lines().filter_map(|l| l.trim().parse().ok()).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         // The cgroup is being removed by somebody else.
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(Vec::new()),
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Vec::new()),
         Err(error) => Err(context(&error, &path)),
     }
 }
@@ -170,7 +192,7 @@ fn kill_all(dir: &Path) -> io::Result<()> {
         for pid in pids {
             let pid = nix::unistd::Pid::from_raw(pid);
             match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -344,6 +366,26 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         assert!(pure.unified_controls);
         let none = Hierarchy::parse("proc /proc proc rw 0 0\n", |_| true);
         assert!(none.refusal().is_some());
+    }
+
+    #[test]
+    fn below_an_ordinary_directory_everything_goes_and_the_directory_stays() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::create_dir_all(dir.path().join("x/y/z")).expect("made");
+        assert_eq!(clear_below(dir.path()).expect("cleared"), 3);
+        assert!(dir.path().is_dir() && !dir.path().join("x").exists());
+    }
+
+    #[test]
+    fn a_lock_is_exclusive_and_ends_with_its_holder() {
+        let dir = tempfile::tempdir().expect("dir");
+        let hierarchy =
+            Hierarchy { unified: Some(dir.path().to_owned()), ..Hierarchy::default() };
+        let held = hierarchy.lock("pool/a").expect("free");
+        let refused = hierarchy.lock("pool/a").expect_err("held");
+        assert!(refused.to_string().contains("another node"), "{refused}");
+        drop(held);
+        hierarchy.lock("pool/a").expect("free again");
     }
 
     #[test]
