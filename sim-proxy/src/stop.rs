@@ -75,7 +75,7 @@ impl Signals {
                 None => false,
             };
             if !came {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
         let [terminate, interrupt] = &mut self.0;

@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Keep the log of `sim run` in this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Take the capacity as given instead of measuring it, in requests a second
+    #[arg(long, hide = true, value_name = "RPS")]
+    pub capacity: Option<f64>,
     /// Name of the cgroup and of the temporary folder
     #[arg(long, hide = true, default_value = "sim-demo")]
     pub name: String,
@@ -49,6 +52,7 @@ impl Arguments {
         Options {
             seed: self.seed,
             mode,
+            capacity_rps: self.capacity,
             name: self.name.clone(),
             log: self.log.clone(),
         }

@@ -33,6 +33,8 @@ pub struct Options {
     pub seed: u64,
     /// How it is meant to go.
     pub mode: Mode,
+    /// Capacity of the first instance, where it is not to be measured.
+    pub capacity_rps: Option<f64>,
     /// Name of the cgroup, and of the run's folder.
     pub name: String,
     /// Where to copy the log of `sim run` to.
@@ -161,6 +163,13 @@ async fn sweep(
     let client = client();
     instance.ready(&client).await?;
     let mix = Mix::learn(&client, instance.address).await?;
+    if let Some(capacity_rps) = options.capacity_rps {
+        screen.stage(
+            "capacity",
+            &format!("{capacity_rps:.0} requests a second, not measured"),
+        );
+        return Ok((capacity_rps, mix));
+    }
     let mut sweep = Sweep::new(instance.address, mix.clone(), OBJECTIVE, options.seed)?;
     let mut show = |step: &crate::sweep::Step| {
         let verdict = if step.carried { "carried" } else { "too much" };

@@ -41,7 +41,15 @@ impl Programs {
     pub fn locate() -> Result<Self> {
         let beside = || {
             let own = std::env::current_exe().context("path of this program")?;
-            Ok::<_, anyhow::Error>(own.with_file_name("sim"))
+            // A test's program lies one folder deeper.
+            let mut folders = own
+                .ancestors()
+                .skip(1)
+                .take(2)
+                .map(|folder| folder.join("sim"));
+            folders
+                .find(|path| path.is_file())
+                .context("SIM_BIN is not set and no `sim` lies beside this program")
         };
         let sim = variable("SIM_BIN").map_or_else(beside, |value| Ok(PathBuf::from(value)))?;
         let venv = variable("SIM_HTTPBIN_VENV").context(

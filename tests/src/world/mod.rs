@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod leftovers;
 pub mod namespace;
+pub mod privilege;
 pub mod process;
 pub mod workspace;
 
@@ -59,8 +60,8 @@ pub struct World {
 }
 
 impl World {
-    /// Builds it, and moves this process into the namespace in front of the servers. There must
-    /// be one thread yet.
+    /// Builds it, and moves this thread, and all that it makes from now on, into the namespace
+    /// in front of the servers.
     ///
     /// # Errors
     /// Namespaces can be made but not connected.
@@ -93,7 +94,7 @@ impl World {
         if self.shared_network.is_some() {
             return Vec::new();
         }
-        let front = Some("/proc/self/ns/net".to_owned());
+        let front = Some("/proc/thread-self/ns/net".to_owned());
         std::iter::once(front)
             .chain(self.servers.iter().map(Server::netns_path))
             .flatten()

@@ -1,0 +1,147 @@
+//! What users notice of failing instances: as little as can be.
+
+use crate::upstream::Upstream;
+use crate::world::{Load, World, pair, table};
+use hyper::{Method, StatusCode};
+use std::time::{Duration, Instant};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_instance_costs_no_get_and_is_ejected() {
+    let (world, _control, [first, second]) = World::with_two(9_500).await;
+    let load = Load::start(&world, 16, &Method::GET);
+    load.run(1_000).await;
+    first.kill().await;
+    load.run(1_000).await;
+    let (sent, failed) = load.end().await;
+    assert_eq!(failed, 0, "of {sent}");
+    let metrics = world.metrics().await;
+    assert!(metrics.sum("sim_proxy_retries_total", &[]) >= 1.0);
+    assert!(metrics.sum("sim_proxy_ejections_total", &["i1"]) >= 1.0);
+    assert_eq!(metrics.sum("sim_proxy_ejected", &["i1"]), 1.0);
+    assert_eq!(metrics.sum("sim_proxy_ejections_total", &["i2"]), 0.0);
+    assert!(second.counts.requests() >= 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_warm_shadow_without_weight_takes_over_at_once() {
+    let (world, _control, [first, second]) = World::with_two(10_000).await;
+    let load = Load::start(&world, 8, &Method::GET);
+    load.run(200).await;
+    assert_eq!(second.counts.requests(), 0);
+    first.kill().await;
+    load.run(500).await;
+    assert_eq!(load.end().await.1, 0);
+    assert!(second.counts.requests() >= 500);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_back_gets_its_share_again_after_one_probe() {
+    let (world, _control, [first, _second]) = World::with_two(9_500).await;
+    let address = first.address;
+    let load = Load::start(&world, 4, &Method::GET);
+    load.run(100).await;
+    first.kill().await;
+    world.wait_for(|m| m.sum("sim_proxy_ejected", &["i1"]) == 1.0).await;
+    let back = Upstream::start_on("i1", address).await;
+    world.wait_for(|m| m.sum("sim_proxy_ejected", &["i1"]) == 0.0).await;
+    load.run(100).await;
+    assert_eq!(load.end().await.1, 0);
+    assert!(back.counts.requests() >= 80);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_whose_body_may_have_been_acted_on_is_never_sent_twice() {
+    let (world, _control, ups) = World::with_two(10_000).await;
+    let user = world.client();
+    let swallowed = || ups.iter().map(|up| up.counts.swallowed()).sum::<u64>();
+    for round in 1..=10 {
+        // Every other round over a connection that served before.
+        if round % 2 == 0 {
+            assert_eq!(user.get("/").await.0, StatusCode::OK);
+        }
+        let answer = user.send(Method::POST, "/swallow", "a payment").await.expect("an answer");
+        assert_eq!(answer.0, StatusCode::BAD_GATEWAY);
+        assert_eq!(swallowed(), round);
+    }
+    assert_eq!(world.metrics().await.sum("sim_proxy_retries_total", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idempotent_request_is_sent_to_the_other_instance_once_and_no_further() {
+    let (world, _control, ups) = World::with_two(10_000).await;
+    let answer = world.client().send(Method::PUT, "/swallow", "a").await.expect("an answer");
+    assert_eq!(answer.0, StatusCode::BAD_GATEWAY);
+    assert_eq!((ups[0].counts.swallowed(), ups[1].counts.swallowed()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_was_never_sent_goes_to_the_other_instance() {
+    let (world, _control, [first, second]) = World::with_two(10_000).await;
+    first.kill().await;
+    let body = "x".repeat(200_000);
+    let answer = world.client().send(Method::POST, "/echo", body.clone()).await.expect("an answer");
+    assert_eq!(answer, (StatusCode::OK, body.into()));
+    assert_eq!(second.counts.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_hangs_is_given_up_and_the_other_asked() {
+    let (world, mut control) =
+        World::start_with_read_timeout(Duration::from_millis(300));
+    let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
+    control.publish(&pair(1, &ups, 10_000)).await;
+    let begun = Instant::now();
+    assert_eq!(world.client().get("/hang").await.0, StatusCode::GATEWAY_TIMEOUT);
+    assert!(begun.elapsed() >= Duration::from_millis(550), "both were asked");
+    assert_eq!((ups[0].counts.requests(), ups[1].counts.requests()), (1, 1));
+    let metrics = world.wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0).await;
+    assert_eq!(metrics.sum("sim_proxy_retries_total", &["timeout"]), 1.0);
+    assert_eq!(metrics.sum("sim_proxy_errors_total", &["upstream"]), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_500_eject_after_five_in_a_row_and_are_passed_on() {
+    let (world, _control, ups) = World::with_two(10_000).await;
+    let user = world.client();
+    for _ in 0..5 {
+        assert_eq!(user.get("/status/503").await, (StatusCode::SERVICE_UNAVAILABLE, "i1".into()));
+    }
+    assert_eq!(user.get("/").await.1, "i2");
+    assert_eq!(ups[0].counts.requests(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_one_instance_a_stale_connection_costs_no_get() {
+    let (world, mut control) = World::start();
+    let up = Upstream::start("i1").await;
+    control.publish(&table(1, 1, &[(1, up.address, 10_000, true)])).await;
+    let user = world.client();
+    for _ in 0..20 {
+        assert_eq!(user.get("/").await.0, StatusCode::OK);
+        // Kept by the proxy, then reset by the instance in the middle of an answer.
+        assert_eq!(user.send(Method::PUT, "/swallow", "").await.expect("an answer").0, 502);
+    }
+    assert_eq!(world.metrics().await.sum("sim_proxy_ejections_total", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_is_quick_when_idle_and_lets_requests_in_flight_end() {
+    let (world, _control, ups) = World::with_two(10_000).await;
+    let user = world.client();
+    assert_eq!(user.get("/").await.0, StatusCode::OK);
+    let slow = tokio::spawn({
+        let user = user.clone();
+        async move { user.get("/slow").await }
+    });
+    while ups[0].counts.requests() < 2 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let begun = Instant::now();
+    assert!(world.terminate().await.success());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(slow.await.expect("no panic"), (StatusCode::OK, "i1".into()));
+    assert!(user.send(Method::GET, "/", "").await.is_err(), "it listens no more");
+    for leftover in ["/tmp/pingora.pid", "/tmp/pingora_upgrade.sock"] {
+        assert!(!std::path::Path::new(leftover).exists());
+    }
+}

@@ -1,0 +1,9 @@
+//! The proxy as users, instances and the control plane see it, over real sockets.
+
+mod control;
+mod failure;
+mod process;
+mod protocol;
+mod routing;
+mod upstream;
+mod world;

@@ -1,0 +1,90 @@
+//! The proxy in a process of its own, as in production: this test program starts itself again.
+//! (Pingora's pinned runtimes don't survive a second server in one process: its thread-local
+//! handles outlive the threads.)
+
+use crate::world::workload;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sim_core::name::ProxyName;
+use sim_proxy::{Proxy, ProxyConfig};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+const SOCKET: &str = "SIM_TEST_PROXY_CONTROL_SOCKET";
+const READ_TIMEOUT_MS: &str = "SIM_TEST_PROXY_READ_TIMEOUT_MS";
+/// Marks the line that tells the parent the addresses.
+const ADDRESSES: &str = "addresses: ";
+
+pub(crate) struct ProxyProcess {
+    /// Of users, of the admin.
+    pub(crate) addresses: [SocketAddr; 2],
+    child: Child,
+    /// Open to the end, or the proxy's last words would break it.
+    _output: Lines<BufReader<ChildStdout>>,
+}
+
+impl ProxyProcess {
+    pub(crate) fn start(control_socket: &Path, read_timeout: Duration) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--ignored", "--exact", "process::proxy_process", "--nocapture"])
+            .env(SOCKET, control_socket)
+            .env(READ_TIMEOUT_MS, read_timeout.as_millis().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a second run of this program");
+        let mut output = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let line = output
+            .by_ref()
+            .map(|line| line.expect("text"))
+            .find_map(|line| line.strip_prefix(ADDRESSES).map(str::to_owned))
+            .expect("the proxy tells its addresses");
+        let mut addresses = line.split(' ').map(|address| address.parse().expect("an address"));
+        let addresses = std::array::from_fn(|_| addresses.next().expect("two addresses"));
+        Self { addresses, child, _output: output }
+    }
+
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        // Else `wait` would close it, and the proxy take that for a second signal.
+        let _input = self.child.stdin.take();
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
+        self.child.wait().expect("it ends")
+    }
+}
+
+impl Drop for ProxyProcess {
+    fn drop(&mut self) {
+        // The end of its input is its stop signal.
+        drop(self.child.stdin.take());
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success() || std::thread::panicking(), "the proxy ended with {status}");
+    }
+}
+
+#[test]
+#[ignore = "not a test: what the other tests run as the proxy"]
+fn proxy_process() {
+    let Ok(socket) = std::env::var(SOCKET) else { return };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let name = ProxyName::new("p1").expect("valid");
+    let mut config = ProxyConfig::new(name, workload(), any, any, socket.into());
+    config.threads = 2;
+    config.report_interval = Duration::from_millis(50);
+    let read_timeout = std::env::var(READ_TIMEOUT_MS).expect("set by the parent");
+    config.upstream.read_timeout = Duration::from_millis(read_timeout.parse().expect("a number"));
+    let proxy = Proxy::bind(config).expect("free ports");
+    let (users, admin) = (proxy.listen_address(), proxy.admin_address());
+    // The test harness has written "test … " before, without an end of line.
+    writeln!(std::io::stdout(), "\n{ADDRESSES}{users} {admin}").expect("a parent that reads");
+    let (gone, parent_gone) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        std::io::stdin().read_to_end(&mut vec![]).expect("a pipe");
+        // Nobody listens any more if SIGTERM came first.
+        gone.send(()).unwrap_or_default();
+    });
+    proxy.run(async { parent_gone.await.unwrap_or_default() });
+}

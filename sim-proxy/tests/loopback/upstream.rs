@@ -1,0 +1,113 @@
+//! An instance: a small HTTP server that counts, and that can die.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// Answers by path:
+/// * `/echo` the body; `/head` the request's head; `/status/N` that status;
+/// * `/swallow` reads the body, counts it, and resets the connection;
+/// * `/hang` never answers; `/slow` answers after half a second;
+/// * anything else with the server's name.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) counts: Arc<Counts>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+pub(crate) struct Counts {
+    requests: AtomicU64,
+    swallowed: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn swallowed(&self) -> u64 {
+        self.swallowed.load(Ordering::SeqCst)
+    }
+}
+
+impl Upstream {
+    pub(crate) async fn start(name: &'static str) -> Self {
+        Self::start_on(name, ([127, 0, 0, 1], 0).into()).await
+    }
+
+    pub(crate) async fn start_on(name: &'static str, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.expect("an address for an instance");
+        let address = listener.local_addr().expect("bound");
+        let counts = Arc::<Counts>::default();
+        let server = tokio::spawn(accept(listener, name, counts.clone()));
+        Self { address, counts, server }
+    }
+
+    /// As by SIGKILL: the listener closes and every connection is reset at once.
+    pub(crate) async fn kill(self) {
+        self.server.abort();
+        self.server.await.expect_err("it serves until it is killed");
+    }
+}
+
+async fn accept(listener: TcpListener, name: &'static str, counts: Arc<Counts>) {
+    // Ends its connections with it when dropped.
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.expect("accept");
+        stream.set_nodelay(true).expect("nodelay");
+        stream.set_zero_linger().expect("reset on close");
+        connections.spawn(serve(stream, name, counts.clone()));
+    }
+}
+
+async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
+    let service = service_fn(|request| answer(request, name, counts.clone()));
+    // A reset connection is part of the tests.
+    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.unwrap_or_default();
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    name: &'static str,
+    counts: Arc<Counts>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    counts.requests.fetch_add(1, Ordering::SeqCst);
+    let path = request.uri().path().to_owned();
+    let text = |text: String| Ok(Response::new(Full::from(text)));
+    match path.as_str() {
+        "/echo" => {
+            let body = request.into_body().collect().await.map_err(std::io::Error::other)?;
+            Ok(Response::new(Full::new(body.to_bytes())))
+        }
+        "/head" => text(format!("{} {:?}", request.method(), request.headers())),
+        "/swallow" => {
+            request.into_body().collect().await.map_err(std::io::Error::other)?;
+            counts.swallowed.fetch_add(1, Ordering::SeqCst);
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
+        "/hang" => std::future::pending().await,
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            text(name.to_owned())
+        }
+        _ => {
+            let mut response = Response::new(Full::from(name));
+            if let Some(status) = path.strip_prefix("/status/") {
+                *response.status_mut() = status.parse().expect("a status");
+            }
+            Ok(response)
+        }
+    }
+}

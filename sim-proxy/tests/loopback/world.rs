@@ -1,0 +1,218 @@
+//! A proxy, its control plane, and its users.
+
+use crate::control::Control;
+use crate::upstream::Upstream;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use crate::process::ProxyProcess;
+use sim_core::name::{InstanceId, WorkloadName};
+use sim_core::table::{Share, Version, WeightTable};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+pub(crate) struct World {
+    pub(crate) proxy: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) socket: PathBuf,
+    _directory: TempDir,
+    process: ProxyProcess,
+}
+
+pub(crate) fn workload() -> WorkloadName {
+    WorkloadName::new("web").expect("valid")
+}
+
+/// A table of `(id, address, weight, ready)`.
+pub(crate) fn table(
+    epoch: u64,
+    generation: u64,
+    lines: &[(u64, SocketAddr, u16, bool)],
+) -> WeightTable {
+    let shares = lines
+        .iter()
+        .map(|&(id, address, weight_bp, ready)| Share {
+            instance: InstanceId(id),
+            address,
+            weight_bp,
+            ready,
+        })
+        .collect();
+    WeightTable::new(workload(), Version { epoch, generation }, shares).expect("a table")
+}
+
+impl World {
+    /// A proxy and its control plane.
+    pub(crate) fn start() -> (Self, Control) {
+        Self::start_with_read_timeout(Duration::from_secs(60))
+    }
+
+    pub(crate) fn start_with_read_timeout(read_timeout: Duration) -> (Self, Control) {
+        let directory = TempDir::new().expect("a directory");
+        let socket = directory.path().join("control.sock");
+        let control = Control::start(&socket);
+        let process = ProxyProcess::start(&socket, read_timeout);
+        let [proxy, admin] = process.addresses;
+        (Self { proxy, admin, socket, _directory: directory, process }, control)
+    }
+
+    /// Two instances, of which the first has `first_bp`.
+    pub(crate) async fn with_two(first_bp: u16) -> (Self, Control, [Upstream; 2]) {
+        let (world, mut control) = Self::start();
+        let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
+        control.publish(&pair(1, &ups, first_bp)).await;
+        (world, control, ups)
+    }
+
+    pub(crate) fn client(&self) -> User {
+        User { client: Client::builder(TokioExecutor::new()).build_http(), to: self.proxy }
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub(crate) async fn terminate(self) -> ExitStatus {
+        tokio::task::spawn_blocking(move || self.process.terminate()).await.expect("no panic")
+    }
+
+    async fn page(&self, path: &str) -> (StatusCode, String) {
+        let admin = User { to: self.admin, ..self.client() };
+        let (status, body) = admin.send(Method::GET, path, "").await.expect("the admin answers");
+        (status, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    pub(crate) async fn ready(&self) -> StatusCode {
+        self.page("/ready").await.0
+    }
+
+    pub(crate) async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.page("/metrics").await.1)
+    }
+
+    /// Reads the metrics until `wanted` holds.
+    pub(crate) async fn wait_for(&self, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
+        for _ in 0..500 {
+            let metrics = self.metrics().await;
+            if wanted(&metrics) {
+                return metrics;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not within 10 s: {:#?}", self.metrics().await.0);
+    }
+}
+
+/// A table over two instances, both ready.
+pub(crate) fn pair(generation: u64, ups: &[Upstream; 2], first_bp: u16) -> WeightTable {
+    let lines = [
+        (1, ups[0].address, first_bp, true),
+        (2, ups[1].address, 10_000 - first_bp, true),
+    ];
+    table(1, generation, &lines)
+}
+
+/// Samples of a metrics page by name with labels.
+pub(crate) struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    fn parse(page: &str) -> Self {
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').expect("name and value");
+            (name.to_owned(), value.parse().expect("a number"))
+        };
+        Self(page.lines().filter(|line| !line.starts_with('#')).map(sample).collect())
+    }
+
+    /// The sum of all samples of `family` whose labels contain every one of `labels`.
+    pub(crate) fn sum(&self, family: &str, labels: &[&str]) -> f64 {
+        let matches = |name: &str| {
+            name.split('{').next() == Some(family) && labels.iter().all(|l| name.contains(l))
+        };
+        let found: Vec<_> = self.0.iter().filter(|(name, _)| matches(name)).collect();
+        assert!(!found.is_empty(), "no sample of {family} {labels:?}");
+        found.iter().map(|(_, value)| *value).sum()
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct User {
+    client: Client<HttpConnector, Full<Bytes>>,
+    to: SocketAddr,
+}
+
+impl User {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.to))
+            .body(Full::new(body.into()))?;
+        let response = self.client.request(request).await?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Bytes) {
+        self.send(Method::GET, path, "").await.expect("an answer")
+    }
+}
+
+/// Users that ask for `/` one request after another until told to stop.
+pub(crate) struct Load {
+    users: JoinSet<()>,
+    stop: Arc<AtomicBool>,
+    counts: Arc<LoadCounts>,
+}
+
+#[derive(Default)]
+struct LoadCounts {
+    sent: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Load {
+    pub(crate) fn start(world: &World, users: usize, method: &Method) -> Self {
+        let (stop, counts) = (Arc::<AtomicBool>::default(), Arc::<LoadCounts>::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..users {
+            let (user, method) = (world.client(), method.clone());
+            let (stop, counts) = (stop.clone(), counts.clone());
+            tasks.spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let answer = user.send(method.clone(), "/", "").await;
+                    let ok = matches!(answer, Ok((StatusCode::OK, _)));
+                    counts.failed.fetch_add(u64::from(!ok), Ordering::SeqCst);
+                    counts.sent.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Self { users: tasks, stop, counts }
+    }
+
+    /// Waits until `more` requests have been answered.
+    pub(crate) async fn run(&self, more: u64) {
+        let until = self.counts.sent.load(Ordering::SeqCst) + more;
+        while self.counts.sent.load(Ordering::SeqCst) < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Ends it; requests sent and failed.
+    pub(crate) async fn end(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.users.join_all().await;
+        (self.counts.sent.load(Ordering::SeqCst), self.counts.failed.load(Ordering::SeqCst))
+    }
+}
