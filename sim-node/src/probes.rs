@@ -8,13 +8,20 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Sensors {
     probes: Option<Probes>,
     refused: Option<String>,
+    /// What CPU and memory are read from without probes.
+    fallback: &'static str,
 }
 
 impl Sensors {
     /// Loads what the kernel allows; says in one line each what it doesn't.
     pub(crate) fn load(object: Option<&Path>, cgroup_root: Option<PathBuf>) -> Self {
+        let fallback = if cgroup_root.is_some() {
+            "CPU, throttling, pressure and memory come from cgroup files"
+        } else {
+            "CPU and memory come from /proc"
+        };
         let Some(object) = object else {
-            return Self::without("no object file is configured".into());
+            return Self::without("no object file is installed".into(), fallback);
         };
         let mut config = ProbesConfig::new(object);
         config.cgroup_root = cgroup_root;
@@ -26,17 +33,15 @@ impl Sensors {
                         tracing::warn!("no {name} probes ({reason}): instead {fallback}");
                     }
                 }
-                Self { probes: Some(probes), refused: None }
+                Self { probes: Some(probes), refused: None, fallback }
             }
-            Err(error) => Self::without(error.to_string()),
+            Err(error) => Self::without(error.to_string(), fallback),
         }
     }
 
-    fn without(reason: String) -> Self {
-        tracing::warn!(
-            "no kernel probes ({reason}): CPU, throttling, pressure and memory come from cgroup files"
-        );
-        Self { probes: None, refused: Some(reason) }
+    fn without(reason: String, fallback: &'static str) -> Self {
+        tracing::warn!("no kernel probes ({reason}): {fallback}");
+        Self { probes: None, refused: Some(reason), fallback }
     }
 
     pub(crate) fn is_active(&self, group: Group) -> bool {
@@ -94,7 +99,7 @@ impl Sensors {
             let group = |g: &Group| v1::ProbeGroup {
                 name: g.name().into(),
                 active: false,
-                refused: format!("{refused}: instead {}", g.fallback()),
+                refused: format!("{refused}: {}", self.fallback),
             };
             return v1::ProbeReport {
                 groups: Group::ALL.iter().map(group).collect(),

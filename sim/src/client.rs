@@ -155,8 +155,13 @@ fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
             "server {}: {state}, {:.2} of {:.2} CPUs given",
             server.server, server.cpus_allocated, server.cpus
         ));
-        for group in server.probes.iter().flat_map(|p| &p.groups).filter(|g| !g.active) {
-            lines.push(format!("  no {} probes: {}", group.name, group.refused));
+        let groups = server.probes.as_ref().map_or(&[][..], |p| &p.groups);
+        if let (Some(first), true) = (groups.first(), groups.iter().all(|g| !g.active)) {
+            lines.push(format!("  no kernel probes: {}", first.refused));
+        } else {
+            for group in groups.iter().filter(|g| !g.active) {
+                lines.push(format!("  no {} probes: {}", group.name, group.refused));
+            }
         }
         for i in server.instances.iter().filter(|i| i.pid != 0) {
             let state = if i.ready { "ready" } else { "starting" };
