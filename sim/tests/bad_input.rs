@@ -1,0 +1,110 @@
+//! Bad input gets one line that names file, key and what is allowed; exit code 2; nothing started.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const GOOD: &str = r#"
+data_dir = "DIR/data"
+runtime_dir = "DIR/run"
+cgroup = "sim-bad-input"
+
+[proxy]
+listen = "127.0.0.1:LISTEN"
+admin = "127.0.0.1:ADMIN"
+
+[[server]]
+name = "a"
+cpus = 1.0
+
+[[workload]]
+name = "web"
+command = ["sleep", "60"]
+cpus = 0.5
+home = "a"
+slo = { bound_ms = 100 }
+"#;
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn good(dir: &Path) -> String {
+    GOOD.replace("DIR", &dir.display().to_string())
+        .replace("LISTEN", &free_port().to_string())
+        .replace("ADMIN", &free_port().to_string())
+}
+
+fn run(dir: &Path, text: &str) -> Output {
+    let path = dir.join("sim.toml");
+    std::fs::write(&path, text).expect("written");
+    let sim = env!("CARGO_BIN_EXE_sim");
+    Command::new(sim).args(["run", "--config"]).arg(&path).output().expect("run")
+}
+
+/// Runs `text` and checks how it is refused.
+fn assert_refused(text: &str, dir: &Path, expected: &[&str]) {
+    let output = run(dir, text);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "one line: {said}");
+    for part in expected.iter().chain(&["sim.toml"]) {
+        assert!(said.contains(part), "{part:?} is missing: {said}");
+    }
+    assert!(output.stdout.is_empty());
+    assert!(!dir.join("data").exists() && !dir.join("run").exists(), "something was started");
+}
+
+#[test]
+fn what_a_file_gets_wrong_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let good = good(dir.path());
+    let server = "[[server]]\nname = \"a\"\ncpus = 1.0\n";
+    let cases = [
+        (good.replace("cgroup =", "cgruop ="), vec![":4:", "unknown field `cgruop`", "`cgroup`"]),
+        (good.replace("bound_ms = 100", "bound_ms = 0"), vec!["slo.bound_ms", "above 0"]),
+        (good.replace(server, &server.repeat(2)), vec!["server.name", "\"a\"", "twice"]),
+        (good.replace("\"sleep\"", "\"no-such-program\""), vec!["workload.command", "no-such-program", "PATH"]),
+        (good.replace("cpus = 0.5", "cpus = \"half\""), vec![":18:", "floating point"]),
+    ];
+    for (text, expected) in cases {
+        assert_refused(&text, dir.path(), &expected);
+    }
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address");
+    let good = good(dir.path());
+    let listen = good.lines().find(|l| l.starts_with("listen")).expect("a line").to_owned();
+    let text = good.replace(&listen, &format!("listen = \"{taken}\""));
+    assert_refused(&text, dir.path(), &["proxy.listen", &taken.to_string(), "in use", "free"]);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sim"))
+        .args(["run", "--config", "/no/such/sim.toml"])
+        .output()
+        .expect("run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("/no/such/sim.toml: can't be read"), "{said}");
+}
+
+#[test]
+fn asking_a_control_plane_that_is_not_there_names_the_socket() {
+    for verb in [vec!["status"], vec!["journal"], vec!["standby", "web", "always"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sim"))
+            .args(&verb)
+            .args(["--socket", "/no/such/control.sock"])
+            .output()
+            .expect("run");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("--socket /no/such/control.sock: no control plane"), "{said}");
+    }
+}
