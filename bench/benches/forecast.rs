@@ -28,7 +28,9 @@ fn forecasts(c: &mut Criterion) {
             step = step.wrapping_add(1);
         });
     });
-    c.bench_function("forecast/forecast", |b| b.iter(|| black_box(&forecaster).forecast()));
+    c.bench_function("forecast/forecast", |b| {
+        b.iter(|| black_box(&forecaster).forecast());
+    });
 }
 
 criterion_group!(benches, forecasts);

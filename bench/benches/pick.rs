@@ -30,7 +30,15 @@ fn table(count: u16) -> WeightTable {
         })
         .collect();
     let name = WorkloadName::new("bench").expect("valid");
-    WeightTable::new(name, Version { epoch: 1, generation: 1 }, shares).expect("a table")
+    WeightTable::new(
+        name,
+        Version {
+            epoch: 1,
+            generation: 1,
+        },
+        shares,
+    )
+    .expect("a table")
 }
 
 fn snapshot(count: u16) -> Snapshot {
@@ -56,13 +64,20 @@ fn picks(c: &mut Criterion) {
             b.iter(|| pick(black_box(&healthy), take_ticket(), NOW));
         });
         let failing = snapshot(count);
-        failing.upstreams()[0].live.health().eject(NOW, &EjectSettings::default());
+        failing.upstreams()[0]
+            .live
+            .health()
+            .eject(NOW, &EjectSettings::default());
         group.bench_function(BenchmarkId::new("around_an_ejected", count), |b| {
             b.iter(|| pick(black_box(&failing), take_ticket(), NOW));
         });
         let routes = Routes::new(table(count).workload().clone(), EjectSettings::default());
         routes.apply(&table(count)).expect("the first table");
-        let entry = Entry { not: None, may_probe: true, first: true };
+        let entry = Entry {
+            not: None,
+            may_probe: true,
+            first: true,
+        };
         group.bench_function(BenchmarkId::new("enter_and_leave", count), |b| {
             b.iter(|| drop(black_box(routes.enter(entry))));
         });

@@ -20,18 +20,29 @@ pub(crate) struct Admin {
 impl Admin {
     fn answer(&self, path: &str) -> (StatusCode, String) {
         match path {
-            "/metrics" => {
-                (StatusCode::OK, metrics::render(&self.workload, &self.routes, &self.counters))
-            }
+            "/metrics" => (
+                StatusCode::OK,
+                metrics::render(&self.workload, &self.routes, &self.counters),
+            ),
             "/live" => (StatusCode::OK, "live\n".to_owned()),
             "/ready" if self.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
-            "/ready" => (StatusCode::SERVICE_UNAVAILABLE, "no instance is ready\n".to_owned()),
-            _ => (StatusCode::NOT_FOUND, "/metrics, /live or /ready\n".to_owned()),
+            "/ready" => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no instance is ready\n".to_owned(),
+            ),
+            _ => (
+                StatusCode::NOT_FOUND,
+                "/metrics, /live or /ready\n".to_owned(),
+            ),
         }
     }
 
     fn is_ready(&self) -> bool {
-        self.routes.snapshot().upstreams().iter().any(|upstream| upstream.ready)
+        self.routes
+            .snapshot()
+            .upstreams()
+            .iter()
+            .any(|upstream| upstream.ready)
     }
 }
 

@@ -20,7 +20,13 @@ impl Attempt {
     pub(crate) fn enter(upstream: &Upstream, how: How, first: bool) -> Self {
         upstream.live.enter();
         let live = upstream.live.clone();
-        Self { live, address: upstream.address, how, first, ended: false }
+        Self {
+            live,
+            address: upstream.address,
+            how,
+            first,
+            ended: false,
+        }
     }
 
     /// State of the instance.

@@ -60,12 +60,9 @@ impl RetryBudget {
             return;
         }
         // One thread wins the turn.
-        let turned = self.started_ns.compare_exchange(
-            started,
-            now_ns,
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        );
+        let turned =
+            self.started_ns
+                .compare_exchange(started, now_ns, Ordering::Relaxed, Ordering::Relaxed);
         if turned.is_err() {
             return;
         }
@@ -88,7 +85,9 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     fn spend(budget: &RetryBudget, arrivals: u64, now_ns: u64) -> usize {
-        std::iter::repeat_with(|| budget.take(arrivals, now_ns)).take_while(|&ok| ok).count()
+        std::iter::repeat_with(|| budget.take(arrivals, now_ns))
+            .take_while(|&ok| ok)
+            .count()
     }
 
     #[test]

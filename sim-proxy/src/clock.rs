@@ -9,8 +9,9 @@ use std::time::Duration;
 #[inline]
 pub fn monotonic_ns() -> u64 {
     // The call fails for an unknown clock or a bad pointer alone; neither is possible here.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| {
+        t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
+    })
 }
 
 /// `span` in nanoseconds, at most `u64::MAX`.
@@ -26,7 +27,11 @@ mod tests {
     #[test]
     fn it_is_the_kernels_monotonic_clock() {
         let uptime = std::fs::read_to_string("/proc/uptime").expect("procfs");
-        let boot: f64 = uptime.split(' ').next().and_then(|s| s.parse().ok()).expect("a number");
+        let boot: f64 = uptime
+            .split(' ')
+            .next()
+            .and_then(|s| s.parse().ok())
+            .expect("a number");
         // CLOCK_BOOTTIME runs ahead of CLOCK_MONOTONIC by the time spent suspended.
         assert!(monotonic_ns() as f64 / 1e9 <= boot + 1.0);
         assert!(monotonic_ns() <= monotonic_ns());

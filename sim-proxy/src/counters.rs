@@ -56,8 +56,11 @@ pub(crate) enum ErrorSide {
 }
 
 impl ErrorSide {
-    pub(crate) const ALL: [(Self, &'static str); 3] =
-        [(Self::Upstream, "upstream"), (Self::Downstream, "downstream"), (Self::Internal, "internal")];
+    pub(crate) const ALL: [(Self, &'static str); 3] = [
+        (Self::Upstream, "upstream"),
+        (Self::Downstream, "downstream"),
+        (Self::Internal, "internal"),
+    ];
 }
 
 // All Relaxed: each counter is a fact of its own. `finished` alone is waited for, at the end of
@@ -110,7 +113,10 @@ impl Counters {
 
     /// Requests in flight. Ends are read first, so that it may show too many but never too few.
     pub(crate) fn in_flight(&self) -> u64 {
-        let ended: u64 = Ending::ALL.iter().map(|&(ending, _)| self.endings(ending)).sum();
+        let ended: u64 = Ending::ALL
+            .iter()
+            .map(|&(ending, _)| self.endings(ending))
+            .sum();
         self.arrivals().saturating_sub(ended)
     }
 }

@@ -23,7 +23,11 @@ impl Page {
     /// `common`: labels of every sample. Label values must need no escaping; names of
     /// [`sim_core::name`] and numbers don't.
     pub(crate) fn new(common: &[(&str, &dyn Display)]) -> Self {
-        let mut page = Self { text: String::new(), common: String::new(), family: "" };
+        let mut page = Self {
+            text: String::new(),
+            common: String::new(),
+            family: "",
+        };
         page.common = join(common);
         page
     }
@@ -41,7 +45,11 @@ impl Page {
     }
 
     /// One sample of the present family.
-    pub(crate) fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) -> &mut Self {
+    pub(crate) fn sample(
+        &mut self,
+        labels: &[(&str, &dyn Display)],
+        value: impl Display,
+    ) -> &mut Self {
         self.suffixed("", labels, value)
     }
 
@@ -53,9 +61,15 @@ impl Page {
         value: impl Display,
     ) -> &mut Self {
         let (family, own) = (self.family, join(labels));
-        let comma = if own.is_empty() || self.common.is_empty() { "" } else { "," };
+        let comma = if own.is_empty() || self.common.is_empty() {
+            ""
+        } else {
+            ","
+        };
         let common = std::mem::take(&mut self.common);
-        self.write(format_args!("{family}{suffix}{{{common}{comma}{own}}} {value}\n"));
+        self.write(format_args!(
+            "{family}{suffix}{{{common}{comma}{own}}} {value}\n"
+        ));
         self.common = common;
         self
     }
@@ -71,7 +85,11 @@ impl Page {
 }
 
 fn join(labels: &[(&str, &dyn Display)]) -> String {
-    labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect::<Vec<_>>().join(",")
+    labels
+        .iter()
+        .map(|(name, value)| format!("{name}=\"{value}\""))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]

@@ -82,7 +82,13 @@ mod tests {
             ("Forwarded", "for=1.1.1.1"),
         ];
         let request = forwarded(&sent, "2001:db8::1");
-        assert_eq!(value(&request, "x-forwarded-for"), "1.1.1.1, 2.2.2.2, 2001:db8::1");
-        assert_eq!(value(&request, "forwarded"), "for=1.1.1.1, for=\"[2001:db8::1]\"");
+        assert_eq!(
+            value(&request, "x-forwarded-for"),
+            "1.1.1.1, 2.2.2.2, 2001:db8::1"
+        );
+        assert_eq!(
+            value(&request, "forwarded"),
+            "for=1.1.1.1, for=\"[2001:db8::1]\""
+        );
     }
 }

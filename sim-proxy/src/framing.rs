@@ -10,7 +10,9 @@ use pingora_proxy::Session;
 /// alone.
 pub(crate) fn is_ambiguous(session: &Session) -> bool {
     session.req_header().headers.contains_key(TRANSFER_ENCODING)
-        && session.as_http1().is_some_and(|h1| has_length(&h1.get_headers_raw_bytes()))
+        && session
+            .as_http1()
+            .is_some_and(|h1| has_length(&h1.get_headers_raw_bytes()))
 }
 
 fn has_length(head: &[u8]) -> bool {

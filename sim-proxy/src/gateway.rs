@@ -62,7 +62,11 @@ impl Gateway {
     }
 
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
-    fn attempt_failed(&self, request: &mut Request, failure: Option<Failure>) -> Option<InstanceId> {
+    fn attempt_failed(
+        &self,
+        request: &mut Request,
+        failure: Option<Failure>,
+    ) -> Option<InstanceId> {
         let mut attempt = request.attempt.take()?;
         attempt.end(Outcome::Failed, None);
         if let Some(failure) = failure {
@@ -77,7 +81,9 @@ impl Gateway {
             return false;
         }
         if !self.budget.take(self.counters.arrivals(), monotonic_ns()) {
-            self.counters.budget_exhausted.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .budget_exhausted
+                .fetch_add(1, Ordering::Relaxed);
             return false;
         }
         self.counters.retried(reason);
@@ -91,7 +97,12 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Request {
         self.counters.arrived();
-        Request { started_ns: monotonic_ns(), tries: 0, attempt: None, not: None }
+        Request {
+            started_ns: monotonic_ns(),
+            tries: 0,
+            attempt: None,
+            not: None,
+        }
     }
 
     /// No compression module: bodies pass as they are.
@@ -137,7 +148,9 @@ impl ProxyHttp for Gateway {
         _request: &mut Request,
     ) -> Result<()> {
         let client = session.client_addr().and_then(|a| a.as_inet());
-        client.map_or(Ok(()), |client| forwarded::append(upstream_request, client.ip()))
+        client.map_or(Ok(()), |client| {
+            forwarded::append(upstream_request, client.ip())
+        })
     }
 
     async fn upstream_response_filter(
@@ -146,7 +159,9 @@ impl ProxyHttp for Gateway {
         answer: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
-        let Some(attempt) = &request.attempt else { return Ok(()) };
+        let Some(attempt) = &request.attempt else {
+            return Ok(());
+        };
         // At the head of the answer, not its end: a long download must not keep a recovered
         // instance out.
         if answer.status.is_server_error() {
@@ -209,19 +224,21 @@ impl ProxyHttp for Gateway {
         _request: &mut Request,
     ) -> FailToProxy {
         let error_code = refusal::status_of(error);
-        if error_code > 0 && let Err(error) = refusal::write(session, error_code).await {
+        if error_code > 0
+            && let Err(error) = refusal::write(session, error_code).await
+        {
             tracing::debug!(%error, "user left before the error page");
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
     }
 
-    async fn logging(
-        &self,
-        session: &mut Session,
-        error: Option<&Error>,
-        request: &mut Request,
-    ) {
-        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        let status = session
+            .response_written()
+            .map_or(0, |answer| answer.status.as_u16());
         let ending = match error.map(side_of) {
             None if request.attempt.is_none() => Ending::Refused,
             None if status < 500 => Ending::Ok,

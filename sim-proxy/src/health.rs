@@ -154,7 +154,9 @@ impl Health {
     }
 
     fn move_on(&self, from: u64, to: u64) -> bool {
-        self.out_until_ns.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.out_until_ns
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// A good answer. It ends an ejection only if the attempt was `sent_while_out`: the late
@@ -204,7 +206,10 @@ mod tests {
         assert!(health.failed(Failure::BadAnswer, &settings));
 
         health.succeeded(false, START);
-        assert!(!health.failed(Failure::StaleReset, &settings), "may be a keep-alive race");
+        assert!(
+            !health.failed(Failure::StaleReset, &settings),
+            "may be a keep-alive race"
+        );
         assert!(health.failed(Failure::StaleReset, &settings));
     }
 
@@ -233,8 +238,16 @@ mod tests {
             assert!(health.claim_probe(now, &settings));
             assert!(health.probe_failed(now, &settings));
         }
-        assert_eq!(spans, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
-        assert!(!health.succeeded(false, now), "a late answer from before proves nothing");
+        assert_eq!(
+            spans,
+            [
+                500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000
+            ]
+        );
+        assert!(
+            !health.succeeded(false, now),
+            "a late answer from before proves nothing"
+        );
         assert!(health.is_ejected(now));
         assert!(health.succeeded(true, now));
         assert_eq!(health.standing(now), Standing::In);

@@ -118,7 +118,11 @@ impl Proxy {
         // Whoever asked for port 0 got another.
         config.listen = listen.local_addr().unwrap_or(config.listen);
         config.admin = admin.local_addr().unwrap_or(config.admin);
-        Ok(Self { config, listen, admin })
+        Ok(Self {
+            config,
+            listen,
+            admin,
+        })
     }
 
     /// Where users connect.
@@ -137,7 +141,11 @@ impl Proxy {
     /// drain timeout at most (a second signal cuts them). Blocks; must not be called inside a
     /// Tokio runtime, as it starts its own, one for each service.
     pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
-        let Self { config, listen, admin } = self;
+        let Self {
+            config,
+            listen,
+            admin,
+        } = self;
         let routes = Arc::new(Routes::new(config.workload.clone(), config.eject));
         let counters = Arc::new(Counters::default());
         let (stop, stopped) = watch::channel(false);
@@ -160,24 +168,47 @@ impl Proxy {
         let buffer = L4BufferSettings::default().read(CLIENT_READ_BUFFER);
         proxy.add_listener(ListenerConfig::tcp(address.clone()).l4_buffer(buffer));
         let listener = Some((address, listen));
-        server.add_service(Bound { service: proxy, listener, stop: stopped.clone() });
+        server.add_service(Bound {
+            service: proxy,
+            listener,
+            stop: stopped.clone(),
+        });
 
         let workload = config.workload.clone();
-        let app = Admin { workload, routes: routes.clone(), counters: counters.clone() };
+        let app = Admin {
+            workload,
+            routes: routes.clone(),
+            counters: counters.clone(),
+        };
         let mut metrics = listening::Service::new("admin".to_owned(), app);
         metrics.threads = Some(1);
         let address = config.admin.to_string();
         metrics.add_tcp(&address);
         let listener = Some((address, admin));
-        server.add_service(Bound { service: metrics, listener, stop: stopped });
+        server.add_service(Bound {
+            service: metrics,
+            listener,
+            stop: stopped,
+        });
 
         let drain_timeout = config.drain_timeout;
-        let session = ControlSession { config, routes, counters: counters.clone() };
+        let session = ControlSession {
+            config,
+            routes,
+            counters: counters.clone(),
+        };
         server.add_service(background_service("control session", session));
 
         let requested = Mutex::new(Box::pin(shutdown) as _);
-        let stop = Stop { requested, services: stop, counters, drain_timeout };
-        server.run(RunArgs { shutdown_signal: Box::new(stop) });
+        let stop = Stop {
+            requested,
+            services: stop,
+            counters,
+            drain_timeout,
+        };
+        server.run(RunArgs {
+            shutdown_signal: Box::new(stop),
+        });
     }
 }
 
@@ -197,6 +228,9 @@ mod tests {
             "/nonexistent".into(),
         );
         let error = run(config, std::future::ready(())).expect_err("in use");
-        assert_eq!(error.to_string(), format!("proxy.listen {address}: address already in use"));
+        assert_eq!(
+            error.to_string(),
+            format!("proxy.listen {address}: address already in use")
+        );
     }
 }

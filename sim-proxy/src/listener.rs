@@ -14,7 +14,11 @@ pub(crate) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    bound.map_err(|source| ProxyError::Bind { key, address, source })
+    bound.map_err(|source| ProxyError::Bind {
+        key,
+        address,
+        source,
+    })
 }
 
 /// A Pingora service on a listener that is bound already, stopped by `stop` rather than by the
@@ -37,9 +41,12 @@ impl<S: Service> Service for Bound<S> {
         // The table through which a running server hands its listeners to its successor; Pingora
         // takes a listener from there before it binds one.
         if let (Some(fds), Some((address, listener))) = (&fds, self.listener.take()) {
-            fds.lock().add(address, OwnedFd::from(listener).into_raw_fd());
+            fds.lock()
+                .add(address, OwnedFd::from(listener).into_raw_fd());
         }
-        self.service.start_service(fds, self.stop.clone(), listeners_per_fd).await;
+        self.service
+            .start_service(fds, self.stop.clone(), listeners_per_fd)
+            .await;
     }
 
     fn name(&self) -> &str {

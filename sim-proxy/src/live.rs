@@ -57,7 +57,9 @@ impl InstanceLive {
             id,
             traffic: CachePadded::default(),
             health: CachePadded::default(),
-            latency: std::iter::repeat_with(AtomicU64::default).take(BUCKETS).collect(),
+            latency: std::iter::repeat_with(AtomicU64::default)
+                .take(BUCKETS)
+                .collect(),
         }
     }
 
@@ -90,12 +92,18 @@ impl InstanceLive {
     /// The attempt is certain: stamps it.
     pub(crate) fn picked(&self, now_ns: u64) {
         // Relaxed: a fact of its own. A maximum, since two workers may come here in any order.
-        self.traffic.last_pick_ns.fetch_max(now_ns, Ordering::Relaxed);
+        self.traffic
+            .last_pick_ns
+            .fetch_max(now_ns, Ordering::Relaxed);
     }
 
     /// Counts the end of an attempt.
     pub(crate) fn ended(&self, first: bool, outcome: Outcome) {
-        let ends = if first { &self.traffic.first } else { &self.traffic.retry };
+        let ends = if first {
+            &self.traffic.first
+        } else {
+            &self.traffic.retry
+        };
         let counter = match outcome {
             Outcome::Ok => &ends.ok,
             Outcome::Failed => &ends.failed,

@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering;
 /// Upper bounds of the exported latency buckets, in µs: 2^k and 1.5 · 2^k from 64 µs to 100 s.
 /// All are bounds of the finer inner buckets, so the counts are exact.
 fn bounds_micros() -> impl Iterator<Item = u64> {
-    (6..27).flat_map(|k| [1 << k, 3 << (k - 1)]).take_while(|&bound| bound <= 100_663_296)
+    (6..27)
+        .flat_map(|k| [1 << k, 3 << (k - 1)])
+        .take_while(|&bound| bound <= 100_663_296)
 }
 
 type Reading = (Arc<InstanceLive>, Totals);
@@ -42,41 +44,71 @@ fn requests(page: &mut Page, counters: &Counters, routes: &Routes) {
     use Kind::{Counter, Gauge};
     // Read before the arrivals: no request has ended that has not arrived.
     let ends = Ending::ALL.map(|(ending, name)| (name, counters.endings(ending)));
-    page.family("sim_proxy_requests_total", Counter, "Requests that arrived from users.")
-        .sample(&[], counters.arrivals());
+    page.family(
+        "sim_proxy_requests_total",
+        Counter,
+        "Requests that arrived from users.",
+    )
+    .sample(&[], counters.arrivals());
     page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (malformed), aborted (the user left).");
     for (name, count) in ends {
         page.sample(&[("outcome", &name)], count);
     }
     page.family("sim_proxy_requests_in_flight", Gauge, "Requests in flight.")
         .sample(&[], counters.in_flight());
-    page.family("sim_proxy_errors_total", Counter, "Requests that ended in an error, by the side it came from.");
+    page.family(
+        "sim_proxy_errors_total",
+        Counter,
+        "Requests that ended in an error, by the side it came from.",
+    );
     for (side, name) in ErrorSide::ALL {
         page.sample(&[("source", &name)], counters.errors(side));
     }
-    page.family("sim_proxy_retries_total", Counter, "Second attempts, by why the first failed.");
+    page.family(
+        "sim_proxy_retries_total",
+        Counter,
+        "Second attempts, by why the first failed.",
+    );
     for (reason, name) in RetryReason::ALL {
         page.sample(&[("reason", &name)], counters.retries(reason));
     }
     let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    page.family("sim_proxy_retry_budget_exhausted_total", Counter, "Retries not made because the budget was spent.")
-        .sample(&[], read(&counters.budget_exhausted));
-    page.family("sim_proxy_no_instance_total", Counter, "Requests answered 503 because no instance was ready.")
-        .sample(&[], read(&counters.no_instance));
-    page.family("sim_proxy_panic_picks_total", Counter, "Picks of an ejected instance because all were ejected.")
-        .sample(&[], routes.panic_picks());
+    page.family(
+        "sim_proxy_retry_budget_exhausted_total",
+        Counter,
+        "Retries not made because the budget was spent.",
+    )
+    .sample(&[], read(&counters.budget_exhausted));
+    page.family(
+        "sim_proxy_no_instance_total",
+        Counter,
+        "Requests answered 503 because no instance was ready.",
+    )
+    .sample(&[], read(&counters.no_instance));
+    page.family(
+        "sim_proxy_panic_picks_total",
+        Counter,
+        "Picks of an ejected instance because all were ejected.",
+    )
+    .sample(&[], routes.panic_picks());
 }
 
 fn attempts(page: &mut Page, instances: &[Reading]) {
     page.family("sim_proxy_attempts_total", Kind::Counter, "Ended attempts, by instance, first attempt or retry, and outcome (ok, failed, aborted by the user).");
     for (live, totals) in instances {
         for (attempt, ends) in [("first", totals.first), ("retry", totals.retry)] {
-            for (outcome, count) in
-                [("ok", ends.ok), ("failed", ends.failed), ("aborted", ends.aborted)]
-            {
+            for (outcome, count) in [
+                ("ok", ends.ok),
+                ("failed", ends.failed),
+                ("aborted", ends.aborted),
+            ] {
                 let instance = live.id();
                 page.sample(
-                    &[("instance", &instance), ("attempt", &attempt), ("outcome", &outcome)],
+                    &[
+                        ("instance", &instance),
+                        ("attempt", &attempt),
+                        ("outcome", &outcome),
+                    ],
                     count,
                 );
             }
@@ -86,30 +118,52 @@ fn attempts(page: &mut Page, instances: &[Reading]) {
     for (live, totals) in instances {
         page.sample(&[("instance", &live.id())], totals.in_flight);
     }
-    page.family("sim_proxy_last_pick_monotonic_seconds", Kind::Gauge, "Last pick, on CLOCK_MONOTONIC; 0 = never.");
+    page.family(
+        "sim_proxy_last_pick_monotonic_seconds",
+        Kind::Gauge,
+        "Last pick, on CLOCK_MONOTONIC; 0 = never.",
+    );
     for (live, totals) in instances {
         page.sample(&[("instance", &live.id())], Nanos(totals.last_pick_ns));
     }
 }
 
 fn health(page: &mut Page, instances: &[Reading], snapshot: &Snapshot, now_ns: u64) {
-    page.family("sim_proxy_ejections_total", Kind::Counter, "Ejections, failed probes included.");
+    page.family(
+        "sim_proxy_ejections_total",
+        Kind::Counter,
+        "Ejections, failed probes included.",
+    );
     for (live, _) in instances {
         page.sample(&[("instance", &live.id())], live.health().ejections());
     }
     page.family("sim_proxy_ejected", Kind::Gauge, "1 = ejected now.");
     for (live, _) in instances {
-        page.sample(&[("instance", &live.id())], u8::from(live.health().is_ejected(now_ns)));
+        page.sample(
+            &[("instance", &live.id())],
+            u8::from(live.health().is_ejected(now_ns)),
+        );
     }
-    page.family("sim_proxy_ready", Kind::Gauge, "1 = proven ready, by the table.");
+    page.family(
+        "sim_proxy_ready",
+        Kind::Gauge,
+        "1 = proven ready, by the table.",
+    );
     for (live, _) in instances {
         let ready = snapshot.upstream(live.id()).is_some_and(|u| u.ready);
         page.sample(&[("instance", &live.id())], u8::from(ready));
     }
-    page.family("sim_proxy_weight_ratio", Kind::Gauge, "Share of new requests, by the table; 0..1.");
+    page.family(
+        "sim_proxy_weight_ratio",
+        Kind::Gauge,
+        "Share of new requests, by the table; 0..1.",
+    );
     for (live, _) in instances {
         let weight_bp = snapshot.upstream(live.id()).map_or(0, |u| u.weight_bp);
-        page.sample(&[("instance", &live.id())], f64::from(weight_bp) / f64::from(FULL_BP));
+        page.sample(
+            &[("instance", &live.id())],
+            f64::from(weight_bp) / f64::from(FULL_BP),
+        );
     }
 }
 
@@ -125,12 +179,20 @@ fn latency(page: &mut Page, instances: &[Reading]) {
             next += width;
             counted += buckets.by_ref().take(width).sum::<u64>();
             let seconds = bound as f64 / 1e6;
-            page.suffixed("_bucket", &[("instance", &instance), ("le", &seconds)], counted);
+            page.suffixed(
+                "_bucket",
+                &[("instance", &instance), ("le", &seconds)],
+                counted,
+            );
         }
         let total: u64 = totals.latency.iter().sum();
         let weighed = |(bucket, &count): (usize, &u64)| bucket_mid_micros(bucket) * count as f64;
         let micros: f64 = totals.latency.iter().enumerate().map(weighed).sum();
-        page.suffixed("_bucket", &[("instance", &instance), ("le", &"+Inf")], total);
+        page.suffixed(
+            "_bucket",
+            &[("instance", &instance), ("le", &"+Inf")],
+            total,
+        );
         page.suffixed("_sum", &[("instance", &instance)], micros / 1e6);
         page.suffixed("_count", &[("instance", &instance)], total);
     }
@@ -145,19 +207,49 @@ fn control(
 ) {
     use Kind::{Counter, Gauge};
     let version = snapshot.version();
-    page.family("sim_proxy_table_epoch", Gauge, "Epoch of the table in force.")
-        .sample(&[], version.epoch);
-    page.family("sim_proxy_table_generation", Gauge, "Generation of the table in force.")
-        .sample(&[], version.generation);
-    page.family("sim_proxy_table_age_seconds", Gauge, "Since the table in force came (before the first one: since the start).")
-        .sample(&[], Nanos(now_ns.saturating_sub(snapshot.applied_at_ns())));
-    page.family("sim_proxy_tables_refused_total", Counter, "Tables refused, by why.")
-        .sample(&[("reason", &"older_or_foreign")], routes.refused())
-        .sample(&[("reason", &"malformed")], counters.tables_malformed.load(Ordering::Relaxed));
-    page.family("sim_proxy_control_connected", Gauge, "1 = a control session is up.")
-        .sample(&[], u8::from(counters.control_connected.load(Ordering::Relaxed)));
-    page.family("sim_proxy_control_sessions_total", Counter, "Control sessions so far.")
-        .sample(&[], counters.control_sessions.load(Ordering::Relaxed));
+    page.family(
+        "sim_proxy_table_epoch",
+        Gauge,
+        "Epoch of the table in force.",
+    )
+    .sample(&[], version.epoch);
+    page.family(
+        "sim_proxy_table_generation",
+        Gauge,
+        "Generation of the table in force.",
+    )
+    .sample(&[], version.generation);
+    page.family(
+        "sim_proxy_table_age_seconds",
+        Gauge,
+        "Since the table in force came (before the first one: since the start).",
+    )
+    .sample(&[], Nanos(now_ns.saturating_sub(snapshot.applied_at_ns())));
+    page.family(
+        "sim_proxy_tables_refused_total",
+        Counter,
+        "Tables refused, by why.",
+    )
+    .sample(&[("reason", &"older_or_foreign")], routes.refused())
+    .sample(
+        &[("reason", &"malformed")],
+        counters.tables_malformed.load(Ordering::Relaxed),
+    );
+    page.family(
+        "sim_proxy_control_connected",
+        Gauge,
+        "1 = a control session is up.",
+    )
+    .sample(
+        &[],
+        u8::from(counters.control_connected.load(Ordering::Relaxed)),
+    );
+    page.family(
+        "sim_proxy_control_sessions_total",
+        Counter,
+        "Control sessions so far.",
+    )
+    .sample(&[], counters.control_sessions.load(Ordering::Relaxed));
 }
 
 /// Nanoseconds, written as seconds without loss (a float would lose digits after 104 days of
@@ -166,10 +258,14 @@ struct Nanos(u64);
 
 impl std::fmt::Display for Nanos {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{:09}", self.0 / 1_000_000_000, self.0 % 1_000_000_000)
+        write!(
+            f,
+            "{}.{:09}",
+            self.0 / 1_000_000_000,
+            self.0 % 1_000_000_000
+        )
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -181,9 +277,16 @@ mod tests {
     #[test]
     fn exported_bounds_are_exact_and_rise() {
         let bounds: Vec<_> = bounds_micros().collect();
-        assert!(bounds.iter().all(|&bound| bucket_low_micros(bucket_of(bound)) == bound));
+        assert!(
+            bounds
+                .iter()
+                .all(|&bound| bucket_low_micros(bucket_of(bound)) == bound)
+        );
         assert!(bounds.is_sorted());
-        assert_eq!((bounds.first(), bounds.last()), (Some(&64), Some(&100_663_296)));
+        assert_eq!(
+            (bounds.first(), bounds.last()),
+            (Some(&64), Some(&100_663_296))
+        );
     }
 
     #[test]
@@ -195,7 +298,10 @@ mod tests {
         let mut page = Page::new(&[]);
         latency(&mut page, &[(live, totals)]);
         let text = page.finish();
-        assert!(text.contains("_bucket{instance=\"i1\",le=\"0.000768\"} 0\n"), "{text}");
+        assert!(
+            text.contains("_bucket{instance=\"i1\",le=\"0.000768\"} 0\n"),
+            "{text}"
+        );
         assert!(text.contains("_bucket{instance=\"i1\",le=\"0.001024\"} 1\n"));
         assert!(text.contains("_bucket{instance=\"i1\",le=\"100.663296\"} 1\n"));
         assert!(text.contains("_bucket{instance=\"i1\",le=\"+Inf\"} 2\n"));
@@ -204,6 +310,9 @@ mod tests {
 
     #[test]
     fn stamps_keep_every_nanosecond() {
-        assert_eq!(Nanos(12_345_678_901_234_567).to_string(), "12345678.901234567");
+        assert_eq!(
+            Nanos(12_345_678_901_234_567).to_string(),
+            "12345678.901234567"
+        );
     }
 }

@@ -40,19 +40,17 @@ pub struct Pick {
 pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
     let at = snapshot.share_at(ticket);
     match snapshot.upstreams().get(at) {
-        Some(upstream) if upstream.live.health().is_in() => Some(Pick { at, how: How::Share }),
+        Some(upstream) if upstream.live.health().is_in() => Some(Pick {
+            at,
+            how: How::Share,
+        }),
         _ => pick_around(snapshot, ticket, at, now_ns),
     }
 }
 
 /// Picks for a retry, or for a request that lost the probe of `not`: any ready instance but that.
 #[must_use]
-pub fn pick_other(
-    snapshot: &Snapshot,
-    ticket: u64,
-    now_ns: u64,
-    not: InstanceId,
-) -> Option<Pick> {
+pub fn pick_other(snapshot: &Snapshot, ticket: u64, now_ns: u64, not: InstanceId) -> Option<Pick> {
     pick_among(snapshot.upstreams(), ticket, now_ns, Some(not))
 }
 
@@ -66,13 +64,24 @@ pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
 /// Picks where `at`, whose share the ticket meets, is not in.
 #[cold]
 fn pick_around(snapshot: &Snapshot, ticket: u64, at: usize, now_ns: u64) -> Option<Pick> {
-    let standing = snapshot.upstreams().get(at).map(|u| u.live.health().standing(now_ns));
+    let standing = snapshot
+        .upstreams()
+        .get(at)
+        .map(|u| u.live.health().standing(now_ns));
     if standing == Some(Standing::ProbeDue) {
-        return Some(Pick { at, how: How::Probe });
+        return Some(Pick {
+            at,
+            how: How::Probe,
+        });
     }
     // The tickets that come here all lie in one share; the place inside it is as even as the
     // ticket was, and runs over the whole range again.
-    pick_among(snapshot.upstreams(), snapshot.place_in_share(ticket, at), now_ns, None)
+    pick_among(
+        snapshot.upstreams(),
+        snapshot.place_in_share(ticket, at),
+        now_ns,
+        None,
+    )
 }
 
 fn pick_among(
@@ -87,23 +96,35 @@ fn pick_among(
     };
     let by_weight = |u: &Upstream| stands(u, Standing::In) * u32::from(u.weight_bp);
     if let Some(at) = choose(upstreams, ticket, by_weight) {
-        return Some(Pick { at, how: How::Share });
+        return Some(Pick {
+            at,
+            how: How::Share,
+        });
     }
     if let Some(at) = choose(upstreams, ticket, |u| stands(u, Standing::In)) {
-        return Some(Pick { at, how: How::Spare });
+        return Some(Pick {
+            at,
+            how: How::Spare,
+        });
     }
     // A second attempt, or one that just lost a probe, is no probe.
     if not.is_none()
         && let Some(at) = choose(upstreams, ticket, |u| stands(u, Standing::ProbeDue))
     {
-        return Some(Pick { at, how: How::Probe });
+        return Some(Pick {
+            at,
+            how: How::Probe,
+        });
     }
     let (at, _) = upstreams
         .iter()
         .enumerate()
         .filter(|(_, u)| usable(u))
         .min_by_key(|(_, u)| u.live.health().out_until_ns())?;
-    Some(Pick { at, how: How::Panic })
+    Some(Pick {
+        at,
+        how: How::Panic,
+    })
 }
 
 /// The index whose part of the summed `weight`s holds the point `ticket`.

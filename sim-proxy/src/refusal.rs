@@ -16,7 +16,10 @@ pub(crate) fn status_of(error: &Error) -> u16 {
         (E::ConnectTimedout | E::ReadTimedout | E::WriteTimedout, ErrorSource::Upstream) => 504,
         (_, ErrorSource::Upstream) => 502,
         (E::ReadTimedout, ErrorSource::Downstream) => 408,
-        (E::WriteError | E::ReadError | E::ConnectionClosed | E::WriteTimedout, ErrorSource::Downstream) => 0,
+        (
+            E::WriteError | E::ReadError | E::ConnectionClosed | E::WriteTimedout,
+            ErrorSource::Downstream,
+        ) => 0,
         (_, ErrorSource::Downstream) => 400,
         (_, ErrorSource::Internal | ErrorSource::Unset) => 500,
     }
@@ -45,6 +48,10 @@ pub(crate) async fn write(session: &mut Session, status: u16) -> Result<()> {
         header.insert_header(RETRY_AFTER, "1")?;
     }
     let is_head = session.req_header().method == Method::HEAD;
-    let body = if is_head { Bytes::new() } else { Bytes::from_static(text.as_bytes()) };
+    let body = if is_head {
+        Bytes::new()
+    } else {
+        Bytes::from_static(text.as_bytes())
+    };
     session.as_mut().write_error_response(header, body).await
 }

@@ -35,18 +35,32 @@ struct Offer {
 
 impl Ledger {
     pub(crate) fn new(now_ns: u64) -> Self {
-        Self { told: Baseline { at_ns: now_ns, ..Baseline::default() }, offered: None }
+        Self {
+            told: Baseline {
+                at_ns: now_ns,
+                ..Baseline::default()
+            },
+            offered: None,
+        }
     }
 
     /// The report due at `now_ns`. To be followed by [`Ledger::taken`] or [`Ledger::lost`].
-    pub(crate) fn draft(&mut self, routes: &Routes, counters: &Counters, now_ns: u64) -> TrafficSample {
+    pub(crate) fn draft(
+        &mut self,
+        routes: &Routes,
+        counters: &Counters,
+        now_ns: u64,
+    ) -> TrafficSample {
         // Before the counters are read: a table that comes in between makes the report one of the
         // table before, never an early acknowledgement.
         let snapshot = routes.snapshot();
         let mut finished = vec![];
         let mut instances = vec![];
-        let mut baseline =
-            Baseline { at_ns: now_ns, arrivals: counters.arrivals(), instances: HashMap::new() };
+        let mut baseline = Baseline {
+            at_ns: now_ns,
+            arrivals: counters.arrivals(),
+            instances: HashMap::new(),
+        };
         let nothing = Totals::default();
         for live in routes.known() {
             let totals = live.totals();
@@ -100,7 +114,11 @@ mod tests {
     use sim_core::name::WorkloadName;
     use sim_core::table::{Share, Version, WeightTable};
 
-    const FIRST: Entry = Entry { not: None, may_probe: true, first: true };
+    const FIRST: Entry = Entry {
+        not: None,
+        may_probe: true,
+        first: true,
+    };
 
     fn name() -> WorkloadName {
         WorkloadName::new("web").expect("valid")
@@ -113,14 +131,20 @@ mod tests {
             weight_bp: 10_000,
             ready: true,
         };
-        let version = Version { epoch: 1, generation };
+        let version = Version {
+            epoch: 1,
+            generation,
+        };
         let table = WeightTable::new(name(), version, vec![share]).expect("a table");
         routes.apply(&table).expect("newer");
     }
 
     fn serve(routes: &Routes, counters: &Counters) {
         counters.arrived();
-        routes.enter(FIRST).expect("an instance").end(Outcome::Ok, Some(700));
+        routes
+            .enter(FIRST)
+            .expect("an instance")
+            .end(Outcome::Ok, Some(700));
     }
 
     #[test]
@@ -150,7 +174,10 @@ mod tests {
         let mut slow = routes.enter(FIRST).expect("an instance");
         apply(&routes, 2, 2);
         let told = |sample: &TrafficSample| {
-            let line = sample.instances.iter().find(|i| i.instance == InstanceId(1));
+            let line = sample
+                .instances
+                .iter()
+                .find(|i| i.instance == InstanceId(1));
             line.map(|i| (i.in_flight, i.ok))
         };
         assert_eq!(told(&ledger.draft(&routes, &counters, 1)), Some((1, 0)));
@@ -159,7 +186,11 @@ mod tests {
         drop(slow);
         assert_eq!(told(&ledger.draft(&routes, &counters, 2)), Some((0, 1)));
         ledger.lost();
-        assert_eq!(told(&ledger.draft(&routes, &counters, 3)), Some((0, 1)), "lost, so again");
+        assert_eq!(
+            told(&ledger.draft(&routes, &counters, 3)),
+            Some((0, 1)),
+            "lost, so again"
+        );
         ledger.taken(&routes);
         assert_eq!(told(&ledger.draft(&routes, &counters, 4)), None);
     }

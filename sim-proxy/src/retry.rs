@@ -55,7 +55,12 @@ mod tests {
     fn only_idempotent_unanswered_replayable_requests_are_repeated() {
         for bits in 0..8 {
             let [idempotent, body_lost, answer_begun] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let repeatable = Exchange { idempotent, body_lost, answer_begun }.is_repeatable();
+            let repeatable = Exchange {
+                idempotent,
+                body_lost,
+                answer_begun,
+            }
+            .is_repeatable();
             assert_eq!(repeatable, bits == 1);
         }
     }

@@ -197,8 +197,10 @@ impl Routes {
         }
         // Someone else probes. A fresh ticket, since this one lies in the share of the probed; and
         // with no other instance at all, that one has to do.
-        pick_other(snapshot, take_ticket(), now_ns, probed.instance)
-            .or(Some(Pick { how: How::Panic, ..choice }))
+        pick_other(snapshot, take_ticket(), now_ns, probed.instance).or(Some(Pick {
+            how: How::Panic,
+            ..choice
+        }))
     }
 
     /// True where a healthy instance other than `not` could take a retry.
@@ -231,7 +233,11 @@ impl Routes {
     /// Notes that an attempt got a good answer.
     pub fn attempt_succeeded(&self, attempt: &Attempt) {
         let sent_while_out = matches!(attempt.how(), How::Probe | How::Panic);
-        if attempt.live().health().succeeded(sent_while_out, monotonic_ns()) {
+        if attempt
+            .live()
+            .health()
+            .succeeded(sent_while_out, monotonic_ns())
+        {
             tracing::info!(instance = %attempt.live().id(), "back after ejection");
         }
     }

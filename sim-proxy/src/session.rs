@@ -56,7 +56,11 @@ impl BackgroundService for ControlSession {
                 _ = stop.wait_for(|&stop| stop) => return,
                 error = self.run(&mut ledger) => error,
             };
-            if self.counters.control_connected.swap(false, Ordering::Relaxed) {
+            if self
+                .counters
+                .control_connected
+                .swap(false, Ordering::Relaxed)
+            {
                 tracing::warn!(%error, "control session lost; serving by the last table");
             } else {
                 tracing::debug!(%error, "no control session");
@@ -112,9 +116,16 @@ impl ControlSession {
         *offered += 1;
         let mut client = ControlPlaneClient::new(channel);
         let answer = timeout(GREETING_MAX, client.proxy(stream)).await;
-        let mut tables = answer.map_err(|_| SessionError::Silent)?.map_err(Box::new)?.into_inner();
-        self.counters.control_connected.store(true, Ordering::Relaxed);
-        self.counters.control_sessions.fetch_add(1, Ordering::Relaxed);
+        let mut tables = answer
+            .map_err(|_| SessionError::Silent)?
+            .map_err(Box::new)?
+            .into_inner();
+        self.counters
+            .control_connected
+            .store(true, Ordering::Relaxed);
+        self.counters
+            .control_sessions
+            .fetch_add(1, Ordering::Relaxed);
         tracing::info!("control session up");
 
         let mut tick = interval(self.config.report_interval);
@@ -150,7 +161,9 @@ impl ControlSession {
         let table = match WeightTable::try_from(table) {
             Ok(table) => table,
             Err(error) => {
-                self.counters.tables_malformed.fetch_add(1, Ordering::Relaxed);
+                self.counters
+                    .tables_malformed
+                    .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "table refused");
                 return;
             }

@@ -69,7 +69,12 @@ impl Snapshot {
                 Some(*sum)
             })
             .collect();
-        Self { version: table.version(), applied_at_ns: now_ns, upstreams, shares_upto }
+        Self {
+            version: table.version(),
+            applied_at_ns: now_ns,
+            upstreams,
+            shares_upto,
+        }
     }
 
     /// Stamp of the table.
@@ -104,7 +109,10 @@ impl Snapshot {
     pub(crate) fn share_at(&self, ticket: u64) -> usize {
         let point = ((u128::from(ticket) * u128::from(FULL_BP)) >> 64) as u32;
         // Counting instead of searching: no branch to mispredict, and it vectorises.
-        self.shares_upto.iter().map(|&upto| usize::from(upto <= point)).sum()
+        self.shares_upto
+            .iter()
+            .map(|&upto| usize::from(upto <= point))
+            .sum()
     }
 
     /// Where in the share of instance `at` the point `ticket` lies, 0..2^64 from its start to its

@@ -61,11 +61,13 @@ struct Signals([Option<Signal>; 2]);
 
 impl Signals {
     fn new() -> Self {
-        Self([SignalKind::terminate(), SignalKind::interrupt()].map(|kind| {
-            signal(kind)
-                .inspect_err(|error| tracing::error!(%error, ?kind, "signal can't be handled"))
-                .ok()
-        }))
+        Self(
+            [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| {
+                signal(kind)
+                    .inspect_err(|error| tracing::error!(%error, ?kind, "signal can't be handled"))
+                    .ok()
+            }),
+        )
     }
 
     async fn next(&mut self) {

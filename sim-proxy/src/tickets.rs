@@ -34,8 +34,15 @@ impl Tickets {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let phase = mix(seed);
-        let mut tickets =
-            Self { key: mix(phase), block: 0, phase, next: 0, odd: 1, add: 0, xor: 0 };
+        let mut tickets = Self {
+            key: mix(phase),
+            block: 0,
+            phase,
+            next: 0,
+            odd: 1,
+            add: 0,
+            xor: 0,
+        };
         tickets.shuffle();
         // A start inside the block, so that workers started together don't agree on their first
         // picks: with few requests those are all there are.

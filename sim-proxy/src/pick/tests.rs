@@ -20,20 +20,28 @@ fn snapshot(weights: &[Option<u16>]) -> Snapshot {
     };
     let shares = weights.iter().enumerate().map(share).collect();
     let name = WorkloadName::new("web").expect("valid");
-    let version = Version { epoch: 1, generation: 1 };
+    let version = Version {
+        epoch: 1,
+        generation: 1,
+    };
     let table = WeightTable::new(name, version, shares).expect("a table");
     Snapshot::new(&table, NOW, |id| Arc::new(InstanceLive::new(id)))
 }
 
 fn eject(snapshot: &Snapshot, at: usize, now_ns: u64) {
-    snapshot.upstreams()[at].live.health().eject(now_ns, &EjectSettings::default());
+    snapshot.upstreams()[at]
+        .live
+        .health()
+        .eject(now_ns, &EjectSettings::default());
 }
 
 fn counts(snapshot: &Snapshot, picks: usize, now_ns: u64) -> Vec<usize> {
     let mut tickets = Tickets::new(7);
     let mut counts = vec![0; snapshot.upstreams().len()];
     for _ in 0..picks {
-        counts[pick(snapshot, tickets.take(), now_ns).expect("an instance").at] += 1;
+        counts[pick(snapshot, tickets.take(), now_ns)
+            .expect("an instance")
+            .at] += 1;
     }
     counts
 }
@@ -161,10 +169,22 @@ fn a_warm_shadow_takes_over_from_an_ejected_primary() {
     let snapshot = snapshot(&[Some(10_000), Some(0), None]);
     eject(&snapshot, 0, NOW);
     assert_eq!(counts(&snapshot, 100, NOW), [0, 100, 0]);
-    assert_eq!(pick(&snapshot, 0, NOW), Some(Pick { at: 1, how: How::Spare }));
+    assert_eq!(
+        pick(&snapshot, 0, NOW),
+        Some(Pick {
+            at: 1,
+            how: How::Spare
+        })
+    );
     assert!(!has_other(&snapshot, InstanceId(1)));
     let due = NOW + HALF_SECOND;
-    assert_eq!(pick(&snapshot, 0, due), Some(Pick { at: 0, how: How::Probe }));
+    assert_eq!(
+        pick(&snapshot, 0, due),
+        Some(Pick {
+            at: 0,
+            how: How::Probe
+        })
+    );
 }
 
 #[test]
@@ -172,14 +192,26 @@ fn with_all_ejected_the_first_to_come_back_is_used() {
     let snapshot = snapshot(&[Some(9_000), Some(1_000)]);
     eject(&snapshot, 0, NOW + 10);
     eject(&snapshot, 1, NOW);
-    assert_eq!(pick(&snapshot, 0, NOW + 20), Some(Pick { at: 1, how: How::Panic }));
+    assert_eq!(
+        pick(&snapshot, 0, NOW + 20),
+        Some(Pick {
+            at: 1,
+            how: How::Panic
+        })
+    );
 }
 
 #[test]
 fn a_retry_goes_to_a_shadow_without_weight_if_that_is_all_there_is() {
     let snapshot = snapshot(&[Some(10_000), Some(0), None]);
     let other = pick_other(&snapshot, 0, NOW, InstanceId(0));
-    assert_eq!(other, Some(Pick { at: 1, how: How::Spare }));
+    assert_eq!(
+        other,
+        Some(Pick {
+            at: 1,
+            how: How::Spare
+        })
+    );
 }
 
 #[test]

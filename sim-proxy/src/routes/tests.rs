@@ -24,7 +24,11 @@ fn routes() -> Routes {
     Routes::new(name(), EjectSettings::default())
 }
 
-const FIRST: Entry = Entry { not: None, may_probe: true, first: true };
+const FIRST: Entry = Entry {
+    not: None,
+    may_probe: true,
+    first: true,
+};
 
 #[test]
 fn an_older_table_never_overwrites_a_newer_one() {
@@ -41,22 +45,41 @@ fn an_older_table_never_overwrites_a_newer_one() {
 #[test]
 fn a_table_of_another_workload_is_refused() {
     let other = WorkloadName::new("other").expect("valid");
-    let table = WeightTable::new(other, Version { epoch: 9, generation: 9 }, vec![]);
-    assert!(matches!(routes().apply(&table.expect("a table")), Err(Refused::Foreign(_))));
+    let table = WeightTable::new(
+        other,
+        Version {
+            epoch: 9,
+            generation: 9,
+        },
+        vec![],
+    );
+    assert!(matches!(
+        routes().apply(&table.expect("a table")),
+        Err(Refused::Foreign(_))
+    ));
 }
 
 #[test]
 fn state_is_carried_over_by_id_and_dropped_only_when_asked() {
     let routes = routes();
-    routes.apply(&table(1, 1, &[(1, 10_000), (2, 0)])).expect("applied");
+    routes
+        .apply(&table(1, 1, &[(1, 10_000), (2, 0)]))
+        .expect("applied");
     let attempt = routes.enter(FIRST).expect("an instance");
     attempt.live().ended(true, Outcome::Ok);
     routes.apply(&table(1, 2, &[(2, 10_000)])).expect("applied");
     let removed = routes.known().into_iter().find(|l| l.id() == InstanceId(1));
     assert_eq!(removed.expect("still known").totals().in_flight, 1);
-    routes.apply(&table(1, 3, &[(1, 10_000), (2, 0)])).expect("applied");
+    routes
+        .apply(&table(1, 3, &[(1, 10_000), (2, 0)]))
+        .expect("applied");
     routes.forget(InstanceId(1));
-    let totals = routes.snapshot().upstream(InstanceId(1)).expect("listed").live.totals();
+    let totals = routes
+        .snapshot()
+        .upstream(InstanceId(1))
+        .expect("listed")
+        .live
+        .totals();
     assert_eq!((totals.in_flight, totals.first.ok), (1, 1));
     drop(attempt);
     routes.apply(&table(1, 4, &[(2, 10_000)])).expect("applied");
@@ -67,13 +90,18 @@ fn state_is_carried_over_by_id_and_dropped_only_when_asked() {
 #[test]
 fn the_last_healthy_instance_is_never_ejected() {
     let routes = routes();
-    routes.apply(&table(1, 1, &[(1, 10_000), (2, 0)])).expect("applied");
+    routes
+        .apply(&table(1, 1, &[(1, 10_000), (2, 0)]))
+        .expect("applied");
     let first = routes.enter(FIRST).expect("an instance");
     assert_eq!(first.live().id(), InstanceId(1));
     routes.attempt_failed(&first, Failure::Connect);
     assert!(!first.live().health().is_in());
     let second = routes.enter(FIRST).expect("the spare");
-    assert_eq!((second.live().id(), second.how()), (InstanceId(2), How::Spare));
+    assert_eq!(
+        (second.live().id(), second.how()),
+        (InstanceId(2), How::Spare)
+    );
     routes.attempt_failed(&second, Failure::Connect);
     assert!(second.live().health().is_in());
 }
@@ -82,7 +110,9 @@ fn the_last_healthy_instance_is_never_ejected() {
 fn no_table_means_no_instance() {
     assert!(routes().enter(FIRST).is_none());
     let routes = routes();
-    routes.apply(&table(1, 1, &[])).expect("an empty table is a table");
+    routes
+        .apply(&table(1, 1, &[]))
+        .expect("an empty table is a table");
     assert!(routes.enter(FIRST).is_none());
 }
 
@@ -105,8 +135,15 @@ fn a_drained_instance_stays_drained() {
         .collect();
     for round in 0..2_000 {
         let (out, into) = if round % 2 == 0 { (1, 2) } else { (2, 1) };
-        let live = routes.snapshot().upstream(InstanceId(out)).expect("listed").live.clone();
-        routes.apply(&table(2, round, &[(into, 10_000)])).expect("applied");
+        let live = routes
+            .snapshot()
+            .upstream(InstanceId(out))
+            .expect("listed")
+            .live
+            .clone();
+        routes
+            .apply(&table(2, round, &[(into, 10_000)]))
+            .expect("applied");
         while live.totals().in_flight > 0 {
             std::hint::spin_loop();
         }

@@ -29,8 +29,14 @@ impl Control {
         }
         let (tables, _) = watch::channel(None);
         let (inbox, reports) = watch::channel(vec![]);
-        let service = Service { tables: tables.clone(), inbox };
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let service = Service {
+            tables: tables.clone(),
+            inbox,
+        };
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
         let runtime = runtime.expect("a runtime");
         let listener = {
             let _inside = runtime.enter();
@@ -41,7 +47,11 @@ impl Control {
                 .add_service(ControlPlaneServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
-        Self { tables, reports, runtime: Some(runtime) }
+        Self {
+            tables,
+            reports,
+            runtime: Some(runtime),
+        }
     }
 
     pub(crate) fn send_raw(&self, table: v1::RoutingTable) {
@@ -51,7 +61,8 @@ impl Control {
     /// Sends `table` and waits until a report acknowledges it.
     pub(crate) async fn publish(&mut self, table: &WeightTable) {
         self.send_raw(table.into());
-        self.report(|report| applied(report) == table.version()).await;
+        self.report(|report| applied(report) == table.version())
+            .await;
     }
 
     /// The first report, of all so far or to come, for which `wanted` holds.
@@ -61,8 +72,14 @@ impl Control {
     ) -> v1::ProxyReport {
         let arrived = self.reports.wait_for(|reports| reports.iter().any(&wanted));
         let found = tokio::time::timeout(Duration::from_secs(10), arrived).await;
-        let reports = found.expect("the report comes in time").expect("the control plane lives");
-        reports.iter().find(|report| wanted(report)).expect("it is there").clone()
+        let reports = found
+            .expect("the report comes in time")
+            .expect("the control plane lives");
+        reports
+            .iter()
+            .find(|report| wanted(report))
+            .expect("it is there")
+            .clone()
     }
 
     pub(crate) fn reports(&self) -> Vec<v1::ProxyReport> {

@@ -30,7 +30,12 @@ pub(crate) struct ProxyProcess {
 impl ProxyProcess {
     pub(crate) fn start(control_socket: &Path, read_timeout: Duration) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--exact", "process::proxy_process", "--nocapture"])
+            .args([
+                "--ignored",
+                "--exact",
+                "process::proxy_process",
+                "--nocapture",
+            ])
             .env(SOCKET, control_socket)
             .env(READ_TIMEOUT_MS, read_timeout.as_millis().to_string())
             .stdin(Stdio::piped())
@@ -43,9 +48,15 @@ impl ProxyProcess {
             .map(|line| line.expect("text"))
             .find_map(|line| line.strip_prefix(ADDRESSES).map(str::to_owned))
             .expect("the proxy tells its addresses");
-        let mut addresses = line.split(' ').map(|address| address.parse().expect("an address"));
+        let mut addresses = line
+            .split(' ')
+            .map(|address| address.parse().expect("an address"));
         let addresses = std::array::from_fn(|_| addresses.next().expect("two addresses"));
-        Self { addresses, child, _output: output }
+        Self {
+            addresses,
+            child,
+            _output: output,
+        }
     }
 
     pub(crate) fn terminate(mut self) -> ExitStatus {
@@ -61,14 +72,19 @@ impl Drop for ProxyProcess {
         // The end of its input is its stop signal.
         drop(self.child.stdin.take());
         let status = self.child.wait().expect("it ends");
-        assert!(status.success() || std::thread::panicking(), "the proxy ended with {status}");
+        assert!(
+            status.success() || std::thread::panicking(),
+            "the proxy ended with {status}"
+        );
     }
 }
 
 #[test]
 #[ignore = "not a test: what the other tests run as the proxy"]
 fn proxy_process() {
-    let Ok(socket) = std::env::var(SOCKET) else { return };
+    let Ok(socket) = std::env::var(SOCKET) else {
+        return;
+    };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let name = ProxyName::new("p1").expect("valid");
     let mut config = ProxyConfig::new(name, workload(), any, any, socket.into());

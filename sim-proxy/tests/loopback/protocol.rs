@@ -15,7 +15,10 @@ async fn raw(world: &World, request: &str) -> String {
     let mut stream = TcpStream::connect(world.proxy).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer and the end");
+    stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("an answer and the end");
     answer
 }
 
@@ -29,7 +32,10 @@ async fn bodies_pass_unchanged_with_a_length_and_in_chunks() {
     let user = world.client();
     for length in [0, 1, 4_095, 65_536, 300_000] {
         let body = pattern(length);
-        let answer = user.send(Method::POST, "/echo", body.clone()).await.expect("an answer");
+        let answer = user
+            .send(Method::POST, "/echo", body.clone())
+            .await
+            .expect("an answer");
         assert_eq!(answer, (StatusCode::OK, body));
     }
     let client = Client::builder(TokioExecutor::new()).build_http();
@@ -39,7 +45,12 @@ async fn bodies_pass_unchanged_with_a_length_and_in_chunks() {
             .body(StreamBody::new(tokio_stream::iter(frames)))
             .expect("valid");
         let response = client.request(request).await.expect("an answer");
-        let body = response.into_body().collect().await.expect("whole").to_bytes();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("whole")
+            .to_bytes();
         assert_eq!(body, pattern(3_000).repeat(chunks));
     }
 }
@@ -53,11 +64,22 @@ async fn a_request_with_two_lengths_is_refused_and_not_passed_on() {
          1\r\nx\r\n0\r\n\r\n",
     )
     .await;
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
-    assert!(answer.ends_with("400 Bad Request: the request is malformed\n"), "{answer}");
-    assert!(!answer.to_ascii_lowercase().contains("\r\nserver:"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{answer}"
+    );
+    assert!(
+        answer.ends_with("400 Bad Request: the request is malformed\n"),
+        "{answer}"
+    );
+    assert!(
+        !answer.to_ascii_lowercase().contains("\r\nserver:"),
+        "{answer}"
+    );
     assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), 0);
-    world.wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["refused"]) == 1.0).await;
+    world
+        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["refused"]) == 1.0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +91,11 @@ async fn heads_pass_with_the_user_named_and_hop_by_hop_fields_gone() {
          Connection: close, X-Secret\r\nX-Secret: 1\r\nX-Kept: 2\r\n\r\n",
     )
     .await;
-    for part in ["\"host\": \"shop.example\"", "\"10.9.8.7, 127.0.0.1\"", "\"x-kept\": \"2\""] {
+    for part in [
+        "\"host\": \"shop.example\"",
+        "\"10.9.8.7, 127.0.0.1\"",
+        "\"x-kept\": \"2\"",
+    ] {
         assert!(answer.contains(part), "{part} in {answer}");
     }
     assert!(!answer.contains("x-secret"), "{answer}");
@@ -80,10 +106,16 @@ async fn a_user_connection_serves_many_requests_and_head_has_no_body() {
     let (world, _control, _ups) = World::with_two(5_000).await;
     let mut stream = BufReader::new(TcpStream::connect(world.proxy).await.expect("connected"));
     for _ in 0..3 {
-        stream.write_all(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+        stream
+            .write_all(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .expect("sent");
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(stream.read_line(&mut head).await.expect("a line") > 0, "closed: {head}");
+            assert!(
+                stream.read_line(&mut head).await.expect("a line") > 0,
+                "closed: {head}"
+            );
         }
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert!(head.contains("content-length: 2\r\n"), "{head}");
@@ -93,7 +125,16 @@ async fn a_user_connection_serves_many_requests_and_head_has_no_body() {
         .await
         .expect("sent");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer and the end");
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "a body after HEAD? {answer}");
-    assert!(answer.ends_with("\r\n\r\ni1") || answer.ends_with("\r\n\r\ni2"), "{answer}");
+    stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("an answer and the end");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n"),
+        "a body after HEAD? {answer}"
+    );
+    assert!(
+        answer.ends_with("\r\n\r\ni1") || answer.ends_with("\r\n\r\ni2"),
+        "{answer}"
+    );
 }

@@ -9,7 +9,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -43,15 +43,25 @@ impl Counts {
 
 impl Upstream {
     pub(crate) async fn start(name: &'static str) -> Self {
-        Self::start_on(name, ([127, 0, 0, 1], 0).into()).await
+        // An address of its own, or a test in parallel may get the port of a killed instance.
+        static STARTED: AtomicU8 = AtomicU8::new(1);
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let own = STARTED.fetch_add(1, Ordering::SeqCst);
+        Self::start_on(name, ([127, high, low, own], 0).into()).await
     }
 
     pub(crate) async fn start_on(name: &'static str, address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.expect("an address for an instance");
+        let listener = TcpListener::bind(address)
+            .await
+            .expect("an address for an instance");
         let address = listener.local_addr().expect("bound");
         let counts = Arc::<Counts>::default();
         let server = tokio::spawn(accept(listener, name, counts.clone()));
-        Self { address, counts, server }
+        Self {
+            address,
+            counts,
+            server,
+        }
     }
 
     /// As by SIGKILL: the listener closes and every connection is reset at once.
@@ -75,7 +85,10 @@ async fn accept(listener: TcpListener, name: &'static str, counts: Arc<Counts>) 
 async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
     let service = service_fn(|request| answer(request, name, counts.clone()));
     // A reset connection is part of the tests.
-    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.unwrap_or_default();
+    http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .unwrap_or_default();
 }
 
 async fn answer(
@@ -88,12 +101,20 @@ async fn answer(
     let text = |text: String| Ok(Response::new(Full::from(text)));
     match path.as_str() {
         "/echo" => {
-            let body = request.into_body().collect().await.map_err(std::io::Error::other)?;
+            let body = request
+                .into_body()
+                .collect()
+                .await
+                .map_err(std::io::Error::other)?;
             Ok(Response::new(Full::new(body.to_bytes())))
         }
         "/head" => text(format!("{} {:?}", request.method(), request.headers())),
         "/swallow" => {
-            request.into_body().collect().await.map_err(std::io::Error::other)?;
+            request
+                .into_body()
+                .collect()
+                .await
+                .map_err(std::io::Error::other)?;
             counts.swallowed.fetch_add(1, Ordering::SeqCst);
             Err(std::io::ErrorKind::ConnectionReset.into())
         }

@@ -1,6 +1,7 @@
 //! A proxy, its control plane, and its users.
 
 use crate::control::Control;
+use crate::process::ProxyProcess;
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -8,7 +9,6 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use crate::process::ProxyProcess;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use std::collections::BTreeMap;
@@ -63,7 +63,16 @@ impl World {
         let control = Control::start(&socket);
         let process = ProxyProcess::start(&socket, read_timeout);
         let [proxy, admin] = process.addresses;
-        (Self { proxy, admin, socket, _directory: directory, process }, control)
+        (
+            Self {
+                proxy,
+                admin,
+                socket,
+                _directory: directory,
+                process,
+            },
+            control,
+        )
     }
 
     /// Two instances, of which the first has `first_bp`.
@@ -75,17 +84,28 @@ impl World {
     }
 
     pub(crate) fn client(&self) -> User {
-        User { client: Client::builder(TokioExecutor::new()).build_http(), to: self.proxy }
+        User {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            to: self.proxy,
+        }
     }
 
     /// Sends SIGTERM and waits for the end.
     pub(crate) async fn terminate(self) -> ExitStatus {
-        tokio::task::spawn_blocking(move || self.process.terminate()).await.expect("no panic")
+        tokio::task::spawn_blocking(move || self.process.terminate())
+            .await
+            .expect("no panic")
     }
 
     async fn page(&self, path: &str) -> (StatusCode, String) {
-        let admin = User { to: self.admin, ..self.client() };
-        let (status, body) = admin.send(Method::GET, path, "").await.expect("the admin answers");
+        let admin = User {
+            to: self.admin,
+            ..self.client()
+        };
+        let (status, body) = admin
+            .send(Method::GET, path, "")
+            .await
+            .expect("the admin answers");
         (status, String::from_utf8(body.to_vec()).expect("text"))
     }
 
@@ -106,7 +126,7 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("not within 10 s: {:#?}", self.metrics().await.0);
+        panic!("not within 10 s: {:#?}", self.metrics().await);
     }
 }
 
@@ -122,13 +142,26 @@ pub(crate) fn pair(generation: u64, ups: &[Upstream; 2], first_bp: u16) -> Weigh
 /// Samples of a metrics page by name with labels.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
+impl std::fmt::Debug for Metrics {
+    /// What has happened: no zeros, no buckets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let told = |(name, value): &(&String, &f64)| **value != 0.0 && !name.contains("_bucket{");
+        f.debug_map().entries(self.0.iter().filter(told)).finish()
+    }
+}
+
 impl Metrics {
     fn parse(page: &str) -> Self {
         let sample = |line: &str| {
             let (name, value) = line.rsplit_once(' ').expect("name and value");
             (name.to_owned(), value.parse().expect("a number"))
         };
-        Self(page.lines().filter(|line| !line.starts_with('#')).map(sample).collect())
+        Self(
+            page.lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(sample)
+                .collect(),
+        )
     }
 
     /// The sum of all samples of `family` whose labels contain every one of `labels`.
@@ -198,7 +231,11 @@ impl Load {
                 }
             });
         }
-        Self { users: tasks, stop, counts }
+        Self {
+            users: tasks,
+            stop,
+            counts,
+        }
     }
 
     /// Waits until `more` requests have been answered.
@@ -213,6 +250,9 @@ impl Load {
     pub(crate) async fn end(self) -> (u64, u64) {
         self.stop.store(true, Ordering::SeqCst);
         self.users.join_all().await;
-        (self.counts.sent.load(Ordering::SeqCst), self.counts.failed.load(Ordering::SeqCst))
+        (
+            self.counts.sent.load(Ordering::SeqCst),
+            self.counts.failed.load(Ordering::SeqCst),
+        )
     }
 }
