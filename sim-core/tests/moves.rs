@@ -124,6 +124,20 @@ fn a_warm_standby_takes_over_at_once_and_the_next_one_is_built() {
 }
 
 #[test]
+fn a_standby_is_built_right_after_a_move_though_moves_have_to_pause() {
+    let mut world = World::new(11, Policy { move_pause_ms: 600_000, ..Policy::default() });
+    let mut at = 0.0;
+    while world.count(Kind::Reclaimed) == 0 {
+        world.step(ramp(at));
+        at += 0.2;
+        assert!(at < 400.0, "{}", world.story());
+    }
+    world.standby(Standby::Always);
+    world.run_until(Kind::StandbyWarm, 60, ramp(at));
+    world.assert_no_refusal();
+}
+
+#[test]
 fn a_primary_that_dies_without_a_standby_is_started_anew() {
     let mut world = World::new(6, Policy::default());
     world.run(60, |_| 120.0);

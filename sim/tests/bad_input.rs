@@ -66,7 +66,7 @@ fn what_a_file_gets_wrong_is_named() {
         (good.replace("bound_ms = 100", "bound_ms = 0"), vec!["slo.bound_ms", "above 0"]),
         (good.replace(server, &server.repeat(2)), vec!["server.name", "\"a\"", "twice"]),
         (good.replace("\"sleep\"", "\"no-such-program\""), vec!["workload.command", "no-such-program", "PATH"]),
-        (good.replace("cpus = 0.5", "cpus = \"half\""), vec![":18:", "floating point"]),
+        (good.replace("cpus = 0.5", "cpus = \"half\""), vec![":17:", "expected f64"]),
     ];
     for (text, expected) in cases {
         assert_refused(&text, dir.path(), &expected);

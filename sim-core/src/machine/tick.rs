@@ -4,7 +4,7 @@ use super::outbox::Outbox;
 use super::workload::{Phase, Pool, Workload};
 use crate::capacity::Window;
 use crate::decide::{self, Decision, Desired, View};
-use crate::journal::Kind;
+use crate::journal::{Kind, Report};
 use crate::name::InstanceId;
 use crate::policy::Policy;
 use crate::workload::Standby;
@@ -96,14 +96,14 @@ impl Workload {
                 if self.confirm >= policy.confirm_ticks && out.now >= self.next_move_at {
                     let why = why.clone();
                     self.begin_move(out, policy, pool, next_instance, &why, decision.report);
+                } else if self.standby == Standby::Always && out.now < self.next_move_at {
+                    // A move has to pause; the standby that was promised has not.
+                    self.keep_standby(out, policy, pool, next_instance, decision.report);
                 }
             }
             Desired::Standby => {
                 self.confirm = 0;
-                let may_start = self.shadow.is_none() && self.retiring.is_none();
-                if may_start && self.phase == Phase::Steady && out.now >= self.next_start_at {
-                    self.begin_standby(out, policy, pool, next_instance, decision.report);
-                }
+                self.keep_standby(out, policy, pool, next_instance, decision.report);
             }
             Desired::Stay(_) => {
                 self.confirm = 0;
@@ -112,6 +112,20 @@ impl Workload {
                     self.dismiss(out, policy);
                 }
             }
+        }
+    }
+
+    fn keep_standby(
+        &mut self,
+        out: &mut Outbox,
+        policy: &Policy,
+        pool: &Pool,
+        next_instance: &mut u64,
+        report: Report,
+    ) {
+        let missing = self.shadow.is_none() && self.retiring.is_none();
+        if missing && self.phase == Phase::Steady && out.now >= self.next_start_at {
+            self.begin_standby(out, policy, pool, next_instance, report);
         }
     }
 
@@ -178,11 +192,11 @@ impl Workload {
             self.capacity.observe(Window { requests, cpu_seconds, quota_seconds, violated });
         }
         if is_primary && seconds > 0.0 {
-            let throttled = throttled >= policy.throttled_saturated
-                && utilisation >= policy.utilisation_usable;
-            let saturated = utilisation >= policy.utilisation_saturated || throttled;
+            // Throttling and a broken SLO alone may have other causes, which a move won't mend.
+            let held_back = throttled >= policy.throttled_saturated || violated;
+            let saturated = utilisation >= policy.utilisation_saturated
+                || (held_back && utilisation >= policy.utilisation_usable);
             self.saturated = if saturated { self.saturated + 1 } else { 0 };
-            self.violated = if violated { self.violated + 1 } else { 0 };
         }
     }
 
