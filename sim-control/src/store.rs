@@ -1,5 +1,8 @@
 //! The embedded store: journal, core snapshots with the inputs since, history, and the epoch.
 //!
+//! Records are JSON, for tools; snapshots and inputs are postcard, which keeps every bit of a
+//! number, infinities too.
+//!
 //! What a decision stands on is on disk before its commands go out. Replaying the inputs on the
 //! snapshot they follow gives the same commands, bit for bit.
 
@@ -36,9 +39,12 @@ pub enum StoreError {
     /// A transaction failed.
     #[error("store: {0}")]
     Transaction(Box<redb::Error>),
-    /// A value can't be written as JSON.
+    /// A record can't be written as JSON.
     #[error("store: {0}")]
-    Encode(#[from] serde_json::Error),
+    Record(#[from] serde_json::Error),
+    /// A snapshot or an input can't be written.
+    #[error("store: {0}")]
+    Encode(#[from] postcard::Error),
 }
 
 fn failed(error: impl Into<redb::Error>) -> StoreError {
@@ -119,7 +125,7 @@ impl Store {
         let snapshots = read.open_table(SNAPSHOTS).map_err(failed)?;
         for entry in snapshots.iter().map_err(failed)?.rev() {
             let (after, bytes) = entry.map_err(failed)?;
-            let core: Core = match serde_json::from_slice(bytes.value()) {
+            let core: Core = match postcard::from_bytes(bytes.value()) {
                 Ok(core) => core,
                 Err(error) => {
                     tracing::warn!("snapshot {} can't be read: {error}", after.value());
@@ -130,7 +136,7 @@ impl Store {
             let mut inputs = Vec::new();
             for entry in table.range(after.value()..).map_err(failed)? {
                 let (sequence, bytes) = entry.map_err(failed)?;
-                match serde_json::from_slice(bytes.value()) {
+                match postcard::from_bytes(bytes.value()) {
                     Ok(input) => inputs.push(input),
                     Err(error) => {
                         tracing::warn!("input {} can't be read: {error}", sequence.value());
@@ -148,7 +154,7 @@ impl Store {
     /// # Errors
     /// Where the transaction fails.
     pub(crate) fn snapshot(&mut self, core: &Core) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(core)?;
+        let bytes = postcard::to_stdvec(core)?;
         let write = self.database.begin_write().map_err(failed)?;
         {
             let mut snapshots = write.open_table(SNAPSHOTS).map_err(failed)?;
@@ -184,7 +190,7 @@ impl Store {
         {
             let mut inputs = write.open_table(INPUTS).map_err(failed)?;
             for input in &batch.inputs {
-                let bytes = serde_json::to_vec(input)?;
+                let bytes = postcard::to_stdvec(input)?;
                 inputs.insert(next_input, bytes.as_slice()).map_err(failed)?;
                 next_input += 1;
             }

@@ -57,7 +57,8 @@ pub fn place(ask: &Ask<'_>, offers: &[Offer<'_>]) -> (Option<(ServerName, f64)>,
 fn score(ask: &Ask<'_>, offer: &Offer<'_>) -> Candidate {
     let spec = offer.spec;
     let cpus = ask.cpus.min(offer.cpus_free);
-    let utilisation = if cpus > 0.0 { ask.load_cpus / cpus } else { f64::INFINITY };
+    // Finite even where no CPU is left: the journal is read by tools that know no infinity.
+    let utilisation = ask.load_cpus / cpus.max(0.001);
     let (score, why) = match refusal(ask, offer) {
         Some(why) => (None, why),
         None => {

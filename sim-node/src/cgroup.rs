@@ -20,6 +20,7 @@ const PERIOD_MICROS: u64 = 10_000;
 const QUOTA_MICROS_MIN: u64 = 1_000;
 /// How long a killed cgroup may take to empty.
 const EMPTY_WAIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(2);
 
 /// The mounted hierarchies that SIM uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,9 +153,20 @@ fn clear_below(dir: &Path) -> io::Result<usize> {
 }
 
 fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(context(&error, dir)),
-        _ => Ok(()),
+    let began = Instant::now();
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // A process that has left `cgroup.procs` may still be on its way out.
+            Err(error)
+                if error.raw_os_error() == Some(Errno::EBUSY as i32)
+                    && began.elapsed() < EMPTY_WAIT =>
+            {
+                std::thread::sleep(POLL);
+            }
+            Err(error) => return Err(context(&error, dir)),
+        }
     }
 }
 
@@ -197,7 +209,7 @@ fn kill_all(dir: &Path) -> io::Result<()> {
             }
         }
         // Exit takes the kernel a moment; there is nothing to wait on for all versions alike.
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(POLL);
     }
 }
 

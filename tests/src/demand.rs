@@ -2,7 +2,9 @@
 //!
 //! Base and linear trend, a short season, and slow noise (an AR(1) process at one step a
 //! second); arrivals scatter around it as Poisson does. It is scaled by the measured capacity,
-//! so one seed tells the same story on any machine. The control plane never sees any of it.
+//! so one seed tells the same story on any machine. It starts well under half of it: a request
+//! costs more CPU on a little-loaded server than on a busy one, so what looks like half full from
+//! the outside looks fuller to whoever has only seen the quiet hours. The control plane never sees any of it.
 
 use std::f64::consts::TAU;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,10 +48,10 @@ impl Demand {
     pub fn draw(shape: Shape, capacity_rps: f64, seed: u64) -> Self {
         let mut random = Pcg64::seed_from_u64(seed ^ 0xde3a_4d00);
         let mut between = |low: f64, high: f64| low + (high - low) * random.random::<f64>();
-        let base_rps = capacity_rps * between(0.48, 0.52);
+        let base_rps = capacity_rps * between(0.40, 0.44);
         let top_rps = capacity_rps * between(1.15, 1.25);
-        let trend_start_seconds = between(35.0, 45.0);
-        let trend_seconds = between(75.0, 90.0);
+        let trend_start_seconds = between(50.0, 60.0);
+        let trend_seconds = between(65.0, 75.0);
         let season_seconds = between(15.0, 30.0);
         let season_amplitude = between(0.06, 0.10);
         let season_phase = between(0.0, TAU);
@@ -168,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn it_starts_at_half_the_capacity_and_ends_past_it() {
+    fn it_starts_under_half_the_capacity_and_ends_past_it() {
         for seed in 0..50 {
             let demand = Demand::draw(Shape::Growing, 300.0, seed);
             let start = mean(&demand, 0.0, 2.0 * demand.season_seconds.min(17.0)) / 300.0;
             let top = mean(&demand, 200.0, 200.0 + 10.0 * demand.season_seconds) / 300.0;
-            assert!((0.44..0.56).contains(&start), "seed {seed}: {start}");
+            assert!((0.36..0.48).contains(&start), "seed {seed}: {start}");
             assert!((1.12..1.28).contains(&top), "seed {seed}: {top}");
             let reached = demand.reaches(300.0).unwrap();
             assert!(
@@ -205,7 +207,7 @@ mod tests {
         for seed in 0..50 {
             let demand = Demand::draw(Shape::Flat, 300.0, seed);
             assert!(
-                (mean(&demand, 0.0, 90.0) / 300.0 - 0.5).abs() < 0.035,
+                (mean(&demand, 0.0, 90.0) / 300.0 - 0.42).abs() < 0.035,
                 "seed {seed}"
             );
             assert_eq!(demand.reaches(200.0), None, "seed {seed}");

@@ -72,6 +72,9 @@ struct Readiness {
 #[derive(Serialize)]
 struct Policy {
     forecast: bool,
+    step_ms: u64,
+    horizon_steps: u32,
+    saturated_ticks: u32,
 }
 
 /// Where the proxy listens.
@@ -157,7 +160,7 @@ pub fn render(
             memory_mib: MEMORY_MIB,
             home,
             standby: "predicted",
-            slo_minute_price: 0.5,
+            slo_minute_price: 0.03,
             environment: BTreeMap::from([("PYTHONUNBUFFERED", "1")]),
             slo: Slo {
                 quantile: OBJECTIVE.quantile,
@@ -172,7 +175,13 @@ pub fn render(
                 timeout_ms: 30_000,
             },
         }],
-        policy: Policy { forecast },
+        // Half-second steps: a service that is moved within a minute is looked at closely.
+        policy: Policy {
+            forecast,
+            step_ms: 500,
+            horizon_steps: 120,
+            saturated_ticks: 6,
+        },
     };
     toml::to_string(&file).context("configuration")
 }

@@ -14,7 +14,7 @@ use super::screen::Screen;
 use super::settings::{OBJECTIVE, Programs, RUN_SECONDS_MAX, WORKLOAD};
 use super::sim::Sim;
 use super::timeline::Timeline;
-use super::verdict::{Figures, Mode, order_broken, shown};
+use super::verdict::{Figures, Mode, order_broken};
 use crate::clock::Clock;
 use crate::load::record::failures;
 use crate::load::request::{Mix, client};
@@ -287,14 +287,24 @@ fn summarise(screen: &mut Screen, figures: &Figures) {
             ));
         }
     }
-    screen.line(&format!(
-        "{} requests, {} failed; lead time left {} s; failover {} ms; probes {} % of the machine",
-        figures.requests_sent,
-        figures.failed,
-        shown(figures.lead_left_seconds),
-        shown(figures.failover_ms),
-        shown(figures.probe_overhead_percent)
-    ));
+    let counts = format!(
+        "{} requests, {} failed",
+        figures.requests_sent, figures.failed
+    );
+    let measured = [
+        ("lead time left", figures.lead_left_seconds, "s"),
+        ("failover", figures.failover_ms, "ms"),
+        (
+            "probes",
+            figures.probe_overhead_percent,
+            "% of the machine's CPU time",
+        ),
+    ];
+    let measured = measured
+        .into_iter()
+        .filter_map(|(name, figure, unit)| Some(format!("{name} {:.2} {unit}", figure?)));
+    let parts: Vec<String> = std::iter::once(counts).chain(measured).collect();
+    screen.line(&parts.join("; "));
 }
 
 /// An overloaded open loop holds as many connections as requests; the default of 1024 is few.

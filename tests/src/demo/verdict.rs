@@ -71,7 +71,7 @@ pub struct Figures {
     pub capacity_measured_rps: f64,
     /// What the control plane took it for when it decided.
     pub capacity_estimated_rps: Option<f64>,
-    /// How late the load itself was at worst.
+    /// From the first line to the verdict.
     pub duration_seconds: f64,
 }
 
