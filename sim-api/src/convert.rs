@@ -4,8 +4,8 @@ use crate::v1;
 use sim_core::event::{Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample};
 use sim_core::histogram::LatencyHistogram;
 use sim_core::name::{InstanceId, NameError, ProxyName, WorkloadName};
-use sim_core::workload::Standby;
 use sim_core::table::{Share, TableError, Version, WeightTable};
+use sim_core::workload::Standby;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -38,27 +38,41 @@ pub enum ConvertError {
 }
 
 fn address(text: &str) -> Result<SocketAddr, ConvertError> {
-    text.parse().map_err(|_| ConvertError::Address(text.to_owned()))
+    text.parse()
+        .map_err(|_| ConvertError::Address(text.to_owned()))
 }
 
 fn workload(name: &str) -> Result<WorkloadName, ConvertError> {
-    WorkloadName::new(name).map_err(|source| ConvertError::Name { field: "workload", source })
+    WorkloadName::new(name).map_err(|source| ConvertError::Name {
+        field: "workload",
+        source,
+    })
 }
 
 /// A finite number that is not negative.
 fn measure(value: f64, field: &'static str) -> Result<f64, ConvertError> {
-    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err(ConvertError::Range(field)) }
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        Err(ConvertError::Range(field))
+    }
 }
 
 impl From<Version> for v1::TableVersion {
     fn from(v: Version) -> Self {
-        Self { epoch: v.epoch, generation: v.generation }
+        Self {
+            epoch: v.epoch,
+            generation: v.generation,
+        }
     }
 }
 
 impl From<v1::TableVersion> for Version {
     fn from(v: v1::TableVersion) -> Self {
-        Self { epoch: v.epoch, generation: v.generation }
+        Self {
+            epoch: v.epoch,
+            generation: v.generation,
+        }
     }
 }
 
@@ -86,12 +100,22 @@ impl TryFrom<v1::RoutingTable> for WeightTable {
             Ok(Share {
                 instance: InstanceId(s.instance),
                 address: address(&s.address)?,
-                weight_bp: s.weight_bp.try_into().map_err(|_| ConvertError::Range("weight_bp"))?,
+                weight_bp: s
+                    .weight_bp
+                    .try_into()
+                    .map_err(|_| ConvertError::Range("weight_bp"))?,
                 ready: s.ready,
             })
         };
-        let shares = table.shares.iter().map(share).collect::<Result<_, ConvertError>>()?;
-        let version = table.version.ok_or(ConvertError::Missing("version"))?.into();
+        let shares = table
+            .shares
+            .iter()
+            .map(share)
+            .collect::<Result<_, ConvertError>>()?;
+        let version = table
+            .version
+            .ok_or(ConvertError::Missing("version"))?
+            .into();
         Ok(Self::new(workload(&table.workload)?, version, shares)?)
     }
 }
@@ -148,15 +172,21 @@ impl v1::ProxyReport {
     /// # Errors
     /// Where a name is none or the version is missing.
     pub fn into_event(self) -> Result<Event, ConvertError> {
-        let proxy = ProxyName::new(&self.proxy)
-            .map_err(|source| ConvertError::Name { field: "proxy", source })?;
+        let proxy = ProxyName::new(&self.proxy).map_err(|source| ConvertError::Name {
+            field: "proxy",
+            source,
+        })?;
         let sample = TrafficSample {
             window: Duration::from_micros(self.window_micros),
             arrivals: self.arrivals,
             applied: self.applied.ok_or(ConvertError::Missing("applied"))?.into(),
             instances: self.instances.into_iter().map(Into::into).collect(),
         };
-        Ok(Event::Traffic { proxy, workload: workload(&self.workload)?, sample })
+        Ok(Event::Traffic {
+            proxy,
+            workload: workload(&self.workload)?,
+            sample,
+        })
     }
 }
 
@@ -212,7 +242,10 @@ impl v1::ResourceReport {
             network_bytes: self.network_bytes,
             rtt_p50_seconds: measure(self.rtt_p50_seconds, "rtt_p50_seconds")?,
         };
-        Ok(Event::Resources { instance: InstanceId(self.instance), sample })
+        Ok(Event::Resources {
+            instance: InstanceId(self.instance),
+            sample,
+        })
     }
 }
 
@@ -223,7 +256,10 @@ impl v1::InstanceStarted {
     /// Where the address is none.
     pub fn to_event(&self) -> Result<Event, ConvertError> {
         let address = address(&self.address)?;
-        Ok(Event::Started { instance: InstanceId(self.instance), address })
+        Ok(Event::Started {
+            instance: InstanceId(self.instance),
+            address,
+        })
     }
 }
 
@@ -250,7 +286,11 @@ impl v1::InstanceExited {
             Cause::Signal(signal) => ExitCause::Signal(*signal),
             Cause::NotStarted(why) => ExitCause::NotStarted(why.clone()),
         };
-        Ok(Event::Exited { instance: InstanceId(self.instance), cause, expected: self.expected })
+        Ok(Event::Exited {
+            instance: InstanceId(self.instance),
+            cause,
+            expected: self.expected,
+        })
     }
 }
 
@@ -281,7 +321,10 @@ mod tests {
         };
         let table = WeightTable::new(
             WorkloadName::new("web").expect("valid"),
-            Version { epoch: 3, generation: 9 },
+            Version {
+                epoch: 3,
+                generation: 9,
+            },
             vec![share(1, 9_900), share(2, 100)],
         )
         .expect("valid");
@@ -290,10 +333,16 @@ mod tests {
 
         let mut bad = wire.clone();
         bad.shares[0].weight_bp = 70_000;
-        assert!(matches!(WeightTable::try_from(bad), Err(ConvertError::Range("weight_bp"))));
+        assert!(matches!(
+            WeightTable::try_from(bad),
+            Err(ConvertError::Range("weight_bp"))
+        ));
         let mut bad = wire.clone();
         bad.shares[0].address = "nowhere".into();
-        assert!(matches!(WeightTable::try_from(bad), Err(ConvertError::Address(_))));
+        assert!(matches!(
+            WeightTable::try_from(bad),
+            Err(ConvertError::Address(_))
+        ));
         let mut bad = wire;
         bad.shares[1].instance = 1;
         assert!(matches!(
@@ -310,6 +359,9 @@ mod tests {
             cpu_seconds: f64::NAN,
             ..Default::default()
         };
-        assert!(matches!(report.into_event(), Err(ConvertError::Range("cpu_seconds"))));
+        assert!(matches!(
+            report.into_event(),
+            Err(ConvertError::Range("cpu_seconds"))
+        ));
     }
 }

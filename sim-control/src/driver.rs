@@ -82,7 +82,10 @@ pub async fn run(
     let listener = bind(&config.socket).await?;
     let mut driver = Driver::new(&config)?;
     let (inbox, inputs) = mpsc::channel(INBOX);
-    let service = Service { driver: inbox, sessions: AtomicU64::new(1) };
+    let service = Service {
+        driver: inbox,
+        sessions: AtomicU64::new(1),
+    };
     let server = tonic::transport::Server::builder()
         .add_service(ControlPlaneServer::new(service))
         .serve_with_incoming(UnixListenerStream::new(listener));
@@ -99,7 +102,10 @@ pub async fn run(
 }
 
 async fn bind(path: &Path) -> Result<UnixListener, ControlError> {
-    let wrap = |source| ControlError::Path { path: path.to_owned(), source };
+    let wrap = |source| ControlError::Path {
+        path: path.to_owned(),
+        source,
+    };
     if UnixStream::connect(path).await.is_ok() {
         return Err(ControlError::Taken(path.to_owned()));
     }
@@ -121,9 +127,16 @@ struct Clock {
 
 impl Clock {
     fn new(floor: Time) -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let base = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX).max(floor.0 + 1);
-        Self { base, began: Instant::now() }
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let base = u64::try_from(wall.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(floor.0 + 1);
+        Self {
+            base,
+            began: Instant::now(),
+        }
     }
 
     fn now(&self) -> Time {
@@ -147,8 +160,11 @@ impl Driver {
         let mut store = Store::open(&config.data_dir)?;
         let restored = store.restore()?;
         let epoch = store.take_lead()?;
-        let (policy, servers, workloads) =
-            (config.policy.clone(), config.servers.clone(), config.workloads.clone());
+        let (policy, servers, workloads) = (
+            config.policy.clone(),
+            config.servers.clone(),
+            config.workloads.clone(),
+        );
         let mut floor = Time::default();
         let mut core = if let Some((mut core, inputs)) = restored {
             let replayed = inputs.len();
@@ -167,12 +183,19 @@ impl Driver {
         };
         core.take_lead(epoch);
         store.snapshot(&core)?;
-        let nodes = config.servers.iter().map(|s| (s.name.clone(), Node::default())).collect();
+        let nodes = config
+            .servers
+            .iter()
+            .map(|s| (s.name.clone(), Node::default()))
+            .collect();
         Ok(Self {
             core,
             store,
             clock: Clock::new(floor),
-            registry: Registry { nodes, ..Registry::default() },
+            registry: Registry {
+                nodes,
+                ..Registry::default()
+            },
             followers: Vec::new(),
             batch: Batch::default(),
             ticks: 0,
@@ -204,7 +227,8 @@ impl Driver {
         }
         if self.ticks.is_multiple_of(FORGET_TICKS) {
             let age = u64::try_from(HISTORY_KEPT.as_micros()).unwrap_or(u64::MAX);
-            self.store.forget_history(Time(self.clock.now().0.saturating_sub(age)))?;
+            self.store
+                .forget_history(Time(self.clock.now().0.saturating_sub(age)))?;
         }
         Ok(())
     }
@@ -248,7 +272,8 @@ impl Driver {
             let json = serde_json::to_string(record).map_err(StoreError::from)?;
             let line = v1::JournalRecord { sequence, json };
             // A follower that does not read is cut off; the journal itself has everything.
-            self.followers.retain(|f| f.try_send(Ok(line.clone())).is_ok());
+            self.followers
+                .retain(|f| f.try_send(Ok(line.clone())).is_ok());
         }
         Ok(())
     }
@@ -256,13 +281,28 @@ impl Driver {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::Publish(table) => self.registry.publish(&(&table).into()),
-            Command::Stop { instance, server, grace } => {
+            Command::Stop {
+                instance,
+                server,
+                grace,
+            } => {
                 let grace_micros = u64::try_from(grace.as_micros()).unwrap_or(u64::MAX);
-                let stop = v1::StopInstance { instance: instance.0, grace_micros };
-                self.registry.send_node(&server, v1::node_command::Command::Stop(stop));
+                let stop = v1::StopInstance {
+                    instance: instance.0,
+                    grace_micros,
+                };
+                self.registry
+                    .send_node(&server, v1::node_command::Command::Stop(stop));
             }
-            Command::Start { instance, workload, server, cpus } => {
-                let Some(spec) = self.core.spec(&workload) else { return };
+            Command::Start {
+                instance,
+                workload,
+                server,
+                cpus,
+            } => {
+                let Some(spec) = self.core.spec(&workload) else {
+                    return;
+                };
                 let start = start_instance(spec, instance, cpus);
                 let running = v1::RunningInstance {
                     instance: instance.0,
@@ -273,7 +313,8 @@ impl Driver {
                 if let Some(node) = self.registry.nodes.get_mut(&server) {
                     node.instances.insert(instance.0, running);
                 }
-                self.registry.send_node(&server, v1::node_command::Command::Start(start));
+                self.registry
+                    .send_node(&server, v1::node_command::Command::Start(start));
             }
         }
     }
@@ -281,7 +322,12 @@ impl Driver {
     fn take(&mut self, input: Input) -> Result<(), ControlError> {
         match input {
             Input::Event(event) => self.step(event)?,
-            Input::NodeUp { session, server, running, link } => {
+            Input::NodeUp {
+                session,
+                server,
+                running,
+                link,
+            } => {
                 let Some(node) = self.registry.nodes.get_mut(&server) else {
                     let why = format!("no server {server} in the configuration");
                     tracing::warn!("a node was refused: {why}");
@@ -291,11 +337,16 @@ impl Driver {
                     return Ok(());
                 };
                 node.link = Some((session, link));
-                tracing::info!("node {server} is connected, {} instances run there", running.len());
+                tracing::info!(
+                    "node {server} is connected, {} instances run there",
+                    running.len()
+                );
                 self.step(Event::ServerUp { server, running })?;
             }
             Input::NodeDown { session, server } => {
-                let Some(node) = self.registry.nodes.get_mut(&server) else { return Ok(()) };
+                let Some(node) = self.registry.nodes.get_mut(&server) else {
+                    return Ok(());
+                };
                 if node.link.as_ref().is_none_or(|(s, _)| *s == session) {
                     node.link = None;
                     tracing::warn!("node {server} is not connected any more");
@@ -303,7 +354,12 @@ impl Driver {
                 }
             }
             Input::NodeReport { server, report } => self.node_report(&server, report)?,
-            Input::ProxyUp { session, proxy, workload, link } => {
+            Input::ProxyUp {
+                session,
+                proxy,
+                workload,
+                link,
+            } => {
                 tracing::info!("proxy {proxy} is connected, for {workload}");
                 let known = sim_core::name::WorkloadName::new(&workload).ok();
                 if let Some(table) = known.as_ref().and_then(|w| self.core.table(w)) {
@@ -311,19 +367,38 @@ impl Driver {
                         tracing::debug!("proxy {proxy} is gone already");
                     }
                 }
-                self.registry.proxies.insert(proxy, Proxy { session, workload, link });
+                self.registry.proxies.insert(
+                    proxy,
+                    Proxy {
+                        session,
+                        workload,
+                        link,
+                    },
+                );
             }
             Input::ProxyDown { session, proxy } => {
-                if self.registry.proxies.get(&proxy).is_none_or(|p| p.session == session) {
+                if self
+                    .registry
+                    .proxies
+                    .get(&proxy)
+                    .is_none_or(|p| p.session == session)
+                {
                     self.registry.proxies.remove(&proxy);
                     tracing::warn!("proxy {proxy} is not connected any more; it serves on");
                     self.step(Event::ProxyDown(proxy))?;
                 }
             }
-            Input::Journal { from, follow, reply } => {
+            Input::Journal {
+                from,
+                follow,
+                reply,
+            } => {
                 self.commit()?;
                 for (sequence, json) in self.store.journal(from)? {
-                    if reply.try_send(Ok(v1::JournalRecord { sequence, json })).is_err() {
+                    if reply
+                        .try_send(Ok(v1::JournalRecord { sequence, json }))
+                        .is_err()
+                    {
                         break;
                     }
                 }
@@ -408,7 +483,12 @@ impl Driver {
             epoch: self.core.epoch(),
             workloads_json: self.core.status().iter().map(json).collect(),
             servers: self.registry.nodes.iter().map(server).collect(),
-            proxies: self.registry.proxies.keys().map(ToString::to_string).collect(),
+            proxies: self
+                .registry
+                .proxies
+                .keys()
+                .map(ToString::to_string)
+                .collect(),
         }
     }
 }

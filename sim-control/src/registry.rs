@@ -41,10 +41,14 @@ const ENDED_KEPT: usize = 16;
 
 impl Registry {
     pub(crate) fn send_node(&mut self, server: &ServerName, command: v1::node_command::Command) {
-        let Some(node) = self.nodes.get_mut(server) else { return };
+        let Some(node) = self.nodes.get_mut(server) else {
+            return;
+        };
         // Without a session nothing is lost: the core asks again when the node is back.
         let Some((_, link)) = &node.link else { return };
-        let command = v1::NodeCommand { command: Some(command) };
+        let command = v1::NodeCommand {
+            command: Some(command),
+        };
         if link.try_send(Ok(command)).is_err() {
             tracing::warn!("node {server} does not read its commands: session dropped");
             node.link = None;
@@ -74,7 +78,9 @@ impl Registry {
 
     /// Forgets the oldest of those that ended.
     pub(crate) fn forget_ended(&mut self, server: &ServerName) {
-        let Some(node) = self.nodes.get_mut(server) else { return };
+        let Some(node) = self.nodes.get_mut(server) else {
+            return;
+        };
         let ended: Vec<u64> = node
             .instances
             .iter()

@@ -1,7 +1,7 @@
 //! The gRPC face: turns streams into inputs of the driver, and its answers into streams.
 
-use sim_api::v1::control_plane_server::ControlPlane;
 use sim_api::standby_of;
+use sim_api::v1::control_plane_server::ControlPlane;
 use sim_api::v1::{self, node_report};
 use sim_core::event::Event;
 use sim_core::name::{InstanceId, ProxyName, ServerName, WorkloadName};
@@ -21,15 +21,43 @@ const FOLLOWER: usize = 4096;
 /// One input of the driver.
 #[derive(Debug)]
 pub(crate) enum Input {
-    NodeUp { session: u64, server: ServerName, running: Vec<InstanceId>, link: NodeLink },
-    NodeDown { session: u64, server: ServerName },
-    NodeReport { server: ServerName, report: node_report::Report },
-    ProxyUp { session: u64, proxy: ProxyName, workload: String, link: ProxyLink },
-    ProxyDown { session: u64, proxy: ProxyName },
+    NodeUp {
+        session: u64,
+        server: ServerName,
+        running: Vec<InstanceId>,
+        link: NodeLink,
+    },
+    NodeDown {
+        session: u64,
+        server: ServerName,
+    },
+    NodeReport {
+        server: ServerName,
+        report: node_report::Report,
+    },
+    ProxyUp {
+        session: u64,
+        proxy: ProxyName,
+        workload: String,
+        link: ProxyLink,
+    },
+    ProxyDown {
+        session: u64,
+        proxy: ProxyName,
+    },
     Event(Event),
-    Journal { from: u64, follow: bool, reply: mpsc::Sender<Result<v1::JournalRecord, Status>> },
-    Status { reply: oneshot::Sender<v1::StatusReply> },
-    HasWorkload { workload: WorkloadName, reply: oneshot::Sender<bool> },
+    Journal {
+        from: u64,
+        follow: bool,
+        reply: mpsc::Sender<Result<v1::JournalRecord, Status>>,
+    },
+    Status {
+        reply: oneshot::Sender<v1::StatusReply>,
+    },
+    HasWorkload {
+        workload: WorkloadName,
+        reply: oneshot::Sender<bool>,
+    },
 }
 
 /// The service; one for all connections.
@@ -73,7 +101,12 @@ impl ControlPlane for Service {
         let running = hello.instances.into_iter().map(InstanceId).collect();
         let (link, commands) = mpsc::channel(OUTBOUND);
         let (session, driver) = (self.session(), self.driver.clone());
-        let up = Input::NodeUp { session, server: server.clone(), running, link };
+        let up = Input::NodeUp {
+            session,
+            server: server.clone(),
+            running,
+            link,
+        };
         driver.send(up).await.map_err(stopped)?;
         tokio::spawn(async move {
             while let Some(report) = reports.next().await {
@@ -88,12 +121,19 @@ impl ControlPlane for Service {
                     tracing::warn!("node {server} reports what this version doesn't know");
                     continue;
                 };
-                let input = Input::NodeReport { server: server.clone(), report };
+                let input = Input::NodeReport {
+                    server: server.clone(),
+                    report,
+                };
                 if driver.send(input).await.is_err() {
                     return;
                 }
             }
-            if driver.send(Input::NodeDown { session, server }).await.is_err() {
+            if driver
+                .send(Input::NodeDown { session, server })
+                .await
+                .is_err()
+            {
                 tracing::debug!("stopping");
             }
         });
@@ -111,7 +151,12 @@ impl ControlPlane for Service {
         let (link, tables) = mpsc::channel(OUTBOUND);
         let (session, driver) = (self.session(), self.driver.clone());
         let workload = first.workload.clone();
-        let up = Input::ProxyUp { session, proxy: proxy.clone(), workload, link };
+        let up = Input::ProxyUp {
+            session,
+            proxy: proxy.clone(),
+            workload,
+            link,
+        };
         driver.send(up).await.map_err(stopped)?;
         tokio::spawn(async move {
             let mut next = Some(first);
@@ -135,7 +180,11 @@ impl ControlPlane for Service {
                     None => break,
                 }
             }
-            if driver.send(Input::ProxyDown { session, proxy }).await.is_err() {
+            if driver
+                .send(Input::ProxyDown { session, proxy })
+                .await
+                .is_err()
+            {
                 tracing::debug!("stopping");
             }
         });
@@ -148,7 +197,14 @@ impl ControlPlane for Service {
     ) -> Result<Response<Self::JournalStream>, Status> {
         let v1::JournalRequest { from, follow } = request.into_inner();
         let (reply, records) = mpsc::channel(FOLLOWER);
-        self.driver.send(Input::Journal { from, follow, reply }).await.map_err(stopped)?;
+        self.driver
+            .send(Input::Journal {
+                from,
+                follow,
+                reply,
+            })
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(ReceiverStream::new(records)))
     }
 
@@ -157,7 +213,10 @@ impl ControlPlane for Service {
         _: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusReply>, Status> {
         let (reply, answer) = oneshot::channel();
-        self.driver.send(Input::Status { reply }).await.map_err(stopped)?;
+        self.driver
+            .send(Input::Status { reply })
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(answer.await.map_err(stopped)?))
     }
 
@@ -169,13 +228,19 @@ impl ControlPlane for Service {
         let standby = standby_of(&standby).map_err(invalid)?;
         let workload = WorkloadName::new(&workload).map_err(invalid)?;
         let (reply, known) = oneshot::channel();
-        let ask = Input::HasWorkload { workload: workload.clone(), reply };
+        let ask = Input::HasWorkload {
+            workload: workload.clone(),
+            reply,
+        };
         self.driver.send(ask).await.map_err(stopped)?;
         if !known.await.map_err(stopped)? {
             return Err(Status::not_found(format!("no workload {workload}")));
         }
         let event = Event::SetStandby { workload, standby };
-        self.driver.send(Input::Event(event)).await.map_err(stopped)?;
+        self.driver
+            .send(Input::Event(event))
+            .await
+            .map_err(stopped)?;
         Ok(Response::new(v1::SetStandbyReply {}))
     }
 }

@@ -92,12 +92,21 @@ impl Store {
             let inputs = write.open_table(INPUTS).map_err(failed)?;
             let journal = write.open_table(JOURNAL).map_err(failed)?;
             let after = |last: Option<(redb::AccessGuard<'_, u64>, _)>| {
-                last.map_or(1, |(key, _): (_, redb::AccessGuard<'_, &[u8]>)| key.value() + 1)
+                last.map_or(1, |(key, _): (_, redb::AccessGuard<'_, &[u8]>)| {
+                    key.value() + 1
+                })
             };
-            (after(inputs.last().map_err(failed)?), after(journal.last().map_err(failed)?))
+            (
+                after(inputs.last().map_err(failed)?),
+                after(journal.last().map_err(failed)?),
+            )
         };
         write.commit().map_err(failed)?;
-        Ok(Self { database, next_input, next_record })
+        Ok(Self {
+            database,
+            next_input,
+            next_record,
+        })
     }
 
     /// Takes the lead: raises the epoch and gives it.
@@ -158,7 +167,9 @@ impl Store {
         let write = self.database.begin_write().map_err(failed)?;
         {
             let mut snapshots = write.open_table(SNAPSHOTS).map_err(failed)?;
-            snapshots.insert(self.next_input, bytes.as_slice()).map_err(failed)?;
+            snapshots
+                .insert(self.next_input, bytes.as_slice())
+                .map_err(failed)?;
             let keys: Vec<u64> = snapshots
                 .iter()
                 .map_err(failed)?
@@ -191,18 +202,24 @@ impl Store {
             let mut inputs = write.open_table(INPUTS).map_err(failed)?;
             for input in &batch.inputs {
                 let bytes = postcard::to_stdvec(input)?;
-                inputs.insert(next_input, bytes.as_slice()).map_err(failed)?;
+                inputs
+                    .insert(next_input, bytes.as_slice())
+                    .map_err(failed)?;
                 next_input += 1;
             }
             let mut journal = write.open_table(JOURNAL).map_err(failed)?;
             for record in &batch.records {
                 let bytes = serde_json::to_vec(record)?;
-                journal.insert(next_record, bytes.as_slice()).map_err(failed)?;
+                journal
+                    .insert(next_record, bytes.as_slice())
+                    .map_err(failed)?;
                 next_record += 1;
             }
             let mut history = write.open_table(HISTORY).map_err(failed)?;
             for (series, value) in &batch.samples {
-                history.insert((series.as_str(), batch.at.0), value).map_err(failed)?;
+                history
+                    .insert((series.as_str(), batch.at.0), value)
+                    .map_err(failed)?;
             }
         }
         write.commit().map_err(failed)?;
@@ -220,7 +237,10 @@ impl Store {
         let mut records = Vec::new();
         for entry in journal.range(from..).map_err(failed)? {
             let (sequence, bytes) = entry.map_err(failed)?;
-            records.push((sequence.value(), String::from_utf8_lossy(bytes.value()).into_owned()));
+            records.push((
+                sequence.value(),
+                String::from_utf8_lossy(bytes.value()).into_owned(),
+            ));
         }
         Ok(records)
     }
@@ -233,7 +253,9 @@ impl Store {
         let read = self.database.begin_read().map_err(failed)?;
         let history = read.open_table(HISTORY).map_err(failed)?;
         let mut samples = Vec::new();
-        let range = history.range((series, 0)..=(series, u64::MAX)).map_err(failed)?;
+        let range = history
+            .range((series, 0)..=(series, u64::MAX))
+            .map_err(failed)?;
         for entry in range.rev().take(limit) {
             let (key, value) = entry.map_err(failed)?;
             samples.push((Time(key.value().1), value.value()));
@@ -250,7 +272,9 @@ impl Store {
         let write = self.database.begin_write().map_err(failed)?;
         {
             let mut history = write.open_table(HISTORY).map_err(failed)?;
-            history.retain(|(_, at), _| at >= before.0).map_err(failed)?;
+            history
+                .retain(|(_, at), _| at >= before.0)
+                .map_err(failed)?;
         }
         write.commit().map_err(failed)
     }
@@ -281,11 +305,19 @@ mod tests {
         for (epoch, first) in [(1, 1), (2, 2), (3, 3)] {
             let mut store = Store::open(dir.path()).expect("open");
             assert_eq!(store.take_lead().expect("lead"), epoch);
-            let batch = Batch { records: vec![record("x")], ..Batch::default() };
+            let batch = Batch {
+                records: vec![record("x")],
+                ..Batch::default()
+            };
             assert_eq!(store.commit(&batch).expect("commit"), first);
         }
         let store = Store::open(dir.path()).expect("open");
-        let numbers: Vec<u64> = store.journal(2).expect("read").into_iter().map(|r| r.0).collect();
+        let numbers: Vec<u64> = store
+            .journal(2)
+            .expect("read")
+            .into_iter()
+            .map(|r| r.0)
+            .collect();
         assert_eq!(numbers, [2, 3]);
     }
 
@@ -293,7 +325,10 @@ mod tests {
     fn a_snapshot_comes_back_with_the_inputs_since_and_no_others() {
         let dir = tempfile::tempdir().expect("dir");
         let mut store = Store::open(dir.path()).expect("open");
-        let input = |at| Batch { inputs: vec![(Time(at), Event::Tick)], ..Batch::default() };
+        let input = |at| Batch {
+            inputs: vec![(Time(at), Event::Tick)],
+            ..Batch::default()
+        };
         let core = Core::new(Policy::default(), 7, Vec::new(), Vec::new());
         store.commit(&input(1)).expect("commit");
         store.snapshot(&core).expect("snapshot");
@@ -312,7 +347,11 @@ mod tests {
         let mut store = Store::open(dir.path()).expect("open");
         for at in 1..=5_u64 {
             let samples = vec![("web/demand".to_owned(), at as f64), ("x".to_owned(), 0.0)];
-            let batch = Batch { samples, at: Time(at), ..Batch::default() };
+            let batch = Batch {
+                samples,
+                at: Time(at),
+                ..Batch::default()
+            };
             store.commit(&batch).expect("commit");
         }
         store.forget_history(Time(3)).expect("forget");

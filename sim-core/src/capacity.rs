@@ -125,7 +125,12 @@ mod tests {
     use super::*;
 
     fn window(requests: u64, utilisation: f64, violated: bool) -> Window {
-        Window { requests, cpu_seconds: 0.25 * utilisation, quota_seconds: 0.25, violated }
+        Window {
+            requests,
+            cpu_seconds: 0.25 * utilisation,
+            quota_seconds: 0.25,
+            violated,
+        }
     }
 
     #[test]
@@ -157,8 +162,14 @@ mod tests {
     fn nonsense_windows_change_nothing() {
         let mut model = CapacityModel::new(0.8);
         let before = model.clone();
-        model.observe(Window { cpu_seconds: f64::NAN, ..window(10, 0.5, false) });
-        model.observe(Window { quota_seconds: 0.0, ..window(10, 0.5, false) });
+        model.observe(Window {
+            cpu_seconds: f64::NAN,
+            ..window(10, 0.5, false)
+        });
+        model.observe(Window {
+            quota_seconds: 0.0,
+            ..window(10, 0.5, false)
+        });
         model.observe(window(0, 0.5, false));
         assert_eq!(model, before);
     }

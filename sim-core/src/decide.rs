@@ -69,7 +69,11 @@ pub struct Decision {
 #[must_use]
 pub fn level(slo_minute_price: f64, shadow_hour_price: f64) -> f64 {
     let short = slo_minute_price * 60.0;
-    let ratio = if short > 0.0 { short / (short + shadow_hour_price) } else { 0.0 };
+    let ratio = if short > 0.0 {
+        short / (short + shadow_hour_price)
+    } else {
+        0.0
+    };
     ratio.clamp(LEVEL_MIN, LEVEL_MAX)
 }
 
@@ -101,8 +105,8 @@ pub fn decide(view: &View<'_>) -> Decision {
     let level = level(view.slo_minute_price, view.shadow_hour_price);
     let lead = view.lead_seconds + policy.lead_margin_ms as f64 / 1e3;
     let step_seconds = policy.step_ms as f64 / 1e3;
-    let lead_steps = (libm::ceil(lead / step_seconds) as usize)
-        .clamp(FIRST_STEP, policy.horizon_steps as usize);
+    let lead_steps =
+        (libm::ceil(lead / step_seconds) as usize).clamp(FIRST_STEP, policy.horizon_steps as usize);
     let mut report = Report {
         demand_rps: view.demand_rps,
         capacity_rps: view.capacity_rps,
@@ -113,7 +117,9 @@ pub fn decide(view: &View<'_>) -> Decision {
     };
     let capacity = view.capacity_rps.map(|c| c[1]);
     if let (Some(forecast), Some(capacity)) = (view.forecast, capacity) {
-        let upper: Vec<f64> = rate_upper(forecast, level, step_seconds).take(lead_steps).collect();
+        let upper: Vec<f64> = rate_upper(forecast, level, step_seconds)
+            .take(lead_steps)
+            .collect();
         report.forecast_rps = upper.iter().copied().fold(0.0, f64::max);
         report.crossing_seconds = upper
             .iter()
@@ -153,15 +159,17 @@ fn desired(view: &View<'_>, report: &Report) -> Desired {
     if view.standby == Standby::Always {
         return Desired::Standby;
     }
-    Desired::Stay(match (view.policy.forecast, view.forecast, view.capacity_rps) {
-        (false, ..) => "forecast is off; not saturated".into(),
-        (true, None, _) => "forecast is not calibrated yet; not saturated".into(),
-        (true, _, None) => "capacity is not known yet; not saturated".into(),
-        (true, Some(_), Some(c)) => format!(
-            "forecast stays at {:.0}/s, below usable capacity {:.0}/s, for {:.0} s",
-            report.forecast_rps, c[1], report.lead_seconds
-        ),
-    })
+    Desired::Stay(
+        match (view.policy.forecast, view.forecast, view.capacity_rps) {
+            (false, ..) => "forecast is off; not saturated".into(),
+            (true, None, _) => "forecast is not calibrated yet; not saturated".into(),
+            (true, _, None) => "capacity is not known yet; not saturated".into(),
+            (true, Some(_), Some(c)) => format!(
+                "forecast stays at {:.0}/s, below usable capacity {:.0}/s, for {:.0} s",
+                report.forecast_rps, c[1], report.lead_seconds
+            ),
+        },
+    )
 }
 
 #[cfg(test)]
@@ -186,7 +194,10 @@ mod tests {
 
     #[test]
     fn the_level_is_the_price_ratio() {
-        assert!((level(1.0, 60.0) - LEVEL_MIN).abs() < 1e-9, "0.5 is raised to the floor");
+        assert!(
+            (level(1.0, 60.0) - LEVEL_MIN).abs() < 1e-9,
+            "0.5 is raised to the floor"
+        );
         assert!((level(1.0, 3.0) - 60.0 / 63.0).abs() < 1e-9);
         assert!((level(0.0, 1.0) - LEVEL_MIN).abs() < 1e-9);
         assert!((level(1.0, 0.0) - LEVEL_MAX).abs() < 1e-9);
@@ -196,17 +207,30 @@ mod tests {
     fn without_a_forecast_the_reactive_floor_still_acts() {
         let policy = Policy::default();
         assert!(matches!(decide(&view(&policy)).desired, Desired::Stay(_)));
-        let saturated = View { saturated_ticks: 3, utilisation: 0.97, ..view(&policy) };
+        let saturated = View {
+            saturated_ticks: 3,
+            utilisation: 0.97,
+            ..view(&policy)
+        };
         assert!(matches!(decide(&saturated).desired, Desired::Move(_)));
     }
 
     #[test]
     fn stale_telemetry_and_a_forbidden_standby_freeze_even_a_saturated_primary() {
         let policy = Policy::default();
-        let saturated = View { saturated_ticks: 9, ..view(&policy) };
+        let saturated = View {
+            saturated_ticks: 9,
+            ..view(&policy)
+        };
         for frozen in [
-            View { fresh: false, ..saturated.clone() },
-            View { standby: Standby::None, ..saturated },
+            View {
+                fresh: false,
+                ..saturated.clone()
+            },
+            View {
+                standby: Standby::None,
+                ..saturated
+            },
         ] {
             assert!(matches!(decide(&frozen).desired, Desired::Stay(_)));
         }
@@ -215,7 +239,10 @@ mod tests {
     #[test]
     fn a_standby_is_held_where_the_operator_asks_for_one() {
         let policy = Policy::default();
-        let always = View { standby: Standby::Always, ..view(&policy) };
+        let always = View {
+            standby: Standby::Always,
+            ..view(&policy)
+        };
         assert_eq!(decide(&always).desired, Desired::Standby);
     }
 }

@@ -18,7 +18,11 @@ pub const BUCKETS: usize = ((27 - SUB_BITS as usize) + 1) * SUB as usize;
 #[must_use]
 #[inline]
 pub fn bucket_of(micros: u64) -> usize {
-    let value = if micros > MICROS_MAX { MICROS_MAX } else { micros };
+    let value = if micros > MICROS_MAX {
+        MICROS_MAX
+    } else {
+        micros
+    };
     if value < SUB {
         return value as usize;
     }
@@ -41,7 +45,11 @@ pub fn bucket_low_micros(bucket: usize) -> u64 {
 pub fn bucket_mid_micros(bucket: usize) -> f64 {
     let low = bucket_low_micros(bucket) as f64;
     let high = bucket_low_micros(bucket + 1) as f64;
-    if (bucket as u64) < SUB { low } else { (low + high) / 2.0 }
+    if (bucket as u64) < SUB {
+        low
+    } else {
+        (low + high) / 2.0
+    }
 }
 
 /// Counts of latencies.
@@ -64,7 +72,9 @@ impl LatencyHistogram {
 
     /// `(bucket, count)` pairs, ascending, without zeros.
     pub fn pairs(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.counts.iter().map(|&(bucket, count)| (u32::from(bucket), count))
+        self.counts
+            .iter()
+            .map(|&(bucket, count)| (u32::from(bucket), count))
     }
 
     /// Counts one latency.
@@ -142,7 +152,11 @@ impl LatencyHistogram {
     #[must_use]
     pub fn count_above(&self, micros: u64) -> u64 {
         let limit = bucket_of(micros) as u16;
-        self.counts.iter().filter(|&&(b, _)| b > limit).map(|&(_, c)| c).sum()
+        self.counts
+            .iter()
+            .filter(|&&(b, _)| b > limit)
+            .map(|&(_, c)| c)
+            .sum()
     }
 }
 

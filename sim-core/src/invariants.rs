@@ -51,13 +51,20 @@ pub fn check(facts: &Facts<'_>, command: &Command) -> Result<(), String> {
 }
 
 fn healthy(facts: &Facts<'_>, instance: InstanceId) -> bool {
-    facts.copies.iter().any(|c| c.instance == instance && c.healthy)
+    facts
+        .copies
+        .iter()
+        .any(|c| c.instance == instance && c.healthy)
 }
 
 fn check_stop(facts: &Facts<'_>, instance: InstanceId) -> Result<(), String> {
     let weight = facts.table.map_or(0, |t| t.weight_bp(instance));
     if healthy(facts, instance) {
-        if !facts.copies.iter().any(|c| c.healthy && c.instance != instance) {
+        if !facts
+            .copies
+            .iter()
+            .any(|c| c.healthy && c.instance != instance)
+        {
             return Err(format!("{instance} is the last healthy copy"));
         }
         if weight > 0 {
@@ -77,9 +84,14 @@ fn check_table(facts: &Facts<'_>, table: &WeightTable) -> Result<(), String> {
             return Err(format!("{} is listed as ready and is not", share.instance));
         }
         let before = facts.table.map_or(0, |t| t.weight_bp(share.instance));
-        let first = facts.table.is_none_or(|t| t.shares().iter().all(|s| s.weight_bp == 0));
+        let first = facts
+            .table
+            .is_none_or(|t| t.shares().iter().all(|s| s.weight_bp == 0));
         if share.weight_bp > before && !first && !facts.fresh && !facts.unplanned {
-            return Err(format!("the weight of {} rises on stale telemetry", share.instance));
+            return Err(format!(
+                "the weight of {} rises on stale telemetry",
+                share.instance
+            ));
         }
     }
     Ok(())
@@ -103,15 +115,26 @@ mod tests {
         };
         WeightTable::new(
             WorkloadName::new("web").expect("valid"),
-            Version { epoch: 1, generation },
+            Version {
+                epoch: 1,
+                generation,
+            },
             weights.iter().map(share).collect(),
         )
         .expect("valid")
     }
 
     fn facts<'a>(table: Option<&'a WeightTable>, healthy: &[u64]) -> Facts<'a> {
-        let copy = |&id: &u64| Health { instance: InstanceId(id), healthy: true };
-        Facts { copies: healthy.iter().map(copy).collect(), table, fresh: true, unplanned: false }
+        let copy = |&id: &u64| Health {
+            instance: InstanceId(id),
+            healthy: true,
+        };
+        Facts {
+            copies: healthy.iter().map(copy).collect(),
+            table,
+            fresh: true,
+            unplanned: false,
+        }
     }
 
     fn stop(id: u64) -> Command {
@@ -128,7 +151,10 @@ mod tests {
         assert!(check(&facts(Some(&now), &[1]), &stop(1)).is_err());
         assert!(check(&facts(Some(&now), &[1, 2]), &stop(1)).is_err());
         assert!(check(&facts(Some(&now), &[1, 2]), &stop(2)).is_ok());
-        assert!(check(&facts(Some(&now), &[1]), &stop(2)).is_ok(), "a dead one may be fenced");
+        assert!(
+            check(&facts(Some(&now), &[1]), &stop(2)).is_ok(),
+            "a dead one may be fenced"
+        );
     }
 
     #[test]
@@ -146,9 +172,21 @@ mod tests {
     fn stale_telemetry_stops_planned_raises_but_not_a_failover() {
         let now = table(4, &[(1, 10_000), (2, 0)]);
         let next = Command::Publish(table(5, &[(1, 0), (2, 10_000)]));
-        let stale = Facts { fresh: false, ..facts(Some(&now), &[1, 2]) };
+        let stale = Facts {
+            fresh: false,
+            ..facts(Some(&now), &[1, 2])
+        };
         assert!(check(&stale, &next).is_err());
-        assert!(check(&Facts { unplanned: true, ..stale }, &next).is_ok());
+        assert!(
+            check(
+                &Facts {
+                    unplanned: true,
+                    ..stale
+                },
+                &next
+            )
+            .is_ok()
+        );
     }
 
     #[test]

@@ -31,7 +31,11 @@ impl Part {
     /// Upper estimate in seconds: the largest kept measurement with head room, or `prior`.
     #[must_use]
     pub fn upper_seconds(&self, prior: f64) -> f64 {
-        self.seconds.iter().copied().reduce(f64::max).map_or(prior, |max| max * HEADROOM)
+        self.seconds
+            .iter()
+            .copied()
+            .reduce(f64::max)
+            .map_or(prior, |max| max * HEADROOM)
     }
 }
 

@@ -18,7 +18,9 @@ impl core::error::Error for NameError {}
 
 fn is_valid(name: &str) -> bool {
     (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         && name != "."
         && name != ".."
 }

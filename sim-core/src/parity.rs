@@ -85,7 +85,11 @@ pub fn judge(policy: &Policy, look: u32, primary: &Arm, shadow: &Arm) -> Verdict
     let pooled = (primary.failed + shadow.failed) as f64 / (n_p + n_s);
     let e_error = libm::sqrt(pooled * (1.0 - pooled) * (1.0 / n_p + 1.0 / n_s));
     if shadow.failed >= 3 && e_s - e_p > ERROR_SLACK + z * e_error {
-        return Verdict::Worse(format!("error rate {:.2} % against {:.2} %", e_s * 100.0, e_p * 100.0));
+        return Verdict::Worse(format!(
+            "error rate {:.2} % against {:.2} %",
+            e_s * 100.0,
+            e_p * 100.0
+        ));
     }
 
     let ((m_p, v_p), (m_s, v_s)) = (primary.latency.moments(), shadow.latency.moments());
@@ -102,7 +106,12 @@ pub fn judge(policy: &Policy, look: u32, primary: &Arm, shadow: &Arm) -> Verdict
     let t_s = shadow.latency.count_above(edge) as f64 / n_s;
     let allowed = (TAIL_RATIO * t_p).max(1.0 - TAIL_QUANTILE);
     let t_error = libm::sqrt(allowed * (1.0 - allowed) / n_s);
-    let tails = format!("{:.1} % against {:.1} % above {:.1} ms", t_s * 100.0, t_p * 100.0, edge as f64 / 1e3);
+    let tails = format!(
+        "{:.1} % against {:.1} % above {:.1} ms",
+        t_s * 100.0,
+        t_p * 100.0,
+        edge as f64 / 1e3
+    );
     if t_s > allowed + z * t_error {
         return Verdict::Worse(tails);
     }
@@ -110,7 +119,10 @@ pub fn judge(policy: &Policy, look: u32, primary: &Arm, shadow: &Arm) -> Verdict
     if excess > 0.0 || e_s > e_p + ERROR_SLACK + e_error || t_s > allowed + t_error {
         return Verdict::Undecided(format!("{means}, {tails}: not proven either way"));
     }
-    Verdict::Equal(format!("{n_s:.0} requests: {means}, {tails}, errors {} against {}", shadow.failed, primary.failed))
+    Verdict::Equal(format!(
+        "{n_s:.0} requests: {means}, {tails}, errors {} against {}",
+        shadow.failed, primary.failed
+    ))
 }
 
 #[cfg(test)]
@@ -154,17 +166,32 @@ mod tests {
     #[test]
     fn too_little_data_is_no_proof() {
         let mut rng = Pcg64::seed_from_u64(1);
-        let (p, s) = (arm(&mut rng, 5_000, 20.0, 0.0), arm(&mut rng, 10, 20.0, 0.0));
-        assert!(matches!(judge(&Policy::default(), 1, &p, &s), Verdict::Undecided(_)));
-        assert!(matches!(judge(&Policy::default(), 1, &s, &p), Verdict::Undecided(_)));
+        let (p, s) = (
+            arm(&mut rng, 5_000, 20.0, 0.0),
+            arm(&mut rng, 10, 20.0, 0.0),
+        );
+        assert!(matches!(
+            judge(&Policy::default(), 1, &p, &s),
+            Verdict::Undecided(_)
+        ));
+        assert!(matches!(
+            judge(&Policy::default(), 1, &s, &p),
+            Verdict::Undecided(_)
+        ));
     }
 
     #[test]
     fn an_equal_shadow_passes_and_is_hardly_ever_called_worse() {
         let mut rng = Pcg64::seed_from_u64(2);
         let verdicts: alloc::vec::Vec<_> = (0..200).map(|_| run(&mut rng, 20.0, 0.0)).collect();
-        let equal = verdicts.iter().filter(|v| matches!(v, Verdict::Equal(_))).count();
-        let worse = verdicts.iter().filter(|v| matches!(v, Verdict::Worse(_))).count();
+        let equal = verdicts
+            .iter()
+            .filter(|v| matches!(v, Verdict::Equal(_)))
+            .count();
+        let worse = verdicts
+            .iter()
+            .filter(|v| matches!(v, Verdict::Worse(_)))
+            .count();
         assert!(equal >= 190 && worse <= 4, "{equal} equal, {worse} worse");
     }
 

@@ -48,7 +48,9 @@ pub fn place(ask: &Ask<'_>, offers: &[Offer<'_>]) -> (Option<(ServerName, f64)>,
     let mut candidates: Vec<Candidate> = offers.iter().map(|offer| score(ask, offer)).collect();
     candidates.sort_by(|a, b| {
         let key = |c: &Candidate| c.score.unwrap_or(f64::INFINITY);
-        key(a).total_cmp(&key(b)).then_with(|| a.server.cmp(&b.server))
+        key(a)
+            .total_cmp(&key(b))
+            .then_with(|| a.server.cmp(&b.server))
     });
     let best = candidates.first().filter(|c| c.score.is_some());
     (best.map(|c| (c.server.clone(), c.cpus)), candidates)
@@ -65,7 +67,11 @@ fn score(ask: &Ask<'_>, offer: &Offer<'_>) -> Candidate {
             let share = spec.price_per_hour * cpus / spec.cpus;
             let crowded = (spec.cpus - offer.cpus_free + ask.load_cpus) / spec.cpus;
             let score = share * (1.0 + CROWDING * crowded * crowded);
-            let tight = if cpus < ask.cpus { ", less than asked" } else { "" };
+            let tight = if cpus < ask.cpus {
+                ", less than asked"
+            } else {
+                ""
+            };
             let why = format!(
                 "{share:.3}/h for {cpus:.2} CPUs{tight}; {:.0} % utilised at the horizon, server {:.0} % full",
                 utilisation * 100.0,
@@ -74,7 +80,13 @@ fn score(ask: &Ask<'_>, offer: &Offer<'_>) -> Candidate {
             (Some(score), why)
         }
     };
-    Candidate { server: spec.name.clone(), score, cpus, utilisation, why }
+    Candidate {
+        server: spec.name.clone(),
+        score,
+        cpus,
+        utilisation,
+        why,
+    }
 }
 
 fn refusal(ask: &Ask<'_>, offer: &Offer<'_>) -> Option<String> {
@@ -84,7 +96,10 @@ fn refusal(ask: &Ask<'_>, offer: &Offer<'_>) -> Option<String> {
             return Some("holds the primary".into());
         }
         if primary.failure_domain == spec.failure_domain {
-            return Some(format!("same failure domain as the primary ({})", spec.failure_domain));
+            return Some(format!(
+                "same failure domain as the primary ({})",
+                spec.failure_domain
+            ));
         }
     }
     if !offer.up {
@@ -97,8 +112,12 @@ fn refusal(ask: &Ask<'_>, offer: &Offer<'_>) -> Option<String> {
             ask.memory_bytes >> 20
         ));
     }
-    (offer.cpus_free < ask.cpus_min)
-        .then(|| format!("{:.2} CPUs free, at least {:.2} asked", offer.cpus_free, ask.cpus_min))
+    (offer.cpus_free < ask.cpus_min).then(|| {
+        format!(
+            "{:.2} CPUs free, at least {:.2} asked",
+            offer.cpus_free, ask.cpus_min
+        )
+    })
 }
 
 #[cfg(test)]
@@ -118,11 +137,22 @@ mod tests {
     }
 
     fn offer(spec: &ServerSpec) -> Offer<'_> {
-        Offer { spec, up: true, cpus_free: spec.cpus, memory_free_bytes: spec.memory_bytes }
+        Offer {
+            spec,
+            up: true,
+            cpus_free: spec.cpus,
+            memory_free_bytes: spec.memory_bytes,
+        }
     }
 
     fn ask(primary: &ServerSpec) -> Ask<'_> {
-        Ask { load_cpus: 0.3, cpus: 0.5, cpus_min: 0.3, memory_bytes: 1 << 20, primary: Some(primary) }
+        Ask {
+            load_cpus: 0.3,
+            cpus: 0.5,
+            cpus_min: 0.3,
+            memory_bytes: 1 << 20,
+            primary: Some(primary),
+        }
     }
 
     #[test]
@@ -133,19 +163,28 @@ mod tests {
         let tiny = server("tiny", 0.2, 0.01);
         let gone = server("gone", 8.0, 0.01);
         let mut offers: Vec<_> = [&home, &dear, &cheap, &tiny].map(offer).into();
-        offers.push(Offer { up: false, ..offer(&gone) });
+        offers.push(Offer {
+            up: false,
+            ..offer(&gone)
+        });
         let (chosen, candidates) = place(&ask(&home), &offers);
         assert_eq!(chosen.map(|(s, _)| s), Some(cheap.name.clone()));
         assert_eq!(candidates[0].server, cheap.name);
         for refused in &candidates[2..] {
-            assert!(refused.score.is_none() && !refused.why.is_empty(), "{refused:?}");
+            assert!(
+                refused.score.is_none() && !refused.why.is_empty(),
+                "{refused:?}"
+            );
         }
     }
 
     #[test]
     fn the_primarys_failure_domain_is_refused() {
         let home = server("home", 1.0, 0.01);
-        let other = ServerSpec { failure_domain: "home".into(), ..server("other", 4.0, 0.01) };
+        let other = ServerSpec {
+            failure_domain: "home".into(),
+            ..server("other", 4.0, 0.01)
+        };
         let (chosen, candidates) = place(&ask(&home), &[offer(&other)]);
         assert_eq!(chosen, None);
         assert!(candidates[0].why.contains("failure domain"));
@@ -155,7 +194,10 @@ mod tests {
     fn a_crowded_server_loses_to_an_empty_one_of_the_same_price() {
         let home = server("home", 1.0, 0.01);
         let (a, b) = (server("a", 2.0, 0.2), server("b", 2.0, 0.2));
-        let crowded = Offer { cpus_free: 0.7, ..offer(&a) };
+        let crowded = Offer {
+            cpus_free: 0.7,
+            ..offer(&a)
+        };
         let (chosen, _) = place(&ask(&home), &[crowded, offer(&b)]);
         assert_eq!(chosen.map(|(s, _)| s), Some(b.name));
     }

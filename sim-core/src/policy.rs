@@ -100,24 +100,54 @@ impl Policy {
     pub fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let unit = |x: f64| x > 0.0 && x < 1.0;
         let rules: [(bool, &str, &str); 15] = [
-            ((100..=60_000).contains(&self.step_ms), "step_ms", "100 to 60000"),
+            (
+                (100..=60_000).contains(&self.step_ms),
+                "step_ms",
+                "100 to 60000",
+            ),
             (
                 self.demand_window_ms >= self.step_ms && self.demand_window_ms <= 600_000,
                 "demand_window_ms",
                 "step_ms to 600000",
             ),
-            ((2..=512).contains(&self.horizon_steps), "horizon_steps", "2 to 512"),
+            (
+                (2..=512).contains(&self.horizon_steps),
+                "horizon_steps",
+                "2 to 512",
+            ),
             (self.confirm_ticks >= 1, "confirm_ticks", "1 or more"),
             (self.saturated_ticks >= 1, "saturated_ticks", "1 or more"),
-            (unit(self.utilisation_usable), "utilisation_usable", "between 0 and 1"),
-            (unit(self.utilisation_target), "utilisation_target", "between 0 and 1"),
-            (unit(self.utilisation_saturated), "utilisation_saturated", "between 0 and 1"),
-            (unit(self.throttled_saturated), "throttled_saturated", "between 0 and 1"),
+            (
+                unit(self.utilisation_usable),
+                "utilisation_usable",
+                "between 0 and 1",
+            ),
+            (
+                unit(self.utilisation_target),
+                "utilisation_target",
+                "between 0 and 1",
+            ),
+            (
+                unit(self.utilisation_saturated),
+                "utilisation_saturated",
+                "between 0 and 1",
+            ),
+            (
+                unit(self.throttled_saturated),
+                "throttled_saturated",
+                "between 0 and 1",
+            ),
             (unit(self.parity_alpha), "parity_alpha", "between 0 and 1"),
-            (self.parity_mean_ratio >= 1.0, "parity_mean_ratio", "1 or more"),
+            (
+                self.parity_mean_ratio >= 1.0,
+                "parity_mean_ratio",
+                "1 or more",
+            ),
             (self.parity_slack_ms >= 0.0, "parity_slack_ms", "0 or more"),
             (
-                self.warm_bp[0] >= 1 && self.warm_bp[0] <= self.warm_bp[1] && self.warm_bp[1] <= 500,
+                self.warm_bp[0] >= 1
+                    && self.warm_bp[0] <= self.warm_bp[1]
+                    && self.warm_bp[1] <= 500,
                 "warm_bp",
                 "two rising shares from 1 to 500 basis points",
             ),
@@ -128,9 +158,16 @@ impl Policy {
                 "ramp_bp",
                 "five rising shares above warm_bp that end in 10000",
             ),
-            (self.stale_ms >= self.step_ms, "stale_ms", "at least step_ms"),
+            (
+                self.stale_ms >= self.step_ms,
+                "stale_ms",
+                "at least step_ms",
+            ),
         ];
-        rules.iter().find(|r| !r.0).map_or(Ok(()), |r| Err((r.1, r.2)))
+        rules
+            .iter()
+            .find(|r| !r.0)
+            .map_or(Ok(()), |r| Err((r.1, r.2)))
     }
 
     /// One step.
@@ -147,7 +184,13 @@ mod tests {
     #[test]
     fn the_default_is_valid_and_a_broken_rule_is_named() {
         assert_eq!(Policy::default().validate(), Ok(()));
-        let broken = Policy { utilisation_target: 1.5, ..Policy::default() };
-        assert_eq!(broken.validate(), Err(("utilisation_target", "between 0 and 1")));
+        let broken = Policy {
+            utilisation_target: 1.5,
+            ..Policy::default()
+        };
+        assert_eq!(
+            broken.validate(),
+            Err(("utilisation_target", "between 0 and 1"))
+        );
     }
 }

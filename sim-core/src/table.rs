@@ -93,7 +93,11 @@ impl WeightTable {
                 return Err(TableError::NotReady(share.instance));
             }
         }
-        Ok(Self { workload, version, shares })
+        Ok(Self {
+            workload,
+            version,
+            shares,
+        })
     }
 
     /// Whose table.
@@ -117,7 +121,10 @@ impl WeightTable {
     /// Weight of `instance`; 0 where it isn't listed.
     #[must_use]
     pub fn weight_bp(&self, instance: InstanceId) -> u16 {
-        self.shares.iter().find(|s| s.instance == instance).map_or(0, |s| s.weight_bp)
+        self.shares
+            .iter()
+            .find(|s| s.instance == instance)
+            .map_or(0, |s| s.weight_bp)
     }
 }
 
@@ -128,12 +135,24 @@ mod tests {
 
     fn share(id: u64, weight_bp: u16, ready: bool) -> Share {
         let address = SocketAddr::from(([127, 0, 0, 1], 1000 + id as u16));
-        Share { instance: InstanceId(id), address, weight_bp, ready }
+        Share {
+            instance: InstanceId(id),
+            address,
+            weight_bp,
+            ready,
+        }
     }
 
     fn table(shares: Vec<Share>) -> Result<WeightTable, TableError> {
         let name = WorkloadName::new("web").expect("valid");
-        WeightTable::new(name, Version { epoch: 1, generation: 1 }, shares)
+        WeightTable::new(
+            name,
+            Version {
+                epoch: 1,
+                generation: 1,
+            },
+            shares,
+        )
     }
 
     #[test]
@@ -141,7 +160,10 @@ mod tests {
         assert!(table(vec![share(1, 9_500, true), share(2, 500, true)]).is_ok());
         assert!(table(vec![]).is_ok());
         assert!(table(vec![share(1, 0, false)]).is_ok());
-        assert_eq!(table(vec![share(1, 9_000, true)]), Err(TableError::Sum(9_000)));
+        assert_eq!(
+            table(vec![share(1, 9_000, true)]),
+            Err(TableError::Sum(9_000))
+        );
         assert_eq!(
             table(vec![share(1, 0, true)]),
             Err(TableError::Sum(0)),
@@ -159,7 +181,15 @@ mod tests {
 
     #[test]
     fn a_later_epoch_wins_over_any_generation() {
-        let old = Version { epoch: 1, generation: 900 };
-        assert!(Version { epoch: 2, generation: 1 } > old);
+        let old = Version {
+            epoch: 1,
+            generation: 900,
+        };
+        assert!(
+            Version {
+                epoch: 2,
+                generation: 1
+            } > old
+        );
     }
 }

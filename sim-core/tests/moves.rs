@@ -18,7 +18,10 @@ fn ramp(at: f64) -> f64 {
 }
 
 fn position(kinds: &[Kind], kind: Kind) -> usize {
-    kinds.iter().position(|&k| k == kind).unwrap_or_else(|| panic!("no {kind:?} in {kinds:?}"))
+    kinds
+        .iter()
+        .position(|&k| k == kind)
+        .unwrap_or_else(|| panic!("no {kind:?} in {kinds:?}"))
 }
 
 #[test]
@@ -46,7 +49,12 @@ fn a_forecast_moves_the_service_before_it_saturates() {
         assert!(positions.is_sorted(), "seed {seed}: {kinds:?}");
         let trigger = &world.records[position(&kinds, Kind::Trigger)];
         assert!(trigger.reason.contains("forecast"), "{}", trigger.reason);
-        assert_eq!(world.count(Kind::Reclaimed), 1, "one move, no thrash:\n{}", world.story());
+        assert_eq!(
+            world.count(Kind::Reclaimed),
+            1,
+            "one move, no thrash:\n{}",
+            world.story()
+        );
         assert_eq!(world.running.len(), 1);
         let server = &world.running.values().next().expect("one").server;
         assert_eq!(server.as_str(), "b", "the cheaper of the two that fit");
@@ -57,20 +65,38 @@ fn a_forecast_moves_the_service_before_it_saturates() {
 fn nothing_moves_under_constant_load() {
     for seed in 1..=10 {
         let mut world = World::new(seed, Policy::default());
-        world.run(300, |at| 120.0 * (1.0 + 0.06 * (at / 20.0 * std::f64::consts::TAU).sin()));
+        world.run(300, |at| {
+            120.0 * (1.0 + 0.06 * (at / 20.0 * std::f64::consts::TAU).sin())
+        });
         world.assert_no_refusal();
-        assert_eq!(world.kinds(), [Kind::Baseline, Kind::Ready, Kind::Steady], "seed {seed}");
+        assert_eq!(
+            world.kinds(),
+            [Kind::Baseline, Kind::Ready, Kind::Steady],
+            "seed {seed}"
+        );
     }
 }
 
 #[test]
 fn without_a_forecast_only_real_saturation_moves_it() {
-    let mut world = World::new(1, Policy { forecast: false, ..Policy::default() });
+    let mut world = World::new(
+        1,
+        Policy {
+            forecast: false,
+            ..Policy::default()
+        },
+    );
     world.run(150, |_| 160.0);
     assert_eq!(world.count(Kind::Trigger), 0);
     world.run_until(Kind::Trigger, 20, 260.0);
     let trigger = world.records.last_mut().map(|r| r.reason.clone());
-    assert!(world.records.iter().any(|r| r.reason.contains("reactive floor")), "{trigger:?}");
+    assert!(
+        world
+            .records
+            .iter()
+            .any(|r| r.reason.contains("reactive floor")),
+        "{trigger:?}"
+    );
 }
 
 #[test]
@@ -82,7 +108,10 @@ fn a_share_is_never_given_ahead_of_proof() {
         at += 0.2;
         let shadow = world.core.status()[0].shadow;
         let given = shadow.map_or(0, |id| world.weight(id));
-        assert!(given <= 500 || world.count(Kind::Parity) > 0, "{given} bp before parity");
+        assert!(
+            given <= 500 || world.count(Kind::Parity) > 0,
+            "{given} bp before parity"
+        );
     }
     assert_eq!(world.count(Kind::Parity), 1);
 }
@@ -125,7 +154,13 @@ fn a_warm_standby_takes_over_at_once_and_the_next_one_is_built() {
 
 #[test]
 fn a_standby_is_built_right_after_a_move_though_moves_have_to_pause() {
-    let mut world = World::new(11, Policy { move_pause_ms: 600_000, ..Policy::default() });
+    let mut world = World::new(
+        11,
+        Policy {
+            move_pause_ms: 600_000,
+            ..Policy::default()
+        },
+    );
     let mut at = 0.0;
     while world.count(Kind::Reclaimed) == 0 {
         world.step(ramp(at));
@@ -143,7 +178,10 @@ fn a_primary_that_dies_without_a_standby_is_started_anew() {
     world.run(60, |_| 120.0);
     let first = world.primary();
     world.kill(first);
-    assert!(world.table.as_ref().is_some_and(|t| t.shares().is_empty()), "nothing serves");
+    assert!(
+        world.table.as_ref().is_some_and(|t| t.shares().is_empty()),
+        "nothing serves"
+    );
     world.run_until(Kind::Ready, 30, 120.0);
     assert_ne!(world.primary(), first);
     assert_eq!(world.weight(world.primary()), 10_000);
@@ -182,7 +220,12 @@ fn any_death_in_any_phase_leaves_the_service_served() {
                 .filter(|s| world.running.get(&s.instance).is_some_and(|r| r.ready))
                 .map(|s| u32::from(s.weight_bp))
                 .sum();
-            assert_eq!(served, 10_000, "{phase:?}, victim {victim}: {:?}", world.kinds());
+            assert_eq!(
+                served,
+                10_000,
+                "{phase:?}, victim {victim}: {:?}",
+                world.kinds()
+            );
             world.assert_no_refusal();
         }
     }
@@ -233,7 +276,10 @@ fn a_node_that_comes_back_without_an_instance_tells_of_its_death() {
     let primary = world.primary();
     let server = world.running.remove(&primary).expect("running").server;
     world.feed(Event::ServerDown(server.clone()));
-    world.feed(Event::ServerUp { server, running: Vec::new() });
+    world.feed(Event::ServerUp {
+        server,
+        running: Vec::new(),
+    });
     assert_eq!(world.count(Kind::Died), 1);
     world.run_until(Kind::Ready, 30, 120.0);
     world.assert_no_refusal();

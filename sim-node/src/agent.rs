@@ -5,9 +5,9 @@ use crate::instance::{Fact, Instance, Place};
 use crate::probes::Sensors;
 use crate::sense::Readings;
 use crate::session::{self, Link};
+use nix::fcntl::Flock;
 use sim_api::v1;
 use sim_core::name::{InstanceId, ServerName};
-use nix::fcntl::Flock;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -104,7 +104,10 @@ fn far_future() -> tokio::time::Instant {
 impl Agent {
     fn new(config: NodeConfig, facts: mpsc::Sender<Fact>) -> Result<Self, NodeError> {
         let name = format!("{}/{}", config.cgroup, config.server);
-        let wrap = |source| NodeError::Cgroup { name: name.clone(), source };
+        let wrap = |source| NodeError::Cgroup {
+            name: name.clone(),
+            source,
+        };
         let hierarchy = Hierarchy::detect().map_err(wrap)?;
         let (hierarchy, parent) = if let Some(why) = hierarchy.refusal() {
             tracing::warn!(
@@ -140,10 +143,15 @@ impl Agent {
 
     fn report(&mut self, report: v1::node_report::Report) {
         let Some(reports) = &self.reports else { return };
-        let report = v1::NodeReport { report: Some(report) };
+        let report = v1::NodeReport {
+            report: Some(report),
+        };
         if reports.try_send(report).is_err() {
             self.reports_lost += 1;
-            tracing::warn!("control does not read ({} reports lost): new session", self.reports_lost);
+            tracing::warn!(
+                "control does not read ({} reports lost): new session",
+                self.reports_lost
+            );
             // The next hello tells control what runs.
             self.reports = None;
         }
@@ -155,7 +163,10 @@ impl Agent {
                 self.reports = Some(reports);
                 let instances = self.instances.keys().copied().collect();
                 let server = self.config.server.to_string();
-                self.report(v1::node_report::Report::Hello(v1::NodeHello { server, instances }));
+                self.report(v1::node_report::Report::Hello(v1::NodeHello {
+                    server,
+                    instances,
+                }));
                 self.report(v1::node_report::Report::Probes(self.sensors.report()));
             }
             Link::Down => self.reports = None,
@@ -174,7 +185,12 @@ impl Agent {
         }
         let place = Place {
             address: self.config.address,
-            cgroup: format!("{}/{}/{}", self.config.cgroup, self.config.server, InstanceId(id)),
+            cgroup: format!(
+                "{}/{}/{}",
+                self.config.cgroup,
+                self.config.server,
+                InstanceId(id)
+            ),
             hierarchy: self.hierarchy.as_ref(),
             launcher: &self.config.launcher,
             facts: self.facts.clone(),
@@ -187,9 +203,17 @@ impl Agent {
                 let files = instance.limits.usage(instance.pid).ok();
                 instance.readings = Readings::first(self.sensors.read(cgroup), files);
                 let (address, pid) = (instance.address.to_string(), instance.pid);
-                tracing::info!("instance {} of {} starts at {address}", InstanceId(id), start.workload);
+                tracing::info!(
+                    "instance {} of {} starts at {address}",
+                    InstanceId(id),
+                    start.workload
+                );
                 self.instances.insert(id, instance);
-                let started = v1::InstanceStarted { instance: id, address, pid };
+                let started = v1::InstanceStarted {
+                    instance: id,
+                    address,
+                    pid,
+                };
                 self.report(v1::node_report::Report::Started(started));
             }
             Err(error) => {
@@ -208,14 +232,18 @@ impl Agent {
         };
         instance.ask_to_end();
         let grace = Duration::from_micros(stop.grace_micros);
-        self.deadlines.insert(id, tokio::time::Instant::now() + grace);
+        self.deadlines
+            .insert(id, tokio::time::Instant::now() + grace);
     }
 
     fn take_fact(&mut self, fact: Fact) {
         match fact {
             Fact::Ready { instance, create } => {
                 let create_micros = u64::try_from(create.as_micros()).unwrap_or(u64::MAX);
-                let ready = v1::InstanceReady { instance, create_micros };
+                let ready = v1::InstanceReady {
+                    instance,
+                    create_micros,
+                };
                 self.report(v1::node_report::Report::Ready(ready));
             }
             Fact::NotReady { instance, why } => {
@@ -234,8 +262,12 @@ impl Agent {
     /// Kills what outlived its grace.
     fn overdue(&mut self) {
         let now = tokio::time::Instant::now();
-        let late: Vec<u64> =
-            self.deadlines.iter().filter(|&(_, &at)| at <= now).map(|(&id, _)| id).collect();
+        let late: Vec<u64> = self
+            .deadlines
+            .iter()
+            .filter(|&(_, &at)| at <= now)
+            .map(|(&id, _)| id)
+            .collect();
         for id in late {
             tracing::info!("instance {} did not end in time: killed", InstanceId(id));
             self.remove(id, v1::instance_exited::Cause::Signal(9));
@@ -245,7 +277,9 @@ impl Agent {
     /// The main process is over (or has to be): tell, then end the rest and give back.
     fn remove(&mut self, id: u64, cause: v1::instance_exited::Cause) {
         self.deadlines.remove(&id);
-        let Some(instance) = self.instances.remove(&id) else { return };
+        let Some(instance) = self.instances.remove(&id) else {
+            return;
+        };
         let died_ns = self.sensors.death_ns(slot(id)).unwrap_or(0);
         // A death must be heard of at once; of an end that was asked for, control wants to know
         // when the resources are back.
@@ -269,8 +303,12 @@ impl Agent {
         expected: bool,
         died_monotonic_ns: u64,
     ) {
-        let exited =
-            v1::InstanceExited { instance, cause: Some(cause), expected, died_monotonic_ns };
+        let exited = v1::InstanceExited {
+            instance,
+            cause: Some(cause),
+            expected,
+            died_monotonic_ns,
+        };
         self.report(v1::node_report::Report::Exited(exited));
     }
 
@@ -307,7 +345,10 @@ impl Agent {
             }
         };
         if tokio::time::timeout(END_GRACE, ending).await.is_err() {
-            tracing::warn!("{} instances did not end in time: killed", self.instances.len());
+            tracing::warn!(
+                "{} instances did not end in time: killed",
+                self.instances.len()
+            );
         }
         let left: Vec<u64> = self.instances.keys().copied().collect();
         for id in left {

@@ -41,10 +41,13 @@ impl Hierarchy {
     /// # Errors
     /// Where `/proc/self/mounts` can't be read.
     pub fn detect() -> io::Result<Self> {
-        Ok(Self::parse(&fs::read_to_string("/proc/self/mounts")?, |unified| {
-            fs::read_to_string(unified.join("cgroup.controllers"))
-                .is_ok_and(|list| list.split_whitespace().any(|c| c == "cpu"))
-        }))
+        Ok(Self::parse(
+            &fs::read_to_string("/proc/self/mounts")?,
+            |unified| {
+                fs::read_to_string(unified.join("cgroup.controllers"))
+                    .is_ok_and(|list| list.split_whitespace().any(|c| c == "cpu"))
+            },
+        ))
     }
 
     fn parse(mounts: &str, controls: impl Fn(&Path) -> bool) -> Self {
@@ -90,7 +93,9 @@ impl Hierarchy {
     }
 
     fn mounts(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.unified, &self.cpu, &self.memory].into_iter().flatten()
+        [&self.unified, &self.cpu, &self.memory]
+            .into_iter()
+            .flatten()
     }
 
     /// Takes the cgroup `name` for this process alone, making it where it is missing. It is held
@@ -198,7 +203,11 @@ fn kill_all(dir: &Path) -> io::Result<()> {
             return Ok(());
         }
         if began.elapsed() > EMPTY_WAIT {
-            let still = format!("{}: {} processes outlive SIGKILL", dir.display(), pids.len());
+            let still = format!(
+                "{}: {} processes outlive SIGKILL",
+                dir.display(),
+                pids.len()
+            );
             return Err(io::Error::other(still));
         }
         for pid in pids {
@@ -239,7 +248,10 @@ impl Group {
     /// # Errors
     /// Where a directory can't be made or a controller not be enabled.
     pub fn create(hierarchy: &Hierarchy, name: &str) -> io::Result<Self> {
-        let group = Self { hierarchy: hierarchy.clone(), name: name.to_owned() };
+        let group = Self {
+            hierarchy: hierarchy.clone(),
+            name: name.to_owned(),
+        };
         if hierarchy.unified_controls {
             group.enable_controllers()?;
         }
@@ -251,7 +263,9 @@ impl Group {
 
     /// Version 2 hands controllers down level by level.
     fn enable_controllers(&self) -> io::Result<()> {
-        let Some(mut dir) = self.hierarchy.unified.clone() else { return Ok(()) };
+        let Some(mut dir) = self.hierarchy.unified.clone() else {
+            return Ok(());
+        };
         for part in Path::new(&self.name).components() {
             write(&dir.join("cgroup.subtree_control"), "+cpu +memory")?;
             dir.push(part);
@@ -263,7 +277,10 @@ impl Group {
     /// Its directories, one in each hierarchy: where a process must be put.
     #[must_use]
     pub fn dirs(&self) -> Vec<PathBuf> {
-        self.hierarchy.mounts().map(|m| m.join(&self.name)).collect()
+        self.hierarchy
+            .mounts()
+            .map(|m| m.join(&self.name))
+            .collect()
     }
 
     /// Its id, by which the kernel's probes know it.
@@ -296,7 +313,10 @@ impl Group {
     /// Where the kernel refuses.
     pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
         if let Some(memory) = &self.hierarchy.memory {
-            write(&memory.join(&self.name).join("memory.limit_in_bytes"), &bytes.to_string())
+            write(
+                &memory.join(&self.name).join("memory.limit_in_bytes"),
+                &bytes.to_string(),
+            )
         } else if self.hierarchy.unified_controls {
             let dir = self.hierarchy.unified_dir(&self.name).unwrap_or_default();
             write(&dir.join("memory.max"), &bytes.to_string())
@@ -346,13 +366,17 @@ impl Group {
 
 /// Value of `name` in a file of "name value" lines.
 fn key(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// `total` of the "some" line of a pressure file.
 fn pressure_total(text: &str) -> Option<u64> {
     let some = text.lines().find(|l| l.starts_with("some "))?;
-    some.split(' ').find_map(|f| f.strip_prefix("total="))?.parse().ok()
+    some.split(' ')
+        .find_map(|f| f.strip_prefix("total="))?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -371,7 +395,10 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
     fn hybrid_and_pure_mounts_are_told_apart() {
         let hybrid = Hierarchy::parse(HYBRID, |_| false);
         assert_eq!(hybrid.cpu.as_deref(), Some(Path::new("/sys/fs/cgroup/cpu")));
-        assert_eq!(hybrid.memory.as_deref(), Some(Path::new("/sys/fs/cgroup/memory")));
+        assert_eq!(
+            hybrid.memory.as_deref(),
+            Some(Path::new("/sys/fs/cgroup/memory"))
+        );
         assert!(!hybrid.unified_controls);
         let pure = Hierarchy::parse("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n", |_| true);
         assert_eq!(pure.cpu, None);
@@ -391,8 +418,10 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
     #[test]
     fn a_lock_is_exclusive_and_ends_with_its_holder() {
         let dir = tempfile::tempdir().expect("dir");
-        let hierarchy =
-            Hierarchy { unified: Some(dir.path().to_owned()), ..Hierarchy::default() };
+        let hierarchy = Hierarchy {
+            unified: Some(dir.path().to_owned()),
+            ..Hierarchy::default()
+        };
         let held = hierarchy.lock("pool/a").expect("free");
         let refused = hierarchy.lock("pool/a").expect_err("held");
         assert!(refused.to_string().contains("another node"), "{refused}");

@@ -22,7 +22,10 @@ pub(crate) enum Fact {
     /// It did not give its proof in time.
     NotReady { instance: u64, why: String },
     /// Its main process ended.
-    Ended { instance: u64, cause: v1::instance_exited::Cause },
+    Ended {
+        instance: u64,
+        cause: v1::instance_exited::Cause,
+    },
 }
 
 /// A running instance.
@@ -58,9 +61,13 @@ impl Instance {
     pub(crate) fn start(start: &v1::StartInstance, place: &Place<'_>) -> anyhow::Result<Self> {
         let address = free_address(place.address)
             .with_context(|| format!("no free port on {}", place.address))?;
-        let limits =
-            Limits::new(place.hierarchy, &place.cgroup, start.cpus, start.memory_bytes)
-                .with_context(|| format!("cgroup {}", place.cgroup))?;
+        let limits = Limits::new(
+            place.hierarchy,
+            &place.cgroup,
+            start.cpus,
+            start.memory_bytes,
+        )
+        .with_context(|| format!("cgroup {}", place.cgroup))?;
         match Self::spawn(start, place, address, &limits) {
             Ok((pid, tasks)) => Ok(Self {
                 address,
@@ -94,12 +101,20 @@ impl Instance {
             command.arg("--cgroup").arg(dir);
         }
         command.arg("--").args(start.command.iter().map(fill));
-        command.envs(start.environment.iter().map(|e| (e.name.clone(), fill(&e.value))));
+        command.envs(
+            start
+                .environment
+                .iter()
+                .map(|e| (e.name.clone(), fill(&e.value))),
+        );
         command.env("SIM_WORKLOAD", &start.workload);
         command.env("SIM_INSTANCE", start.instance.to_string());
         // An own process group, so that the terminal's Ctrl-C reaches the node alone, which then
         // ends its instances in order.
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let mut child = command.spawn().context("can't start the launcher")?;
         let pid = child.id().context("the launcher has no pid")?;
 
@@ -128,7 +143,10 @@ impl Instance {
         let facts = place.facts.clone();
         tasks.push(tokio::spawn(async move {
             let fact = match readiness::prove(address, &proof).await {
-                Ok(()) => Fact::Ready { instance, create: began.elapsed() },
+                Ok(()) => Fact::Ready {
+                    instance,
+                    create: began.elapsed(),
+                },
                 Err(why) => Fact::NotReady { instance, why },
             };
             tell(&facts, fact).await;

@@ -35,9 +35,13 @@ impl Limits {
         cpus: f64,
         memory_bytes: u64,
     ) -> io::Result<Self> {
-        let Some(hierarchy) = hierarchy else { return Ok(Self::DutyCycle { cpus }) };
+        let Some(hierarchy) = hierarchy else {
+            return Ok(Self::DutyCycle { cpus });
+        };
         let group = Group::create(hierarchy, name)?;
-        let limited = group.limit_cpu(cpus).and_then(|()| group.limit_memory(memory_bytes));
+        let limited = group
+            .limit_cpu(cpus)
+            .and_then(|()| group.limit_memory(memory_bytes));
         if let Err(error) = limited {
             if let Err(left) = group.destroy() {
                 tracing::warn!("cgroup {name} is left behind: {left}");
@@ -94,7 +98,9 @@ pub(crate) async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
     let mut used = process_tree::usage(pid).map_or(0, |u| u.cpu_micros);
     loop {
         tick.tick().await;
-        let Ok(usage) = process_tree::usage(pid) else { return };
+        let Ok(usage) = process_tree::usage(pid) else {
+            return;
+        };
         let earned = last.elapsed().as_secs_f64() * cpus * 1e6;
         last = Instant::now();
         // Unused credit lapses after a few cycles, as a quota's does after its period.
@@ -103,7 +109,11 @@ pub(crate) async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
         used = usage.cpu_micros;
         let stop = credit < 0.0;
         if stop != stopped {
-            let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
+            let signal = if stop {
+                Signal::SIGSTOP
+            } else {
+                Signal::SIGCONT
+            };
             if killpg(group_of(pid), signal).is_err() {
                 return;
             }

@@ -33,7 +33,11 @@ impl Sensors {
                         tracing::warn!("no {name} probes ({reason}): instead {fallback}");
                     }
                 }
-                Self { probes: Some(probes), refused: None, fallback }
+                Self {
+                    probes: Some(probes),
+                    refused: None,
+                    fallback,
+                }
             }
             Err(error) => Self::without(error.to_string(), fallback),
         }
@@ -41,7 +45,11 @@ impl Sensors {
 
     fn without(reason: String, fallback: &'static str) -> Self {
         tracing::warn!("no kernel probes ({reason}): {fallback}");
-        Self { probes: None, refused: Some(reason), fallback }
+        Self {
+            probes: None,
+            refused: Some(reason),
+            fallback,
+        }
     }
 
     pub(crate) fn is_active(&self, group: Group) -> bool {

@@ -23,19 +23,32 @@ pub(crate) fn usage(pgid: u32) -> io::Result<Usage> {
     let mut total = Usage::default();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        if !entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+        if !entry
+            .file_name()
+            .to_string_lossy()
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+        {
             continue;
         }
         // A process may be gone between listing and reading.
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some(process) = parse(&stat) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let Some(process) = parse(&stat) else {
+            continue;
+        };
         if process.pgid == i64::from(pgid) {
             found = true;
             total.cpu_micros += process.ticks * 1_000_000 / ticks_second;
             total.memory_bytes += process.resident_pages * page_bytes;
         }
     }
-    if found { Ok(total) } else { Err(io::ErrorKind::NotFound.into()) }
+    if found {
+        Ok(total)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 struct Process {
@@ -66,7 +79,10 @@ mod tests {
     fn a_name_with_a_parenthesis_does_not_shift_the_fields() {
         let stat = "7 (a) b) S 1 42 42 0 -1 0 0 0 0 0 10 20 3 4 20 0 1 0 99 1000 250 0";
         let process = parse(stat).expect("parsed");
-        assert_eq!((process.pgid, process.ticks, process.resident_pages), (42, 37, 250));
+        assert_eq!(
+            (process.pgid, process.ticks, process.resident_pages),
+            (42, 37, 250)
+        );
     }
 
     #[test]

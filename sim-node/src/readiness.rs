@@ -42,7 +42,10 @@ pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), Stri
     if timeout(proof.timeout, proving).await.is_ok() {
         return Ok(());
     }
-    Err(format!("not ready within {:.0} s: {last}", proof.timeout.as_secs_f64()))
+    Err(format!(
+        "not ready within {:.0} s: {last}",
+        proof.timeout.as_secs_f64()
+    ))
 }
 
 async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
@@ -117,7 +120,9 @@ mod tests {
     #[tokio::test]
     async fn good_answers_with_bad_ones_between_are_none() {
         let address = serve(vec!["200 OK", "200 OK", "503 Service Unavailable"]).await;
-        let why = prove(address, &proof()).await.expect_err("never three in a row");
+        let why = prove(address, &proof())
+            .await
+            .expect_err("never three in a row");
         assert!(why.contains("503"), "{why}");
     }
 }

@@ -16,7 +16,11 @@ pub(crate) struct Readings {
 
 impl Readings {
     pub(crate) fn first(kernel: Option<Counters>, files: Option<Usage>) -> Self {
-        Self { at: Instant::now(), kernel, files }
+        Self {
+            at: Instant::now(),
+            kernel,
+            files,
+        }
     }
 
     /// The sample since the last call, and the readings it ends with.
@@ -36,8 +40,17 @@ impl Readings {
             (Some(now), Some(before)) => Some(difference(now, before)),
             _ => None,
         };
-        let sample = sample(window, sensors.is_active(Group::Cpu), spent.as_ref(), filed.as_ref());
-        *self = Self { at: now, kernel, files };
+        let sample = sample(
+            window,
+            sensors.is_active(Group::Cpu),
+            spent.as_ref(),
+            filed.as_ref(),
+        );
+        *self = Self {
+            at: now,
+            kernel,
+            files,
+        };
         sample
     }
 }
@@ -46,7 +59,9 @@ fn difference(now: &Usage, before: &Usage) -> Usage {
     Usage {
         cpu_micros: now.cpu_micros.saturating_sub(before.cpu_micros),
         throttled_micros: now.throttled_micros.saturating_sub(before.throttled_micros),
-        cpu_pressure_micros: now.cpu_pressure_micros.saturating_sub(before.cpu_pressure_micros),
+        cpu_pressure_micros: now
+            .cpu_pressure_micros
+            .saturating_sub(before.cpu_pressure_micros),
         memory_bytes: now.memory_bytes,
     }
 }
@@ -59,9 +74,11 @@ fn sample(
 ) -> ResourceSample {
     let of_kernel = kernel.filter(|_| kernel_cpu);
     let (cpu_seconds, run_queue_seconds, cpu_source) = match (of_kernel, files) {
-        (Some(k), _) => {
-            (k.on_cpu_ns as f64 / 1e9, k.run_queue_delay_ns as f64 / 1e9, Source::Kernel)
-        }
+        (Some(k), _) => (
+            k.on_cpu_ns as f64 / 1e9,
+            k.run_queue_delay_ns as f64 / 1e9,
+            Source::Kernel,
+        ),
         (None, Some(f)) => (
             f.cpu_micros as f64 / 1e6,
             f.cpu_pressure_micros as f64 / 1e6,
@@ -76,8 +93,9 @@ fn sample(
         cpu_seconds,
         cpu_source,
         run_queue_seconds,
-        throttled_ratio: files
-            .map_or(0.0, |f| (f.throttled_micros as f64 / 1e6 / seconds).clamp(0.0, 1.0)),
+        throttled_ratio: files.map_or(0.0, |f| {
+            (f.throttled_micros as f64 / 1e6 / seconds).clamp(0.0, 1.0)
+        }),
         memory_bytes: files.map_or(0, |f| f.memory_bytes),
         block_bytes: kernel.map_or(0, |k| k.block_read_bytes + k.block_write_bytes),
         block_latency_p95_seconds: quantile(kernel.and_then(|k| k.block_hist.quantile_ns(0.95))),
@@ -93,12 +111,22 @@ mod tests {
     #[test]
     fn the_kernel_is_believed_where_it_speaks_and_files_where_it_does_not() {
         let window = Duration::from_secs(1);
-        let kernel = Counters { on_cpu_ns: 250_000_000, ..Counters::default() };
-        let files = Usage { cpu_micros: 240_000, throttled_micros: 2_000_000, ..Usage::default() };
+        let kernel = Counters {
+            on_cpu_ns: 250_000_000,
+            ..Counters::default()
+        };
+        let files = Usage {
+            cpu_micros: 240_000,
+            throttled_micros: 2_000_000,
+            ..Usage::default()
+        };
         let both = sample(window, true, Some(&kernel), Some(&files));
         assert_eq!(both.cpu_source, Source::Kernel);
         assert!((both.cpu_seconds - 0.25).abs() < 1e-9);
-        assert!((both.throttled_ratio - 1.0).abs() < 1e-9, "two CPUs may both be throttled");
+        assert!(
+            (both.throttled_ratio - 1.0).abs() < 1e-9,
+            "two CPUs may both be throttled"
+        );
         let refused = sample(window, false, Some(&kernel), Some(&files));
         assert_eq!(refused.cpu_source, Source::CgroupFiles);
         assert!((refused.cpu_seconds - 0.24).abs() < 1e-9);

@@ -106,20 +106,22 @@ impl Cli {
     pub(crate) fn run(self) -> ExitCode {
         let result = match self.verb {
             Verb::Launch { cgroups, command } => return launch::run(&cgroups, &command),
-            Verb::Check { config } => Config::read(&config).map_err(Into::into).map(|c| client::say(&c.describe())),
+            Verb::Check { config } => Config::read(&config)
+                .map_err(Into::into)
+                .map(|c| client::say(&c.describe())),
             Verb::Journal(args) => client::journal(&args),
             Verb::Status(args) => client::status(&args),
-            Verb::Standby { client, workload, standby } => {
-                client::standby(&client, &workload, &standby)
-            }
+            Verb::Standby {
+                client,
+                workload,
+                standby,
+            } => client::standby(&client, &workload, &standby),
             Verb::Run(args) => with_config(&args, |config| {
                 config.check_machine()?;
                 supervisor::run(config)
             }),
             Verb::Control(args) => with_config(&args, roles::control),
-            Verb::Node(args) => {
-                with_config(&args.role, |config| roles::node(config, &args.server))
-            }
+            Verb::Node(args) => with_config(&args.role, |config| roles::node(config, &args.server)),
             Verb::Proxy(args) => with_config(&args, roles::proxy),
         };
         match result {

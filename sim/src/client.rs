@@ -1,11 +1,15 @@
 //! Verbs that ask a running control plane, and the one place that prints.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's face")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the command line's face"
+)]
 
 use crate::cli::{ClientArgs, JournalArgs};
 use crate::roles::{CannotStart, block_on};
 use serde_json::{Value, json};
-use sim_api::v1::control_plane_client::ControlPlaneClient;
 use sim_api::v1;
+use sim_api::v1::control_plane_client::ControlPlaneClient;
 use sim_core::journal::Record;
 use std::io::Write;
 use std::path::Path;
@@ -26,9 +30,14 @@ pub(crate) fn complain(text: &str) {
 
 async fn dial(socket: &Path) -> anyhow::Result<ControlPlaneClient<Channel>> {
     let refused = |_| {
-        CannotStart(format!("--socket {}: no control plane answers here", socket.display()))
+        CannotStart(format!(
+            "--socket {}: no control plane answers here",
+            socket.display()
+        ))
     };
-    Ok(ControlPlaneClient::new(sim_api::socket::dial(socket).await.map_err(refused)?))
+    Ok(ControlPlaneClient::new(
+        sim_api::socket::dial(socket).await.map_err(refused)?,
+    ))
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
@@ -39,7 +48,10 @@ fn refused(status: tonic::Status) -> anyhow::Error {
 pub(crate) fn journal(args: &JournalArgs) -> anyhow::Result<()> {
     block_on(async {
         let mut client = dial(&args.client.socket).await?;
-        let request = v1::JournalRequest { from: args.from, follow: args.follow };
+        let request = v1::JournalRequest {
+            from: args.from,
+            follow: args.follow,
+        };
         let mut records = client.journal(request).await.map_err(refused)?.into_inner();
         while let Some(line) = records.next().await {
             let line = line.map_err(refused)?;
@@ -63,8 +75,13 @@ fn describe(sequence: u64, record: &Record) -> String {
         record.at, record.workload, record.reason
     );
     for candidate in record.report.iter().flat_map(|r| &r.candidates) {
-        let score = candidate.score.map_or("refused".into(), |s| format!("{s:.3}"));
-        text.push_str(&format!("\n{:>24}  {score:>8}  {}", candidate.server, candidate.why));
+        let score = candidate
+            .score
+            .map_or("refused".into(), |s| format!("{s:.3}"));
+        text.push_str(&format!(
+            "\n{:>24}  {score:>8}  {}",
+            candidate.server, candidate.why
+        ));
     }
     text
 }
@@ -101,9 +118,8 @@ fn status_json(reply: &v1::StatusReply) -> anyhow::Result<Value> {
 
 fn server_json(server: &v1::ServerStatus) -> Value {
     let probes = server.probes.clone().unwrap_or_default();
-    let group = |g: &v1::ProbeGroup| {
-        json!({ "name": g.name, "active": g.active, "refused": g.refused })
-    };
+    let group =
+        |g: &v1::ProbeGroup| json!({ "name": g.name, "active": g.active, "refused": g.refused });
     let instance = |i: &v1::RunningInstance| {
         json!({
             "instance": i.instance,
@@ -131,7 +147,11 @@ fn server_json(server: &v1::ServerStatus) -> Value {
 }
 
 fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
-    let mut lines = vec![format!("epoch {}, proxies: {}", reply.epoch, reply.proxies.join(", "))];
+    let mut lines = vec![format!(
+        "epoch {}, proxies: {}",
+        reply.epoch,
+        reply.proxies.join(", ")
+    )];
     for workload in value["workloads"].as_array().into_iter().flatten() {
         let number = |key: &str| workload[key].as_f64().unwrap_or(0.0);
         let capacity = workload["capacity_rps"][1]
@@ -150,7 +170,11 @@ fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
         ));
     }
     for server in &reply.servers {
-        let state = if server.connected { "connected" } else { "not connected" };
+        let state = if server.connected {
+            "connected"
+        } else {
+            "not connected"
+        };
         lines.push(format!(
             "server {}: {state}, {:.2} of {:.2} CPUs given",
             server.server, server.cpus_allocated, server.cpus
@@ -178,8 +202,15 @@ fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
 pub(crate) fn standby(args: &ClientArgs, workload: &str, standby: &str) -> anyhow::Result<()> {
     sim_api::standby_of(standby).map_err(|e| CannotStart(e.to_string()))?;
     block_on(async {
-        let request = v1::SetStandbyRequest { workload: workload.into(), standby: standby.into() };
-        dial(&args.socket).await?.set_standby(request).await.map_err(refused)?;
+        let request = v1::SetStandbyRequest {
+            workload: workload.into(),
+            standby: standby.into(),
+        };
+        dial(&args.socket)
+            .await?
+            .set_standby(request)
+            .await
+            .map_err(refused)?;
         Ok(())
     })?
 }

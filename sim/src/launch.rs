@@ -17,6 +17,9 @@ pub(crate) fn run(cgroups: &[PathBuf], command: &[String]) -> ExitCode {
 pub(crate) fn die_with(parent: i32) -> anyhow::Result<()> {
     set_pdeathsig(Signal::SIGTERM)?;
     // It may have ended before the line above.
-    anyhow::ensure!(getppid().as_raw() == parent, "the process that started this one is gone");
+    anyhow::ensure!(
+        getppid().as_raw() == parent,
+        "the process that started this one is gone"
+    );
     Ok(())
 }

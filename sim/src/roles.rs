@@ -19,7 +19,9 @@ fn cannot_start(error: impl std::fmt::Display) -> anyhow::Error {
 /// One thread is plenty for control and node, and a process that ends with its parent must have
 /// been started by its parent's main thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     Ok(runtime.block_on(future))
 }
 
@@ -48,7 +50,9 @@ pub(crate) fn node(config: Config, server: &str) -> anyhow::Result<()> {
 
 /// `sim proxy`.
 pub(crate) fn proxy(config: Config) -> anyhow::Result<()> {
-    sim_proxy::Proxy::bind(config.proxy()?).map_err(cannot_start)?.run(std::future::pending());
+    sim_proxy::Proxy::bind(config.proxy()?)
+        .map_err(cannot_start)?
+        .run(std::future::pending());
     Ok(())
 }
 

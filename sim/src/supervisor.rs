@@ -60,7 +60,12 @@ fn start_all(config: &Config, program: &PathBuf, roles: &mut Vec<Role>) -> anyho
         let mut arguments = vec![role, "--config".into(), path.clone()];
         arguments.extend(extra.iter().map(|&s| s.to_owned()));
         let child = spawn(program, &arguments)?;
-        roles.push(Role { name, arguments, child, starts: vec![Instant::now()] });
+        roles.push(Role {
+            name,
+            arguments,
+            child,
+            starts: vec![Instant::now()],
+        });
         Ok(())
     };
     start("control".into(), &[])?;
@@ -89,7 +94,9 @@ async fn watch(program: &PathBuf, roles: &mut [Role]) -> anyhow::Result<()> {
             () = crate::ending::asked() => End::Asked,
             (at, status) = any_end(roles) => End::Role(at, status?),
         };
-        let End::Role(at, status) = end else { return Ok(()) };
+        let End::Role(at, status) = end else {
+            return Ok(());
+        };
         let role = &mut roles[at];
         if status.code() == Some(i32::from(EXIT_USAGE)) {
             // It has said itself what is wrong, in one line.
@@ -126,13 +133,18 @@ async fn any_end(roles: &mut [Role]) -> (usize, std::io::Result<ExitStatus>) {
 async fn end(roles: &mut [Role], name: &str) {
     let chosen = || move |r: &&mut Role| r.name.split(' ').next() == Some(name);
     for role in roles.iter_mut().filter(chosen()) {
-        let Some(pid) = role.child.id().and_then(|p| i32::try_from(p).ok()) else { continue };
+        let Some(pid) = role.child.id().and_then(|p| i32::try_from(p).ok()) else {
+            continue;
+        };
         if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM) {
             tracing::debug!("{}: {}", role.name, error.desc());
         }
     }
     for role in roles.iter_mut().filter(chosen()) {
-        if tokio::time::timeout(END_TIMEOUT, role.child.wait()).await.is_ok() {
+        if tokio::time::timeout(END_TIMEOUT, role.child.wait())
+            .await
+            .is_ok()
+        {
             continue;
         }
         tracing::error!("{} does not end: killed", role.name);

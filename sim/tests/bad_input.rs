@@ -40,7 +40,11 @@ fn run(dir: &Path, text: &str) -> Output {
     let path = dir.join("sim.toml");
     std::fs::write(&path, text).expect("written");
     let sim = env!("CARGO_BIN_EXE_sim");
-    Command::new(sim).args(["run", "--config"]).arg(&path).output().expect("run")
+    Command::new(sim)
+        .args(["run", "--config"])
+        .arg(&path)
+        .output()
+        .expect("run")
 }
 
 /// Runs `text` and checks how it is refused.
@@ -53,7 +57,10 @@ fn assert_refused(text: &str, dir: &Path, expected: &[&str]) {
         assert!(said.contains(part), "{part:?} is missing: {said}");
     }
     assert!(output.stdout.is_empty());
-    assert!(!dir.join("data").exists() && !dir.join("run").exists(), "something was started");
+    assert!(
+        !dir.join("data").exists() && !dir.join("run").exists(),
+        "something was started"
+    );
 }
 
 #[test]
@@ -62,11 +69,26 @@ fn what_a_file_gets_wrong_is_named() {
     let good = good(dir.path());
     let server = "[[server]]\nname = \"a\"\ncpus = 1.0\n";
     let cases = [
-        (good.replace("cgroup =", "cgruop ="), vec![":4:", "unknown field `cgruop`", "`cgroup`"]),
-        (good.replace("bound_ms = 100", "bound_ms = 0"), vec!["slo.bound_ms", "above 0"]),
-        (good.replace(server, &server.repeat(2)), vec!["server.name", "\"a\"", "twice"]),
-        (good.replace("\"sleep\"", "\"no-such-program\""), vec!["workload.command", "no-such-program", "PATH"]),
-        (good.replace("cpus = 0.5", "cpus = \"half\""), vec![":17:", "expected f64"]),
+        (
+            good.replace("cgroup =", "cgruop ="),
+            vec![":4:", "unknown field `cgruop`", "`cgroup`"],
+        ),
+        (
+            good.replace("bound_ms = 100", "bound_ms = 0"),
+            vec!["slo.bound_ms", "above 0"],
+        ),
+        (
+            good.replace(server, &server.repeat(2)),
+            vec!["server.name", "\"a\"", "twice"],
+        ),
+        (
+            good.replace("\"sleep\"", "\"no-such-program\""),
+            vec!["workload.command", "no-such-program", "PATH"],
+        ),
+        (
+            good.replace("cpus = 0.5", "cpus = \"half\""),
+            vec![":17:", "expected f64"],
+        ),
     ];
     for (text, expected) in cases {
         assert_refused(&text, dir.path(), &expected);
@@ -79,9 +101,17 @@ fn an_address_in_use_is_named() {
     let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = holder.local_addr().expect("an address");
     let good = good(dir.path());
-    let listen = good.lines().find(|l| l.starts_with("listen")).expect("a line").to_owned();
+    let listen = good
+        .lines()
+        .find(|l| l.starts_with("listen"))
+        .expect("a line")
+        .to_owned();
     let text = good.replace(&listen, &format!("listen = \"{taken}\""));
-    assert_refused(&text, dir.path(), &["proxy.listen", &taken.to_string(), "in use", "free"]);
+    assert_refused(
+        &text,
+        dir.path(),
+        &["proxy.listen", &taken.to_string(), "in use", "free"],
+    );
 }
 
 #[test]
@@ -97,7 +127,11 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn asking_a_control_plane_that_is_not_there_names_the_socket() {
-    for verb in [vec!["status"], vec!["journal"], vec!["standby", "web", "always"]] {
+    for verb in [
+        vec!["status"],
+        vec!["journal"],
+        vec!["standby", "web", "always"],
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_sim"))
             .args(&verb)
             .args(["--socket", "/no/such/control.sock"])
@@ -105,6 +139,9 @@ fn asking_a_control_plane_that_is_not_there_names_the_socket() {
             .expect("run");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains("--socket /no/such/control.sock: no control plane"), "{said}");
+        assert!(
+            said.contains("--socket /no/such/control.sock: no control plane"),
+            "{said}"
+        );
     }
 }

@@ -1,14 +1,14 @@
 //! What one instance carries, found by trying: the highest open-loop rate at which the SLO's
 //! quantile stays within its bound and nothing fails.
 //!
-//! First a closed loop finds the throughput ceiling in one second, then bisection below and
-//! around it. A step is long enough for a queue to show: at 5 % above what is carried, a second
+//! First a closed loop finds the throughput ceiling in a second and a half, then rates around it
+//! are tried and the gap halved. A step is long enough for a queue to show: at 5 % above what is carried, a second
 //! of load adds 50 ms of waiting.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rand::SeedableRng as _;
 use rand_pcg::Pcg64;
 
@@ -17,6 +17,11 @@ use crate::load::Engine;
 use crate::load::arrivals::Constant;
 use crate::load::record::{Latencies, Outcome, Record};
 use crate::load::request::{HttpClient, Mix, client};
+
+/// Rates tried.
+const STEPS: u32 = 8;
+/// How long each is offered.
+const STEP_SPAN: Duration = Duration::from_millis(2_000);
 
 /// What counts as carried.
 #[derive(Clone, Copy, Debug)]
@@ -77,28 +82,16 @@ impl Sweep {
     pub async fn capacity_rps(&mut self, mut show: impl FnMut(&Step)) -> Result<f64> {
         let ceiling = self.ceiling_rps(Duration::from_millis(1_500)).await;
         ensure!(ceiling > 0.0, "the instance answers nothing");
-        let (mut carried, mut refused) = (0.0, 1.15 * ceiling);
-        let mut rate = 0.85 * ceiling;
-        for _ in 0..6 {
-            let step = self.step(rate, Duration::from_millis(2_200)).await?;
+        let mut search = Search::new(0.85 * ceiling);
+        for _ in 0..STEPS {
+            let step = self.step(search.rate_rps, STEP_SPAN).await?;
             show(&step);
-            if step.carried {
-                carried = rate;
-            } else {
-                refused = rate;
-            }
-            rate = if carried > 0.0 {
-                (carried + refused) / 2.0
-            } else {
-                0.75 * refused
-            };
+            search.learn(step.carried);
         }
-        ensure!(
-            carried > 0.0,
-            "no rate tried was carried within {} ms",
-            self.objective.bound_ms
-        );
-        Ok(carried)
+        let bound_ms = self.objective.bound_ms;
+        search
+            .carried_rps
+            .with_context(|| format!("no rate tried was carried within {bound_ms} ms"))
     }
 
     /// Offers one rate for `span` and waits until its last request has ended.
@@ -134,6 +127,48 @@ impl Sweep {
         }
         let done: u32 = workers.join_all().await.into_iter().sum();
         f64::from(done) / began.elapsed().as_secs_f64()
+    }
+}
+
+/// Bisection that believes a refusal only when it is repeated: a neighbour's burst of CPU makes a
+/// carried rate look refused, nothing makes a refused rate look carried twice as easily.
+#[derive(Clone, Copy, Debug)]
+struct Search {
+    /// The next rate to try.
+    rate_rps: f64,
+    /// The highest rate carried.
+    carried_rps: Option<f64>,
+    refused_rps: Option<f64>,
+    doubted: bool,
+}
+
+impl Search {
+    fn new(rate_rps: f64) -> Self {
+        Self {
+            rate_rps,
+            carried_rps: None,
+            refused_rps: None,
+            doubted: false,
+        }
+    }
+
+    fn learn(&mut self, carried: bool) {
+        if !carried && !self.doubted {
+            self.doubted = true;
+            return;
+        }
+        self.doubted = false;
+        if carried {
+            self.carried_rps = Some(self.rate_rps);
+        } else {
+            self.refused_rps = Some(self.rate_rps);
+        }
+        self.rate_rps = match (self.carried_rps, self.refused_rps) {
+            (Some(carried), Some(refused)) => (carried + refused) / 2.0,
+            (Some(carried), None) => 1.12 * carried,
+            (None, Some(refused)) => 0.75 * refused,
+            (None, None) => self.rate_rps,
+        };
     }
 }
 
@@ -178,5 +213,27 @@ mod tests {
         assert!(!judge(100.0, &records(3, Outcome::Ok), OBJECTIVE).carried);
         assert!(!judge(100.0, &records(0, Outcome::Body), OBJECTIVE).carried);
         assert!(!judge(100.0, &[], OBJECTIVE).carried);
+    }
+
+    #[test]
+    fn the_search_closes_in_on_the_knee_despite_a_lone_refusal() {
+        for knee in [300.0, 430.0, 520.0] {
+            let mut search = Search::new(400.0);
+            for step in 0..STEPS {
+                let disturbed = step == 1;
+                search.learn(search.rate_rps <= knee && !disturbed);
+            }
+            let found = search.carried_rps.unwrap();
+            assert!((0.85 * knee..=knee).contains(&found), "{found} for {knee}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_that_carries_nothing_finds_nothing() {
+        let mut search = Search::new(400.0);
+        for _ in 0..STEPS {
+            search.learn(false);
+        }
+        assert_eq!(search.carried_rps, None);
     }
 }

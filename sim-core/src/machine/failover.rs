@@ -30,7 +30,9 @@ impl Workload {
         cause: &ExitCause,
         expected: bool,
     ) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         if instance.state == State::Gone {
             return;
         }
@@ -43,7 +45,11 @@ impl Workload {
             self.record(out, Kind::Died, Some(id), reason, None);
             // Whatever is left of it must not serve on: the fence.
             let grace = Duration::ZERO;
-            out.command(Command::Stop { instance: id, server: server.clone(), grace });
+            out.command(Command::Stop {
+                instance: id,
+                server: server.clone(),
+                grace,
+            });
         }
         if self.primary == Some(id) {
             self.primary_gone(out, policy, id);
@@ -101,7 +107,10 @@ impl Workload {
         if was_ready {
             self.publish(out, policy, true);
         }
-        let moving = matches!(self.phase, Phase::Creating | Phase::Warming | Phase::Shifting);
+        let moving = matches!(
+            self.phase,
+            Phase::Creating | Phase::Warming | Phase::Shifting
+        );
         if moving {
             let reason = format!("the shadow ended: {}", describe(cause));
             self.record(out, Kind::Abort, shadow, reason, None);
@@ -114,6 +123,13 @@ impl Workload {
 
     /// Back to Steady, or to Baseline where that was never over.
     fn settle_again(&mut self, out: &Outbox) {
-        self.enter(out, if self.calibrated { Phase::Steady } else { Phase::Baseline });
+        self.enter(
+            out,
+            if self.calibrated {
+                Phase::Steady
+            } else {
+                Phase::Baseline
+            },
+        );
     }
 }

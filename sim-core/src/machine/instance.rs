@@ -91,6 +91,11 @@ impl Instance {
         if covered > 0.0 {
             self.utilisation = cpu_seconds / (covered * self.cpus);
         }
-        (cpu_seconds, covered, throttled, core::mem::take(&mut self.tick))
+        (
+            cpu_seconds,
+            covered,
+            throttled,
+            core::mem::take(&mut self.tick),
+        )
     }
 }

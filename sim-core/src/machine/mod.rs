@@ -70,10 +70,16 @@ impl Core {
         workloads: Vec<WorkloadSpec>,
     ) -> Self {
         let server = |spec: ServerSpec| {
-            (spec.name.clone(), Server { spec, up: false, down_since: None })
+            (
+                spec.name.clone(),
+                Server {
+                    spec,
+                    up: false,
+                    down_since: None,
+                },
+            )
         };
-        let workload =
-            |spec: WorkloadSpec| (spec.name.clone(), Workload::new(spec, &policy));
+        let workload = |spec: WorkloadSpec| (spec.name.clone(), Workload::new(spec, &policy));
         let workloads = workloads.into_iter().map(workload).collect();
         Self {
             epoch,
@@ -109,20 +115,33 @@ impl Core {
         self.policy = policy;
         let listed: Vec<ServerName> = servers.iter().map(|s| s.name.clone()).collect();
         for spec in servers {
-            let fresh = Server { spec: spec.clone(), up: false, down_since: None };
+            let fresh = Server {
+                spec: spec.clone(),
+                up: false,
+                down_since: None,
+            };
             let server = self.servers.entry(spec.name.clone()).or_insert(fresh);
             server.spec = spec;
         }
-        let used: Vec<ServerName> =
-            self.servers.keys().filter(|n| self.instances_on(n).count() > 0).cloned().collect();
-        self.servers.retain(|name, _| listed.contains(name) || used.contains(name));
+        let used: Vec<ServerName> = self
+            .servers
+            .keys()
+            .filter(|n| self.instances_on(n).count() > 0)
+            .cloned()
+            .collect();
+        self.servers
+            .retain(|name, _| listed.contains(name) || used.contains(name));
         let listed: Vec<WorkloadName> = workloads.iter().map(|w| w.name.clone()).collect();
         for spec in workloads {
             let fresh = || Workload::new(spec.clone(), &self.policy);
-            let workload = self.workloads.entry(spec.name.clone()).or_insert_with(fresh);
+            let workload = self
+                .workloads
+                .entry(spec.name.clone())
+                .or_insert_with(fresh);
             workload.spec = spec;
         }
-        self.workloads.retain(|name, w| listed.contains(name) || !w.instances.is_empty());
+        self.workloads
+            .retain(|name, w| listed.contains(name) || !w.instances.is_empty());
     }
 
     /// Teaches a workload's forecaster the demand of earlier runs, oldest first, one sample a
@@ -133,7 +152,9 @@ impl Core {
         demand_rps: impl IntoIterator<Item = Option<f64>>,
     ) {
         if let Some(found) = self.workloads.get_mut(workload) {
-            demand_rps.into_iter().for_each(|sample| found.demand.observe(sample));
+            demand_rps
+                .into_iter()
+                .for_each(|sample| found.demand.observe(sample));
         }
     }
 
@@ -152,13 +173,19 @@ impl Core {
     /// Server that holds `instance`.
     #[must_use]
     pub fn server_of(&self, instance: InstanceId) -> Option<&ServerName> {
-        self.workloads.values().find_map(|w| w.instances.get(&instance)).map(|i| &i.server)
+        self.workloads
+            .values()
+            .find_map(|w| w.instances.get(&instance))
+            .map(|i| &i.server)
     }
 
     /// State of every workload, for people and tools.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
-        self.workloads.values().map(|w| status::of(w, &self.policy)).collect()
+        self.workloads
+            .values()
+            .map(|w| status::of(w, &self.policy))
+            .collect()
     }
 
     /// CPUs of `server` in all.
@@ -198,7 +225,11 @@ impl Core {
                 }
             }
             Event::Ready { instance, create } => self.ready(&mut out, instance, create),
-            Event::Exited { instance, cause, expected } => {
+            Event::Exited {
+                instance,
+                cause,
+                expected,
+            } => {
                 self.exited(&mut out, instance, &cause, expected);
             }
             Event::Resources { instance, sample } => {
@@ -206,7 +237,11 @@ impl Core {
                     found.take_resources(now, &sample);
                 }
             }
-            Event::Traffic { proxy, workload, sample } => {
+            Event::Traffic {
+                proxy,
+                workload,
+                sample,
+            } => {
                 if let Some(found) = self.workloads.get_mut(&workload) {
                     found.take_traffic(now, proxy, sample);
                     found.drained(&mut out, &self.policy);
@@ -231,11 +266,15 @@ impl Core {
     }
 
     fn instance_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
-        self.workloads.values_mut().find_map(|w| w.instances.get_mut(&id))
+        self.workloads
+            .values_mut()
+            .find_map(|w| w.instances.get_mut(&id))
     }
 
     fn workload_of(&mut self, id: InstanceId) -> Option<&mut Workload> {
-        self.workloads.values_mut().find(|w| w.instances.contains_key(&id))
+        self.workloads
+            .values_mut()
+            .find(|w| w.instances.contains_key(&id))
     }
 
     fn ready(&mut self, out: &mut Outbox, id: InstanceId, create: core::time::Duration) {
@@ -254,7 +293,9 @@ impl Core {
 
     /// A node is back: what it no longer runs is dead, what the core doesn't know is stopped.
     fn server_up(&mut self, out: &mut Outbox, name: &ServerName, running: &[InstanceId]) {
-        let Some(server) = self.servers.get_mut(name) else { return };
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
         server.up = true;
         server.down_since = None;
         let lost: Vec<InstanceId> = self
@@ -281,7 +322,9 @@ impl Core {
         let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
         for name in names {
             // Taken out and put back, so that a workload and the pool can be borrowed at once.
-            let Some(mut workload) = self.workloads.remove(&name) else { continue };
+            let Some(mut workload) = self.workloads.remove(&name) else {
+                continue;
+            };
             let pool = self.pool(&workload);
             workload.tick(out, &self.policy, &pool, &mut self.next_instance);
             self.workloads.insert(name, workload);
@@ -293,7 +336,9 @@ impl Core {
         let wait = core::time::Duration::from_millis(2 * self.policy.stale_ms);
         let mut dead: Vec<InstanceId> = Vec::new();
         for (name, server) in &self.servers {
-            let Some(since) = server.down_since else { continue };
+            let Some(since) = server.down_since else {
+                continue;
+            };
             if out.now.since(since) < wait {
                 continue;
             }
@@ -321,9 +366,11 @@ impl Core {
                 .instances
                 .values()
                 .filter(|i| i.server == *name && i.state != State::Gone);
-            self.instances_on(name).chain(own).fold((0.0, 0), |(cpus, bytes), i| {
-                (cpus + i.cpus, bytes + i.memory_bytes)
-            })
+            self.instances_on(name)
+                .chain(own)
+                .fold((0.0, 0), |(cpus, bytes), i| {
+                    (cpus + i.cpus, bytes + i.memory_bytes)
+                })
         };
         let server = |(name, server): (&ServerName, &Server)| {
             let (cpus, bytes) = used(name);
@@ -334,13 +381,19 @@ impl Core {
                 memory_free_bytes: server.spec.memory_bytes.saturating_sub(bytes),
             }
         };
-        workload::Pool { servers: self.servers.iter().map(server).collect() }
+        workload::Pool {
+            servers: self.servers.iter().map(server).collect(),
+        }
     }
 
     /// Version of the table in force for `workload`.
     #[must_use]
     pub fn table_version(&self, workload: &WorkloadName) -> Option<Version> {
-        self.workloads.get(workload)?.table.as_ref().map(crate::table::WeightTable::version)
+        self.workloads
+            .get(workload)?
+            .table
+            .as_ref()
+            .map(crate::table::WeightTable::version)
     }
 
     /// Table in force for `workload`, for a proxy that dials in.

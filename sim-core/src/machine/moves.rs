@@ -46,7 +46,8 @@ impl Workload {
         }
         *next_instance += 1;
         let memory = self.spec.memory_bytes;
-        self.instances.insert(id, Instance::new(id, server, cpus, memory, out.now));
+        self.instances
+            .insert(id, Instance::new(id, server, cpus, memory, out.now));
         Some(id)
     }
 
@@ -62,7 +63,9 @@ impl Workload {
     ) {
         self.record(out, Kind::Trigger, self.primary, why, Some(report.clone()));
         if self.is_healthy(self.shadow) {
-            let capacity = self.get(self.shadow).and_then(|i| self.capacity.usable_rps(i.cpus));
+            let capacity = self
+                .get(self.shadow)
+                .and_then(|i| self.capacity.usable_rps(i.cpus));
             if capacity.is_some_and(|c| c[1] > report.forecast_rps.max(report.demand_rps)) {
                 self.goal = Goal::Move;
                 self.begin_shifting(out, policy, "the standby is warm already");
@@ -86,7 +89,13 @@ impl Workload {
         report: Report,
     ) {
         let reason = "standby is 'always' and none stands by";
-        self.record(out, Kind::Trigger, self.primary, reason, Some(report.clone()));
+        self.record(
+            out,
+            Kind::Trigger,
+            self.primary,
+            reason,
+            Some(report.clone()),
+        );
         self.create(out, policy, pool, next_instance, Goal::Standby, report);
     }
 
@@ -99,11 +108,16 @@ impl Workload {
         goal: Goal,
         mut report: Report,
     ) {
-        let Some(primary) = self.get(self.primary) else { return };
+        let Some(primary) = self.get(self.primary) else {
+            return;
+        };
         let load_cpus = self.load_cpus(policy, primary, &report);
         let primary_cpus = primary.cpus;
-        let primary_server =
-            pool.servers.iter().find(|s| s.spec.name == primary.server).map(|s| &s.spec);
+        let primary_server = pool
+            .servers
+            .iter()
+            .find(|s| s.spec.name == primary.server)
+            .map(|s| &s.spec);
         let offers: Vec<Offer<'_>> = pool
             .servers
             .iter()
@@ -182,7 +196,9 @@ impl Workload {
         id: InstanceId,
         create: Duration,
     ) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         if instance.state != State::Asked || instance.address.is_none() {
             return;
         }
@@ -191,8 +207,10 @@ impl Workload {
         self.lead.create.observe(create);
         let need = self.spec.readiness.successes;
         let path = self.spec.readiness.path.clone();
-        let proof =
-            format!("{need} good answers on {path} after {:.1} s on {server}", create.as_secs_f64());
+        let proof = format!(
+            "{need} good answers on {path} after {:.1} s on {server}",
+            create.as_secs_f64()
+        );
         self.record(out, Kind::Ready, Some(id), proof, None);
         if self.primary.is_none() && self.shadow == Some(id) {
             self.primary = self.shadow.take();
@@ -252,7 +270,10 @@ impl Workload {
         match self.goal {
             Goal::Move => self.begin_shifting(out, policy, "parity is proven"),
             Goal::Standby => {
-                let reason = format!("stands by with {:.0} % of the traffic", percent(self.shadow_bp));
+                let reason = format!(
+                    "stands by with {:.0} % of the traffic",
+                    percent(self.shadow_bp)
+                );
                 self.enter(out, Phase::Steady);
                 self.record(out, Kind::StandbyWarm, self.shadow, reason, None);
             }
@@ -270,8 +291,10 @@ impl Workload {
 
     /// Gives a move up: traffic goes back to the primary as far as it carries it.
     pub(crate) fn abort(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
-        let capacity =
-            self.get(self.primary).and_then(|i| self.capacity.usable_rps(i.cpus)).map(|c| c[1]);
+        let capacity = self
+            .get(self.primary)
+            .and_then(|i| self.capacity.usable_rps(i.cpus))
+            .map(|c| c[1]);
         let over = capacity.is_some_and(|c| self.demand_rps > c);
         if self.phase == Phase::Shifting && over && self.is_healthy(self.shadow) {
             let carried = capacity.unwrap_or(0.0) / self.demand_rps;
@@ -308,11 +331,14 @@ impl Workload {
 
     /// Whether the instance on its way out has ended its requests; goes on to bake if so.
     pub(crate) fn drained(&mut self, out: &mut Outbox, policy: &Policy) {
-        let (Phase::Draining, Some(id)) = (self.phase, self.retiring) else { return };
+        let (Phase::Draining, Some(id)) = (self.phase, self.retiring) else {
+            return;
+        };
         let version = self.table.as_ref().map(crate::table::WeightTable::version);
-        let quiet = self.proxies.values().all(|p| {
-            Some(p.applied) >= version && p.in_flight.get(&id).copied().unwrap_or(0) == 0
-        });
+        let quiet = self
+            .proxies
+            .values()
+            .all(|p| Some(p.applied) >= version && p.in_flight.get(&id).copied().unwrap_or(0) == 0);
         let never_served = !self.is_healthy(Some(id));
         let waited = out.now.since(self.phase_since);
         let late = waited > Duration::from_millis(policy.drain_timeout_ms);
@@ -327,7 +353,10 @@ impl Workload {
                     policy.bake_ms as f64 / 1e3
                 )
             } else {
-                format!("{id} still has requests in flight after {:.0} s", waited.as_secs_f64())
+                format!(
+                    "{id} still has requests in flight after {:.0} s",
+                    waited.as_secs_f64()
+                )
             };
             self.enter(out, Phase::Baking);
             self.record(out, Kind::Baking, Some(id), reason, None);
@@ -348,10 +377,16 @@ impl Workload {
     }
 
     fn stop_retiring(&mut self, out: &mut Outbox, policy: &Policy) {
-        let Some(instance) = self.get(self.retiring) else { return };
+        let Some(instance) = self.get(self.retiring) else {
+            return;
+        };
         let (id, server) = (instance.id, instance.server.clone());
         let grace = Duration::from_millis(policy.stop_grace_ms);
-        let command = Command::Stop { instance: id, server, grace };
+        let command = Command::Stop {
+            instance: id,
+            server,
+            grace,
+        };
         if !self.command(out, policy, command, false) {
             return;
         }
@@ -367,7 +402,9 @@ impl Workload {
         if !self.bake || !self.is_healthy(self.retiring) {
             return;
         }
-        let Some(primary) = self.get(self.primary) else { return };
+        let Some(primary) = self.get(self.primary) else {
+            return;
+        };
         let (failed, total) = (primary.arm.failed, primary.arm.total());
         if total < UNDO_REQUESTS_MIN || (failed as f64) <= UNDO_ERROR_RATE * total as f64 {
             return;
@@ -399,7 +436,11 @@ impl Workload {
                     cpus: i.cpus,
                 }),
                 State::Stopping if running.contains(&i.id) => {
-                    out.command(Command::Stop { instance: i.id, server: server.clone(), grace });
+                    out.command(Command::Stop {
+                        instance: i.id,
+                        server: server.clone(),
+                        grace,
+                    });
                 }
                 _ => {}
             }

@@ -17,7 +17,11 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new(now: Time, epoch: u64) -> Self {
-        Self { now, epoch, outcome: Outcome::default() }
+        Self {
+            now,
+            epoch,
+            outcome: Outcome::default(),
+        }
     }
 
     pub(crate) fn command(&mut self, command: Command) {
@@ -29,9 +33,18 @@ impl Outbox {
     }
 
     /// Stops an instance that a node reports and no workload knows: a leftover.
-    pub(crate) fn stop_unknown(&mut self, instance: InstanceId, server: ServerName, policy: &Policy) {
+    pub(crate) fn stop_unknown(
+        &mut self,
+        instance: InstanceId,
+        server: ServerName,
+        policy: &Policy,
+    ) {
         let grace = Duration::from_millis(policy.stop_grace_ms);
-        self.command(Command::Stop { instance, server, grace });
+        self.command(Command::Stop {
+            instance,
+            server,
+            grace,
+        });
     }
 
     pub(crate) fn finish(self) -> Outcome {

@@ -41,7 +41,9 @@ impl Workload {
         let Some(next) = next else { return };
         // Never ahead of what the shadow is known to carry.
         let share = f64::from(policy.ramp_bp[next]) / f64::from(FULL_BP);
-        let capacity = self.get(self.shadow).and_then(|i| self.capacity.usable_rps(i.cpus));
+        let capacity = self
+            .get(self.shadow)
+            .and_then(|i| self.capacity.usable_rps(i.cpus));
         if let Some([_, middle, _]) = capacity {
             if share * self.demand_rps > middle {
                 let waited = out.now.since(self.ramp_since);
@@ -90,10 +92,19 @@ impl Workload {
     fn step_back(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
         self.steps_back += 1;
         if self.steps_back >= STEPS_BACK_MAX {
-            self.abort(out, policy, &format!("worse {} times: {why}", self.steps_back));
+            self.abort(
+                out,
+                policy,
+                &format!("worse {} times: {why}", self.steps_back),
+            );
             return;
         }
-        let lower = policy.ramp_bp.iter().rev().copied().find(|&bp| bp < self.shadow_bp);
+        let lower = policy
+            .ramp_bp
+            .iter()
+            .rev()
+            .copied()
+            .find(|&bp| bp < self.shadow_bp);
         self.shadow_bp = lower.unwrap_or(policy.warm_bp[1]);
         self.ramp_since = out.now;
         self.reset_arms();

@@ -62,7 +62,10 @@ pub(super) fn of(workload: &Workload, policy: &Policy) -> Status {
         shadow: workload.shadow,
         retiring: workload.retiring,
         shadow_bp: workload.shadow_bp,
-        table: workload.table.as_ref().map(crate::table::WeightTable::version),
+        table: workload
+            .table
+            .as_ref()
+            .map(crate::table::WeightTable::version),
         demand_rps: workload.demand_rps,
         utilisation: primary.map_or(0.0, |i| i.utilisation),
         capacity_rps: primary.and_then(|i| workload.capacity.usable_rps(i.cpus)),

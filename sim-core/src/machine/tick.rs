@@ -44,7 +44,10 @@ impl Workload {
             let (kind, reason) = if fresh {
                 (Kind::Thawed, "telemetry is back")
             } else {
-                (Kind::Frozen, "telemetry is missing: planned moves are frozen")
+                (
+                    Kind::Frozen,
+                    "telemetry is missing: planned moves are frozen",
+                )
             };
             self.record(out, kind, self.primary, reason, None);
         }
@@ -66,13 +69,7 @@ impl Workload {
     }
 
     /// Baseline and Steady: learn, decide, begin what is asked for.
-    fn settle(
-        &mut self,
-        out: &mut Outbox,
-        policy: &Policy,
-        pool: &Pool,
-        next_instance: &mut u64,
-    ) {
+    fn settle(&mut self, out: &mut Outbox, policy: &Policy, pool: &Pool, next_instance: &mut u64) {
         if !self.is_healthy(self.primary) {
             return;
         }
@@ -87,7 +84,13 @@ impl Workload {
                 );
                 self.calibrated = true;
                 self.enter(out, Phase::Steady);
-                self.record(out, Kind::Steady, self.primary, reason, Some(decision.report.clone()));
+                self.record(
+                    out,
+                    Kind::Steady,
+                    self.primary,
+                    reason,
+                    Some(decision.report.clone()),
+                );
             }
         }
         match &decision.desired {
@@ -130,8 +133,8 @@ impl Workload {
     }
 
     pub(crate) fn decide(&self, out: &Outbox, policy: &Policy, pool: &Pool) -> Decision {
-        let forecast = (policy.forecast && self.demand.is_calibrated())
-            .then(|| self.demand.forecast());
+        let forecast =
+            (policy.forecast && self.demand.is_calibrated()).then(|| self.demand.forecast());
         let primary = self.get(self.primary);
         let shadow_hour_price = primary.map_or(0.0, |i| {
             let server = pool.servers.iter().find(|s| s.spec.name == i.server);
@@ -162,15 +165,22 @@ impl Workload {
             while self.rates.len() > kept {
                 self.rates.pop_front();
             }
-            let sum = self.rates.iter().fold((0, 0.0), |(a, c), &(x, y)| (a + x, c + y));
+            let sum = self
+                .rates
+                .iter()
+                .fold((0, 0.0), |(a, c), &(x, y)| (a + x, c + y));
             self.demand_rps = sum.0 as f64 / sum.1;
         }
         // Before the first instance serves there is no demand to speak of, only silence.
         if self.demand.samples_seen() > 0 || (seen && arrivals > 0) {
             self.demand.observe(seen.then(|| arrivals as f64 / covered));
         }
-        let serving: Vec<InstanceId> =
-            self.instances.values().filter(|i| i.is_healthy()).map(|i| i.id).collect();
+        let serving: Vec<InstanceId> = self
+            .instances
+            .values()
+            .filter(|i| i.is_healthy())
+            .map(|i| i.id)
+            .collect();
         for id in serving {
             self.close_instance(id, policy);
         }
@@ -179,7 +189,9 @@ impl Workload {
     fn close_instance(&mut self, id: InstanceId, policy: &Policy) {
         let slo = self.spec.slo.clone();
         let is_primary = self.primary == Some(id);
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         let (cpu_seconds, seconds, throttled, arm) = instance.close_tick();
         let quota_seconds = seconds * instance.cpus;
         let utilisation = instance.utilisation;
@@ -189,7 +201,12 @@ impl Workload {
             && slow as f64 > SLO_EXCESS * (1.0 - slo.quantile) * arm.total() as f64;
         if arm.total() >= WINDOW_REQUESTS_MIN && seconds > 0.0 {
             let requests = arm.total();
-            self.capacity.observe(Window { requests, cpu_seconds, quota_seconds, violated });
+            self.capacity.observe(Window {
+                requests,
+                cpu_seconds,
+                quota_seconds,
+                violated,
+            });
         }
         if is_primary && seconds > 0.0 {
             // Throttling and a broken SLO alone may have other causes, which a move won't mend.
@@ -215,17 +232,25 @@ impl Workload {
         let fits = |s: &&super::workload::PoolServer| {
             s.up && s.cpus_free >= cpus && s.memory_free_bytes >= memory
         };
-        let home = pool.servers.iter().filter(|s| s.spec.name == self.spec.home).find(fits);
+        let home = pool
+            .servers
+            .iter()
+            .filter(|s| s.spec.name == self.spec.home)
+            .find(fits);
         // Home is where it starts first; after a death without a standby any server will do.
         let anywhere = || {
             let others = pool.servers.iter().filter(fits);
             others.min_by(|a, b| a.spec.price_per_hour.total_cmp(&b.spec.price_per_hour))
         };
         let ever_served = self.table.is_some();
-        let Some(server) = home.or_else(|| ever_served.then(anywhere).flatten()) else { return };
+        let Some(server) = home.or_else(|| ever_served.then(anywhere).flatten()) else {
+            return;
+        };
         let name = server.spec.name.clone();
         let reason = format!("first instance starts on {name} with {cpus:.2} CPUs");
-        self.next_start_at = out.now.after(Duration::from_millis(policy.move_pause_ms.min(5_000)));
+        self.next_start_at = out
+            .now
+            .after(Duration::from_millis(policy.move_pause_ms.min(5_000)));
         self.enter(out, Phase::Baseline);
         if let Some(id) = self.start(out, policy, name, cpus, next_instance) {
             self.primary = Some(id);

@@ -216,7 +216,10 @@ impl Workload {
         command: Command,
         unplanned: bool,
     ) -> bool {
-        let health = |i: &Instance| Health { instance: i.id, healthy: i.is_healthy() };
+        let health = |i: &Instance| Health {
+            instance: i.id,
+            healthy: i.is_healthy(),
+        };
         let facts = Facts {
             copies: self.instances.values().map(health).collect(),
             table: self.table.as_ref(),
@@ -247,9 +250,18 @@ impl Workload {
         };
         let mut shares: Vec<Share> = Vec::new();
         let mut list = |id: Option<InstanceId>, weight_bp: u16| {
-            let Some(instance) = self.get(id).filter(|i| i.is_healthy()) else { return };
-            let Some(address) = instance.address else { return };
-            shares.push(Share { instance: instance.id, address, weight_bp, ready: true });
+            let Some(instance) = self.get(id).filter(|i| i.is_healthy()) else {
+                return;
+            };
+            let Some(address) = instance.address else {
+                return;
+            };
+            shares.push(Share {
+                instance: instance.id,
+                address,
+                weight_bp,
+                ready: true,
+            });
         };
         list(self.primary, FULL_BP - shadow_bp);
         list(self.shadow, shadow_bp);
@@ -257,7 +269,10 @@ impl Workload {
             list(self.retiring, 0);
         }
         let last = self.table.as_ref().map_or(0, |t| t.version().generation);
-        let version = Version { epoch: out.epoch, generation: last + 1 };
+        let version = Version {
+            epoch: out.epoch,
+            generation: last + 1,
+        };
         match WeightTable::new(self.spec.name.clone(), version, shares) {
             Ok(table) => {
                 if self.command(out, policy, Command::Publish(table.clone()), unplanned) {
@@ -289,16 +304,31 @@ impl Workload {
         self.arrivals += sample.arrivals;
         // Proxies report side by side: time is covered once, by whichever covers most of it.
         self.covered += sample.window.div_f64(self.proxies.len().max(1) as f64);
-        let in_flight = sample.instances.iter().map(|i| (i.instance, i.in_flight)).collect();
-        let ejected =
-            sample.instances.iter().filter(|i| i.ejected).map(|i| i.instance).collect();
+        let in_flight = sample
+            .instances
+            .iter()
+            .map(|i| (i.instance, i.in_flight))
+            .collect();
+        let ejected = sample
+            .instances
+            .iter()
+            .filter(|i| i.ejected)
+            .map(|i| i.instance)
+            .collect();
         for seen in sample.instances {
             if let Some(instance) = self.instances.get_mut(&seen.instance) {
                 instance.tick.add(seen.ok, seen.failed, &seen.latency);
                 instance.arm.add(seen.ok, seen.failed, &seen.latency);
             }
         }
-        self.proxies.insert(proxy, ProxyState { applied: sample.applied, in_flight, ejected });
+        self.proxies.insert(
+            proxy,
+            ProxyState {
+                applied: sample.applied,
+                in_flight,
+                ejected,
+            },
+        );
     }
 
     pub(crate) fn is_ejected_everywhere(&self, id: InstanceId) -> bool {
@@ -323,7 +353,10 @@ impl Workload {
         let shift_prior = stay * policy.ramp_bp.len() as f64;
         let timeout = self.spec.readiness.timeout.as_secs_f64();
         self.lead.create.upper_seconds(timeout)
-            + self.lead.warm.upper_seconds(warm_prior.min(policy.phase_timeout_ms as f64 / 1e3))
+            + self
+                .lead
+                .warm
+                .upper_seconds(warm_prior.min(policy.phase_timeout_ms as f64 / 1e3))
             + self.lead.shift.upper_seconds(shift_prior)
     }
 

@@ -5,9 +5,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use sim_core::command::Command;
-use sim_core::event::{
-    Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample,
-};
+use sim_core::event::{Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample};
 use sim_core::histogram::LatencyHistogram;
 use sim_core::journal::{Kind, Record};
 use sim_core::machine::Core;
@@ -95,7 +93,11 @@ impl World {
             standby: Standby::Predicted,
             slo_minute_price: 0.03,
         };
-        let servers = vec![server("a", 0.3, 0.1), server("b", 0.6, 0.3), server("c", 0.5, 0.4)];
+        let servers = vec![
+            server("a", 0.3, 0.1),
+            server("b", 0.6, 0.3),
+            server("c", 0.5, 0.4),
+        ];
         let core = Core::new(policy, 1, servers, vec![spec]);
         let mut world = Self {
             core,
@@ -112,7 +114,10 @@ impl World {
         };
         for server in ["a", "b", "c"] {
             let server = name(ServerName::new(server));
-            world.feed(Event::ServerUp { server, running: Vec::new() });
+            world.feed(Event::ServerUp {
+                server,
+                running: Vec::new(),
+            });
         }
         world
     }
@@ -129,17 +134,34 @@ impl World {
 
     fn carry_out(&mut self, command: &Command) {
         match command {
-            Command::Start { instance, server, cpus, .. } => {
+            Command::Start {
+                instance,
+                server,
+                cpus,
+                ..
+            } => {
                 let ready_at = self.now.after(CREATE);
-                let running = Running { server: server.clone(), cpus: *cpus, ready_at, ready: false };
+                let running = Running {
+                    server: server.clone(),
+                    cpus: *cpus,
+                    ready_at,
+                    ready: false,
+                };
                 self.running.insert(*instance, running);
                 let address = SocketAddr::from(([127, 0, 0, 1], 1000 + instance.0 as u16));
-                self.feed(Event::Started { instance: *instance, address });
+                self.feed(Event::Started {
+                    instance: *instance,
+                    address,
+                });
             }
             Command::Stop { instance, .. } => {
                 if self.running.remove(instance).is_some() {
                     let (instance, cause) = (*instance, ExitCause::Code(0));
-                    self.feed(Event::Exited { instance, cause, expected: true });
+                    self.feed(Event::Exited {
+                        instance,
+                        cause,
+                        expected: true,
+                    });
                 }
             }
             Command::Publish(table) => self.table = Some(table.clone()),
@@ -149,7 +171,11 @@ impl World {
     pub(crate) fn kill(&mut self, instance: InstanceId) {
         if self.running.remove(&instance).is_some() {
             let cause = ExitCause::Signal(9);
-            self.feed(Event::Exited { instance, cause, expected: false });
+            self.feed(Event::Exited {
+                instance,
+                cause,
+                expected: false,
+            });
         }
     }
 
@@ -167,7 +193,10 @@ impl World {
             if let Some(running) = self.running.get_mut(&instance) {
                 running.ready = true;
             }
-            self.feed(Event::Ready { instance, create: CREATE });
+            self.feed(Event::Ready {
+                instance,
+                create: CREATE,
+            });
         }
         if !self.mute {
             self.report(rate);
@@ -182,13 +211,20 @@ impl World {
         let seconds = STEP.as_secs_f64();
         let mean = rate * seconds;
         // A normal deviate by the sum of twelve uniforms stands in for Poisson.
-        let deviate: f64 = (0..12).map(|_| self.rng.random_range(0.0..1.0)).sum::<f64>() - 6.0;
+        let deviate: f64 = (0..12)
+            .map(|_| self.rng.random_range(0.0..1.0))
+            .sum::<f64>()
+            - 6.0;
         let arrivals = (mean + deviate * mean.sqrt()).round().max(0.0) as u64;
-        let Some(table) = self.table.clone() else { return };
+        let Some(table) = self.table.clone() else {
+            return;
+        };
         let mut instances = Vec::new();
         let mut samples = Vec::new();
         for share in table.shares() {
-            let Some(running) = self.running.get(&share.instance) else { continue };
+            let Some(running) = self.running.get(&share.instance) else {
+                continue;
+            };
             // Rounded at random, or a share of 1 % of few requests would be none for ever.
             let part = arrivals as f64 * f64::from(share.weight_bp) / 1e4;
             let n = (part + self.rng.random_range(0.0..1.0)) as u64;
@@ -226,10 +262,18 @@ impl World {
             };
             self.feed(Event::Resources { instance, sample });
         }
-        let sample =
-            TrafficSample { window: STEP, arrivals, applied: table.version(), instances };
+        let sample = TrafficSample {
+            window: STEP,
+            arrivals,
+            applied: table.version(),
+            instances,
+        };
         let proxy = name(ProxyName::new("p"));
-        self.feed(Event::Traffic { proxy, workload: workload(), sample });
+        self.feed(Event::Traffic {
+            proxy,
+            workload: workload(),
+            sample,
+        });
     }
 
     /// `seconds` under the rate that `law` gives for each second since now.
@@ -248,13 +292,21 @@ impl World {
             }
             self.step(rate);
         }
-        panic!("no {kind:?} within {seconds} s; journal: {:#?}", self.kinds());
+        panic!(
+            "no {kind:?} within {seconds} s; journal: {:#?}",
+            self.kinds()
+        );
     }
 
     /// The journal, for a failed assertion.
     pub(crate) fn story(&self) -> String {
         let line = |r: &Record| {
-            format!("{:.1} {:?} {}\n", r.at.as_secs_f64() - 1_000.0, r.kind, r.reason)
+            format!(
+                "{:.1} {:?} {}\n",
+                r.at.as_secs_f64() - 1_000.0,
+                r.kind,
+                r.reason
+            )
         };
         self.records.iter().map(line).collect()
     }
@@ -276,7 +328,10 @@ impl World {
     }
 
     pub(crate) fn standby(&mut self, standby: Standby) {
-        self.feed(Event::SetStandby { workload: workload(), standby });
+        self.feed(Event::SetStandby {
+            workload: workload(),
+            standby,
+        });
     }
 
     pub(crate) fn weight(&self, instance: InstanceId) -> u16 {
@@ -284,8 +339,11 @@ impl World {
     }
 
     pub(crate) fn assert_no_refusal(&self) {
-        let refused: Vec<&Record> =
-            self.records.iter().filter(|r| r.kind == Kind::Refused).collect();
+        let refused: Vec<&Record> = self
+            .records
+            .iter()
+            .filter(|r| r.kind == Kind::Refused)
+            .collect();
         assert!(refused.is_empty(), "{refused:#?}");
     }
 }

@@ -146,16 +146,26 @@ pub(super) struct ReadinessTable {
 
 impl Default for ReadinessTable {
     fn default() -> Self {
-        Self { path: "/".into(), successes: 3, interval_ms: 200, timeout_ms: 30_000 }
+        Self {
+            path: "/".into(),
+            successes: 3,
+            interval_ms: 200,
+            timeout_ms: 30_000,
+        }
     }
 }
 
 /// Parses; a problem is told in one line with its place.
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        let line = error
+            .span()
+            .map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let place = line.map_or(String::new(), |l| format!(":{l}"));
         let problem = error.message().replace('\n', " ");
-        ConfigError { path: format!("{}{place}", path.display()), problem }
+        ConfigError {
+            path: format!("{}{place}", path.display()),
+            problem,
+        }
     })
 }

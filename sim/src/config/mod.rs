@@ -64,7 +64,10 @@ impl Config {
     }
 
     fn problem(&self, problem: String) -> ConfigError {
-        ConfigError { path: self.path.display().to_string(), problem }
+        ConfigError {
+            path: self.path.display().to_string(),
+            problem,
+        }
     }
 
     /// What only this machine can tell, before anything is started: the program is there, the
@@ -92,10 +95,17 @@ impl Config {
 
     /// Makes the directories, readable by this user alone.
     pub(crate) fn make_dirs(&self) -> Result<(), ConfigError> {
-        for (key, dir) in [("data_dir", &self.data_dir), ("runtime_dir", &self.runtime_dir)] {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(
-                |error| self.problem(format!("{key}: {} can't be made: {error}", dir.display())),
-            )?;
+        for (key, dir) in [
+            ("data_dir", &self.data_dir),
+            ("runtime_dir", &self.runtime_dir),
+        ] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|error| {
+                    self.problem(format!("{key}: {} can't be made: {error}", dir.display()))
+                })?;
         }
         Ok(())
     }
@@ -127,7 +137,10 @@ impl Config {
             cpus: server.spec.cpus,
             cgroup: self.cgroup.clone(),
             control_socket: self.control_socket(),
-            probes_object: self.probes_object.clone().or_else(|| installed_object(&launcher)),
+            probes_object: self
+                .probes_object
+                .clone()
+                .or_else(|| installed_object(&launcher)),
             launcher,
             tick: self.policy.step(),
         }
@@ -177,5 +190,8 @@ fn installed_object(program: &Path) -> Option<PathBuf> {
     let named = std::env::var_os("SIM_EBPF_OBJECT").map(PathBuf::from);
     let beside = program.parent().map(|dir| dir.join("sim-ebpf.o"));
     let packaged = Some(PathBuf::from("/usr/lib/sim/sim-ebpf.o"));
-    [named, beside, packaged].into_iter().flatten().find(|path| path.is_file())
+    [named, beside, packaged]
+        .into_iter()
+        .flatten()
+        .find(|path| path.is_file())
 }

@@ -44,7 +44,9 @@ impl Rules<'_> {
 
     fn seconds(&self, key: &str, value: f64, unit: f64) -> Result<Duration, ConfigError> {
         let good = |v: f64| v > 0.0 && v * unit <= SECONDS_MAX;
-        Ok(Duration::from_secs_f64(self.number(key, value, good, "above 0, at most a year")? * unit))
+        Ok(Duration::from_secs_f64(
+            self.number(key, value, good, "above 0, at most a year")? * unit,
+        ))
     }
 
     fn parsed<T: std::str::FromStr>(
@@ -53,7 +55,8 @@ impl Rules<'_> {
         text: &str,
         allowed: &str,
     ) -> Result<T, ConfigError> {
-        text.parse().map_err(|_| self.broken(key, format!("{text:?}"), allowed))
+        text.parse()
+            .map_err(|_| self.broken(key, format!("{text:?}"), allowed))
     }
 }
 
@@ -68,7 +71,10 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
     if let Err((key, allowed)) = file.policy.validate() {
         let key = format!("policy.{key}");
         let problem = format!("{key}: must be {allowed}");
-        return Err(ConfigError { path: path.display().to_string(), problem });
+        return Err(ConfigError {
+            path: path.display().to_string(),
+            problem,
+        });
     }
     let servers = servers(&rules, file.server)?;
     let workload = match <[WorkloadTable; 1]>::try_from(file.workload) {
@@ -113,7 +119,8 @@ fn is_cgroup_name(name: &str) -> bool {
         !p.is_empty()
             && p != "."
             && p != ".."
-            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && p.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     name.split('/').all(part)
 }
@@ -124,7 +131,11 @@ fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, C
         let server = validate_server(rules, table)?;
         let name = &server.spec.name;
         if servers.iter().any(|s| s.spec.name == *name) {
-            return Err(rules.broken("server.name", format!("{:?}", name.as_str()), "is used twice; names must differ"));
+            return Err(rules.broken(
+                "server.name",
+                format!("{:?}", name.as_str()),
+                "is used twice; names must differ",
+            ));
         }
         servers.push(server);
     }
@@ -154,7 +165,10 @@ fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, Conf
         failure_domain: table.failure_domain.unwrap_or_else(|| name.to_string()),
         name,
     };
-    Ok(Server { spec, netns: table.netns })
+    Ok(Server {
+        spec,
+        netns: table.netns,
+    })
 }
 
 fn mebibytes(rules: &Rules<'_>, key: &str, mib: u64) -> Result<u64, ConfigError> {
@@ -189,7 +203,10 @@ fn validate_workload(
     )?;
     let memory_bytes = mebibytes(rules, "workload.memory_mib", table.memory_mib)?;
     if memory_bytes > home.spec.memory_bytes {
-        let allowed = format!("must be at most {}, as its home has", home.spec.memory_bytes >> 20);
+        let allowed = format!(
+            "must be at most {}, as its home has",
+            home.spec.memory_bytes >> 20
+        );
         return Err(rules.broken("workload.memory_mib", table.memory_mib, &allowed));
     }
     let unit = |v: f64| v > 0.0 && v < 1.0;
@@ -273,31 +290,70 @@ slo = { bound_ms = 100 }
     #[test]
     fn bad_input_is_told_in_one_line_with_file_key_and_what_is_allowed() {
         let cases = [
-            ("bound_ms = 100", "bound_ms = 0", "workload.slo.bound_ms = 0: must be above 0"),
-            ("bound_ms = 100", "bound_ms = 1, nonsense = 2", "sim.toml:14: unknown field `nonsense`, expected one of"),
-            ("home = \"a\"", "home = \"b\"", "workload.home = \"b\": must be a server's name: a"),
-            ("cpus = 0.5", "cpus = 3.0", "workload.cpus = 3: must be 0.1 to 1"),
-            ("127.0.0.1:8080", "8080", "proxy.listen = \"8080\": must be ip:port"),
-            ("cpus = 1.0", "cpus = nan", "server a: cpus = NaN: must be 0.1 to 4096"),
+            (
+                "bound_ms = 100",
+                "bound_ms = 0",
+                "workload.slo.bound_ms = 0: must be above 0",
+            ),
+            (
+                "bound_ms = 100",
+                "bound_ms = 1, nonsense = 2",
+                "sim.toml:14: unknown field `nonsense`, expected one of",
+            ),
+            (
+                "home = \"a\"",
+                "home = \"b\"",
+                "workload.home = \"b\": must be a server's name: a",
+            ),
+            (
+                "cpus = 0.5",
+                "cpus = 3.0",
+                "workload.cpus = 3: must be 0.1 to 1",
+            ),
+            (
+                "127.0.0.1:8080",
+                "8080",
+                "proxy.listen = \"8080\": must be ip:port",
+            ),
+            (
+                "cpus = 1.0",
+                "cpus = nan",
+                "server a: cpus = NaN: must be 0.1 to 4096",
+            ),
             ("command = [\"true\"]", "command = []", "workload.command"),
-            ("name = \"web\"", "name = \"we b\"", "a name is 1 to 63 characters"),
+            (
+                "name = \"web\"",
+                "name = \"we b\"",
+                "a name is 1 to 63 characters",
+            ),
         ];
         for (from, to, expected) in cases {
             let error = read(&GOOD.replacen(from, to, 1)).expect_err(to).to_string();
             assert!(error.contains(expected), "{error}");
-            assert!(error.starts_with("sim.toml") && !error.contains('\n'), "{error}");
+            assert!(
+                error.starts_with("sim.toml") && !error.contains('\n'),
+                "{error}"
+            );
         }
         let twice = format!("{GOOD}\n[[server]]\nname = \"a\"\ncpus = 1.0\n");
         let error = read(&twice).expect_err("duplicate").to_string();
         assert!(error.contains("\"a\": is used twice"), "{error}");
         let policy = format!("{GOOD}\n[policy]\nparity_alpha = 2.0\n");
         let error = read(&policy).expect_err("policy").to_string();
-        assert!(error.contains("policy.parity_alpha: must be between 0 and 1"), "{error}");
+        assert!(
+            error.contains("policy.parity_alpha: must be between 0 and 1"),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_unauthenticated_admin_address_stays_on_loopback() {
         let error = read(&GOOD.replace("[[server]]", "admin = \"0.0.0.0:9901\"\n[[server]]"));
-        assert!(error.expect_err("refused").to_string().contains("proxy.admin"));
+        assert!(
+            error
+                .expect_err("refused")
+                .to_string()
+                .contains("proxy.admin")
+        );
     }
 }

@@ -131,6 +131,7 @@ pub async fn run(
         load: None,
         timeline: Timeline::default(),
         failover_ms: None,
+        died_seen_by: None,
         live_from: 0,
         shadow_bp: 0,
     };
@@ -246,6 +247,7 @@ async fn conclude(mut scenario: Scenario<'_>, outcome: Result<()>) -> Result<Ver
             .zip(ready)
             .map(|(crossing, ready)| crossing - ready),
         failover_ms: scenario.failover_ms,
+        died_seen_by: scenario.died_seen_by.map(str::to_owned),
         probe_overhead_percent,
         decisions: scenario.entries.len() as u64,
         order_ok: order.is_none(),

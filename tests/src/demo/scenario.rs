@@ -63,6 +63,8 @@ pub struct Scenario<'a> {
     pub timeline: Timeline,
     /// Time from death to the last pick of the dead.
     pub failover_ms: Option<f64>,
+    /// Whose stamp of the death that counts from.
+    pub died_seen_by: Option<&'static str>,
     /// First ended request that the live line still looks at.
     pub live_from: usize,
     /// Latest known share of the shadow, in basis points.
@@ -201,7 +203,9 @@ impl Scenario<'_> {
         }
         let last_pick: u64 =
             last_pick.context("the proxy's metrics never showed the killed instance")?;
-        let died_ns = if died_ns == 0 { called_ns } else { died_ns };
+        let seen_by_kernel = died_ns != 0;
+        let died_ns = if seen_by_kernel { died_ns } else { called_ns };
+        self.died_seen_by = Some(if seen_by_kernel { "kernel" } else { "kill" });
         self.failover_ms = Some(last_pick.saturating_sub(died_ns) as f64 / 1e6);
         Ok(())
     }

@@ -61,6 +61,9 @@ pub struct Figures {
     pub lead_left_seconds: Option<f64>,
     /// From death to the last pick of the dead instance.
     pub failover_ms: Option<f64>,
+    /// Whose stamp of the death that counts from: `kernel`, or `kill` for the moment before the
+    /// call, where the kernel's is not known.
+    pub died_seen_by: Option<String>,
     /// CPU time of the probes over that of the machine.
     pub probe_overhead_percent: Option<f64>,
     /// Journal entries.
@@ -229,6 +232,7 @@ mod tests {
             p99_during_over_before: Some(1.2),
             lead_left_seconds: Some(12.0),
             failover_ms: Some(0.2),
+            died_seen_by: Some("kernel".to_owned()),
             probe_overhead_percent: Some(0.3),
             decisions: 20,
             order_ok: true,
