@@ -12,6 +12,7 @@ pub use convert::{ConvertError, proxy_report, resource_report, standby_of};
 #[allow(
     missing_docs,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the contract is documented in the .proto file"
 )]
 pub mod v1 {

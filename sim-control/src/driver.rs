@@ -362,10 +362,10 @@ impl Driver {
             } => {
                 tracing::info!("proxy {proxy} is connected, for {workload}");
                 let known = sim_core::name::WorkloadName::new(&workload).ok();
-                if let Some(table) = known.as_ref().and_then(|w| self.core.table(w)) {
-                    if link.try_send(Ok(table.into())).is_err() {
-                        tracing::debug!("proxy {proxy} is gone already");
-                    }
+                if let Some(table) = known.as_ref().and_then(|w| self.core.table(w))
+                    && link.try_send(Ok(table.into())).is_err()
+                {
+                    tracing::debug!("proxy {proxy} is gone already");
                 }
                 self.registry.proxies.insert(
                     proxy,

@@ -144,17 +144,17 @@ fn desired(view: &View<'_>, report: &Report) -> Desired {
             view.saturated_ticks
         ));
     }
-    if view.policy.forecast {
-        if let (Some(seconds), Some(capacity)) = (report.crossing_seconds, view.capacity_rps) {
-            return Desired::Move(format!(
-                "forecast q{:.1} passes usable capacity {:.0}/s in {seconds:.0} s, lead time is {:.0} s; now {:.0}/s, {:.0}/s by then",
-                report.level * 100.0,
-                capacity[1],
-                report.lead_seconds,
-                report.demand_rps,
-                report.forecast_rps,
-            ));
-        }
+    if view.policy.forecast
+        && let (Some(seconds), Some(capacity)) = (report.crossing_seconds, view.capacity_rps)
+    {
+        return Desired::Move(format!(
+            "forecast q{:.1} passes usable capacity {:.0}/s in {seconds:.0} s, lead time is {:.0} s; now {:.0}/s, {:.0}/s by then",
+            report.level * 100.0,
+            capacity[1],
+            report.lead_seconds,
+            report.demand_rps,
+            report.forecast_rps,
+        ));
     }
     if view.standby == Standby::Always {
         return Desired::Standby;

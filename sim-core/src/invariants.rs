@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::name::{ServerName, WorkloadName};
     use crate::table::Share;
-    use alloc::vec;
+
     use core::net::SocketAddr;
     use core::time::Duration;
 

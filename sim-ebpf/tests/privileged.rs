@@ -19,12 +19,12 @@ use std::{
     collections::HashSet,
     fs,
     io::Write,
-    net::{Shutdown, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    net::{Shutdown, TcpListener},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
+use support::tools::{cgroup1_mount, drop_all_segments, program_ids, sender, write_direct_in};
 use support::{
     Actor, BLOCK_BYTES, BLOCKS, Cgroup, Privileged, assert_close, eventually, monotonic_ns,
 };
@@ -563,69 +563,4 @@ impl Write for Captured {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-fn program_ids() -> HashSet<u32> {
-    // One that goes while the list is read gives an error; it isn't there, which is the answer.
-    aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .map(|program| program.id())
-        .collect()
-}
-
-/// Lets an actor in `cgroup` write a file with direct I/O; the file.
-fn write_direct_in(cgroup: &Cgroup) -> PathBuf {
-    let name = cgroup.path.file_name().unwrap().to_str().unwrap();
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut actor = Actor::start(cgroup, &format!("write-direct {}", file.display()));
-    actor.go();
-    actor.done();
-    file
-}
-
-/// An actor in `cgroup` that has begun to send `bytes`, and our end.
-fn sender(cgroup: &Cgroup, bytes: u64) -> (Actor, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mut actor = Actor::start(cgroup, &format!("send {port} {bytes}"));
-    actor.go();
-    let (stream, _) = listener.accept().unwrap();
-    (actor, stream)
-}
-
-fn cgroup1_mount(controller: &str) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    mounts.lines().find_map(|line| {
-        let fields: Vec<_> = line.split(' ').collect();
-        let here = fields[2] == "cgroup" && fields[3].split(',').any(|option| option == controller);
-        here.then(|| PathBuf::from(fields[1]))
-    })
-}
-
-/// A socket filter that accepts no byte: the segments arrive and are dropped before TCP sees them.
-#[allow(unsafe_code, reason = "no safe API attaches a classic socket filter")]
-fn drop_all_segments(stream: &TcpStream) {
-    use std::os::fd::AsRawFd as _;
-    // BPF_RET | BPF_K: return 0.
-    let mut filter = [libc::sock_filter {
-        code: 6,
-        jt: 0,
-        jf: 0,
-        k: 0,
-    }];
-    let program = libc::sock_fprog {
-        len: 1,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the option's value is a `sock_fprog` whose filter outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of_val(&program) as libc::socklen_t,
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }

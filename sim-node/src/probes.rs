@@ -57,10 +57,10 @@ impl Sensors {
     }
 
     pub(crate) fn track(&mut self, cgroup: Option<u64>) {
-        if let (Some(probes), Some(id)) = (&mut self.probes, cgroup) {
-            if let Err(error) = probes.track(id) {
-                tracing::warn!("cgroup {id} is not counted by the probes: {error}");
-            }
+        if let (Some(probes), Some(id)) = (&mut self.probes, cgroup)
+            && let Err(error) = probes.track(id)
+        {
+            tracing::warn!("cgroup {id} is not counted by the probes: {error}");
         }
     }
 
@@ -71,10 +71,10 @@ impl Sensors {
     }
 
     pub(crate) fn watch(&mut self, slot: u32, pid: u32) {
-        if let Some(probes) = &mut self.probes {
-            if let Err(error) = probes.watch_process(slot, pid) {
-                tracing::debug!("process {pid} has no death flag: {error}");
-            }
+        if let Some(probes) = &mut self.probes
+            && let Err(error) = probes.watch_process(slot, pid)
+        {
+            tracing::debug!("process {pid} has no death flag: {error}");
         }
     }
 

@@ -65,14 +65,12 @@ async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
         Ok(())
     };
     tokio::pin!(exchange, connection);
-    loop {
-        tokio::select! {
-            done = &mut exchange => return done,
-            ended = &mut connection => {
-                ended?;
-                // The connection is over; what was read of the answer still has to be looked at.
-                return exchange.await;
-            }
+    tokio::select! {
+        done = &mut exchange => done,
+        ended = &mut connection => {
+            ended?;
+            // The connection is over; what was read of the answer still has to be looked at.
+            exchange.await
         }
     }
 }

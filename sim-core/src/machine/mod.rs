@@ -253,12 +253,12 @@ impl Core {
                 }
             }
             Event::SetStandby { workload, standby } => {
-                if let Some(found) = self.workloads.get_mut(&workload) {
-                    if found.standby != standby {
-                        found.standby = standby;
-                        let reason = alloc::format!("standby is now {standby:?}");
-                        found.record(&mut out, Kind::Operator, None, reason, None);
-                    }
+                if let Some(found) = self.workloads.get_mut(&workload)
+                    && found.standby != standby
+                {
+                    found.standby = standby;
+                    let reason = alloc::format!("standby is now {standby:?}");
+                    found.record(&mut out, Kind::Operator, None, reason, None);
                 }
             }
         }

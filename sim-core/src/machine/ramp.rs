@@ -44,16 +44,16 @@ impl Workload {
         let capacity = self
             .get(self.shadow)
             .and_then(|i| self.capacity.usable_rps(i.cpus));
-        if let Some([_, middle, _]) = capacity {
-            if share * self.demand_rps > middle {
-                let waited = out.now.since(self.ramp_since);
-                if waited > Duration::from_millis(policy.phase_timeout_ms) {
-                    let reason = format!("the shadow carries {middle:.0}/s: both are kept");
-                    self.ramp_since = out.now;
-                    self.record(out, Kind::StepBack, self.shadow, reason, None);
-                }
-                return;
+        if let Some([_, middle, _]) = capacity
+            && share * self.demand_rps > middle
+        {
+            let waited = out.now.since(self.ramp_since);
+            if waited > Duration::from_millis(policy.phase_timeout_ms) {
+                let reason = format!("the shadow carries {middle:.0}/s: both are kept");
+                self.ramp_since = out.now;
+                self.record(out, Kind::StepBack, self.shadow, reason, None);
             }
+            return;
         }
         self.ramp_to(out, policy, next, why);
     }

@@ -74,24 +74,25 @@ impl Workload {
             return;
         }
         let decision = self.decide(out, policy, pool);
-        if self.phase == Phase::Baseline && self.demand.is_calibrated() {
-            if let Some([low, middle, high]) = decision.report.capacity_rps {
-                let reason = format!(
-                    "baseline known after {} samples: {:.0}/s now, {:.2} ms CPU a request, usable capacity {middle:.0}/s ({low:.0} to {high:.0})",
-                    self.demand.samples_seen(),
-                    self.demand_rps,
-                    self.capacity.service_seconds().unwrap_or(0.0) * 1e3,
-                );
-                self.calibrated = true;
-                self.enter(out, Phase::Steady);
-                self.record(
-                    out,
-                    Kind::Steady,
-                    self.primary,
-                    reason,
-                    Some(decision.report.clone()),
-                );
-            }
+        if self.phase == Phase::Baseline
+            && self.demand.is_calibrated()
+            && let Some([low, middle, high]) = decision.report.capacity_rps
+        {
+            let reason = format!(
+                "baseline known after {} samples: {:.0}/s now, {:.2} ms CPU a request, usable capacity {middle:.0}/s ({low:.0} to {high:.0})",
+                self.demand.samples_seen(),
+                self.demand_rps,
+                self.capacity.service_seconds().unwrap_or(0.0) * 1e3,
+            );
+            self.calibrated = true;
+            self.enter(out, Phase::Steady);
+            self.record(
+                out,
+                Kind::Steady,
+                self.primary,
+                reason,
+                Some(decision.report.clone()),
+            );
         }
         match &decision.desired {
             Desired::Move(why) => {

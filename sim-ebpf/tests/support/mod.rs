@@ -1,5 +1,7 @@
 //! Cgroups, child processes and the rule for tests that need privileges.
 
+pub(crate) mod tools;
+
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::signal::{Signal, kill},
