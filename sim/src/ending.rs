@@ -1,22 +1,28 @@
 //! Waiting for the signal to end.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::io;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Done at the first SIGTERM or SIGINT.
-pub(crate) async fn asked() {
-    match (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            // Better to end at once than not to end when asked.
-            tracing::error!("signals can't be waited for: {error}");
+/// Listens from the moment it is made, so that no signal is lost between two waits.
+pub(crate) struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    /// Begins to listen; must be called inside a runtime.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Done at the first SIGTERM or SIGINT since this was made.
+    pub(crate) async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The roles that a process can have.
 
 use crate::config::Config;
-use crate::ending;
+use crate::ending::Ending;
 use anyhow::Context;
 use std::fs::File;
 use std::future::Future;
@@ -28,7 +28,12 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
 /// `sim control`.
 pub(crate) fn control(config: Config) -> anyhow::Result<()> {
     config.make_dirs()?;
-    block_on(sim_control::run(config.control(), ending::asked()))?.map_err(cannot_start)
+    block_on(async {
+        let mut ending = Ending::listen()?;
+        sim_control::run(config.control(), ending.asked())
+            .await
+            .map_err(cannot_start)
+    })?
 }
 
 /// `sim node`.
@@ -45,7 +50,13 @@ pub(crate) fn node(config: Config, server: &str) -> anyhow::Result<()> {
             .with_context(|| format!("can't enter netns {}", path.display()))?;
     }
     let node = config.node(found, own_program()?);
-    block_on(sim_node::run(node, ending::asked()))?.map_err(cannot_start)
+    block_on(async {
+        // Before the first cgroup is made, so that none is left by an early signal.
+        let mut ending = Ending::listen()?;
+        sim_node::run(node, ending.asked())
+            .await
+            .map_err(cannot_start)
+    })?
 }
 
 /// `sim proxy`.

@@ -2,6 +2,7 @@
 
 use crate::cli::EXIT_USAGE;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::roles::{CannotStart, block_on, own_program};
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
@@ -40,9 +41,10 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 
 async fn supervise(config: &Config) -> anyhow::Result<()> {
     let program = own_program()?;
+    let mut ending = Ending::listen()?;
     let mut roles = Vec::new();
     let result = match start_all(config, &program, &mut roles) {
-        Ok(()) => watch(&program, &mut roles).await,
+        Ok(()) => watch(&program, &mut roles, &mut ending).await,
         Err(error) => Err(error),
     };
     // Users first, then instances, then the one that everyone reports to.
@@ -88,10 +90,10 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> anyhow::Result<Child> {
         .with_context(|| format!("can't start {}", program.display()))
 }
 
-async fn watch(program: &PathBuf, roles: &mut [Role]) -> anyhow::Result<()> {
+async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> anyhow::Result<()> {
     loop {
         let end = tokio::select! {
-            () = crate::ending::asked() => End::Asked,
+            () = ending.asked() => End::Asked,
             (at, status) = any_end(roles) => End::Role(at, status?),
         };
         let End::Role(at, status) = end else {
@@ -110,7 +112,10 @@ async fn watch(program: &PathBuf, roles: &mut [Role]) -> anyhow::Result<()> {
             RESTARTS_WINDOW.as_secs()
         );
         tracing::warn!("{} ended ({status}); it is started again", role.name);
-        tokio::time::sleep(RESTART_PAUSE).await;
+        tokio::select! {
+            () = ending.asked() => return Ok(()),
+            () = tokio::time::sleep(RESTART_PAUSE) => {}
+        }
         role.child = spawn(program, &role.arguments)?;
         role.starts.push(Instant::now());
     }

@@ -130,8 +130,8 @@ impl Sweep {
     }
 }
 
-/// Bisection that believes a refusal only when it is repeated: a neighbour's burst of CPU makes a
-/// carried rate look refused, nothing makes a refused rate look carried twice as easily.
+/// Bisection that believes a refusal only when it is repeated: a neighbour's burst of CPU can
+/// make a carried rate look refused, and would then hold every later rate down.
 #[derive(Clone, Copy, Debug)]
 struct Search {
     /// The next rate to try.
