@@ -114,9 +114,9 @@ mod tests {
             for n in 1..=20_000 {
                 hits += f64::from(u8::from(is_below(tickets.take(), share)));
                 let off: f64 = hits - f64::from(n) * share;
-                // Half a block either way at its start and its end, and the golden ratio's own
-                // discrepancy, which stays under 2 at these lengths.
-                prop_assert!(off.abs() <= 6.0, "{off} after {n}");
+                // A quarter of a block either way at its start and at its end, and the golden
+                // ratio's own discrepancy, which grows by the logarithm and stays under 4 here.
+                prop_assert!(off.abs() <= 8.0, "{off} after {n}");
             }
         }
 
