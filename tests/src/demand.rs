@@ -51,7 +51,7 @@ impl Demand {
         let base_rps = capacity_rps * between(0.40, 0.44);
         let top_rps = capacity_rps * between(1.15, 1.25);
         let trend_start_seconds = between(50.0, 60.0);
-        let trend_seconds = between(65.0, 75.0);
+        let trend_seconds = between(95.0, 110.0);
         let season_seconds = between(15.0, 30.0);
         let season_amplitude = between(0.06, 0.10);
         let season_phase = between(0.0, TAU);

@@ -75,6 +75,8 @@ struct Policy {
     step_ms: u64,
     horizon_steps: u32,
     saturated_ticks: u32,
+    lead_margin_ms: u64,
+    utilisation_usable: f64,
 }
 
 /// Where the proxy listens.
@@ -181,6 +183,9 @@ pub fn render(
             step_ms: 500,
             horizon_steps: 120,
             saturated_ticks: 6,
+            // A quota of milliseconds queues early, and a noisy machine makes requests dearer.
+            lead_margin_ms: 20_000,
+            utilisation_usable: 0.70,
         },
     };
     toml::to_string(&file).context("configuration")
