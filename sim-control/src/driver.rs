@@ -453,7 +453,10 @@ impl Driver {
                 if let Some(running) = self.registry.instance(server, exited.instance) {
                     running.ready = false;
                     running.pid = 0;
-                    running.died_monotonic_ns = exited.died_monotonic_ns;
+                    // The answer to the fence has no stamp; the death's own is kept.
+                    if exited.died_monotonic_ns != 0 {
+                        running.died_monotonic_ns = exited.died_monotonic_ns;
+                    }
                 }
                 self.registry.forget_ended(server);
                 exited.to_event()

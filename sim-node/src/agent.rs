@@ -167,6 +167,7 @@ impl Agent {
                     server,
                     instances,
                 }));
+                self.tell_again();
                 self.report(v1::node_report::Report::Probes(self.sensors.report()));
             }
             Link::Down => self.reports = None,
@@ -175,6 +176,25 @@ impl Agent {
                 Some(v1::node_command::Command::Stop(stop)) => self.stop(&stop),
                 None => tracing::warn!("control sent a command that this version doesn't know"),
             },
+        }
+    }
+
+    /// What control may have missed: told again, it changes nothing more.
+    fn tell_again(&mut self) {
+        let running = self.instances.iter().filter(|(_, i)| !i.stopping);
+        let known: Vec<_> = running
+            .map(|(&id, i)| (id, i.address.to_string(), i.pid, i.ready))
+            .collect();
+        for (instance, address, pid, proof) in known {
+            let started = v1::InstanceStarted {
+                instance,
+                address,
+                pid,
+            };
+            self.report(v1::node_report::Report::Started(started));
+            if let Some(create) = proof {
+                self.report(v1::node_report::Report::Ready(ready(instance, create)));
+            }
         }
     }
 
@@ -239,12 +259,10 @@ impl Agent {
     fn take_fact(&mut self, fact: Fact) {
         match fact {
             Fact::Ready { instance, create } => {
-                let create_micros = u64::try_from(create.as_micros()).unwrap_or(u64::MAX);
-                let ready = v1::InstanceReady {
-                    instance,
-                    create_micros,
-                };
-                self.report(v1::node_report::Report::Ready(ready));
+                if let Some(found) = self.instances.get_mut(&instance) {
+                    found.ready = Some(create);
+                }
+                self.report(v1::node_report::Report::Ready(ready(instance, create)));
             }
             Fact::NotReady { instance, why } => {
                 if self.instances.contains_key(&instance) {
@@ -362,6 +380,14 @@ impl Agent {
             removed.map_err(|source| NodeError::Cgroup { name, source })?;
         }
         Ok(())
+    }
+}
+
+fn ready(instance: u64, create: Duration) -> v1::InstanceReady {
+    let create_micros = u64::try_from(create.as_micros()).unwrap_or(u64::MAX);
+    v1::InstanceReady {
+        instance,
+        create_micros,
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Instance {
     pub(crate) readings: Readings,
     /// Control asked for its end.
     pub(crate) stopping: bool,
+    /// It gave its proof, so long after its start.
+    pub(crate) ready: Option<Duration>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -75,6 +77,7 @@ impl Instance {
                 limits,
                 readings: Readings::first(None, None),
                 stopping: false,
+                ready: None,
                 tasks,
             }),
             Err(error) => {

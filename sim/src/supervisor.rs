@@ -16,6 +16,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// This many restarts of one role within the window, and something is wrong for good.
 const RESTARTS_MAX: usize = 5;
 const RESTARTS_WINDOW: Duration = Duration::from_secs(30);
+/// A role that can't start says so within this time; later on the same error is a fault to outlive.
+const FIRST_START: Duration = Duration::from_secs(10);
 /// Longest time that a role may take to end. A node ends instances in it.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -100,7 +102,8 @@ async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> an
             return Ok(());
         };
         let role = &mut roles[at];
-        if status.code() == Some(i32::from(EXIT_USAGE)) {
+        let first = role.starts.len() == 1 && role.starts[0].elapsed() < FIRST_START;
+        if first && status.code() == Some(i32::from(EXIT_USAGE)) {
             // It has said itself what is wrong, in one line.
             return Err(CannotStart(format!("{} can't start", role.name)).into());
         }

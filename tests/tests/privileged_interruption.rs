@@ -16,7 +16,10 @@ use sim_tests::demo::settings::Programs;
 use sim_tests::world::cgroup::Mounts;
 use sim_tests::world::{leftovers, privilege};
 
-const NAME: &str = "sim-interrupted";
+/// Name of the runs started here; another test process may do the same at the same time.
+fn name() -> String {
+    format!("sim-interrupted-{}", std::process::id())
+}
 
 /// Named cgroups, folders, processes, namespaces and pinned maps that a run could leave.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,19 +31,20 @@ struct Traces {
 
 impl Traces {
     fn read(mounts: &Mounts) -> Self {
-        let sweep = format!("{NAME}-sweep");
-        let mut named = leftovers::find(mounts, &[NAME, &sweep], "", &[]);
+        let own = name();
+        let sweep = format!("{own}-sweep");
+        let mut named = leftovers::find(mounts, &[&own, &sweep], "", &[]);
         let temporary = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
         named.extend(temporary.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            name.starts_with(NAME).then(|| format!("folder {name}"))
+            name.starts_with(&own).then(|| format!("folder {name}"))
         }));
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let environment = fs::read(process.path().join("environ")).unwrap_or_default();
             let mark = format!("{}=", leftovers::MARK);
             if String::from_utf8_lossy(&environment)
                 .split('\0')
-                .any(|entry| entry.starts_with(&mark) && entry.contains(NAME))
+                .any(|entry| entry.starts_with(&mark) && entry.contains(&own))
             {
                 let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
                 named.push(String::from_utf8_lossy(&command).replace('\0', " "));
@@ -78,7 +82,7 @@ fn list(folder: &Path, found: &mut BTreeSet<String>) {
 
 fn start(sweep: bool) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sim-demo"));
-    command.args(["--headless", "--name", NAME]);
+    command.args(["--headless", "--name", &name()]);
     if !sweep {
         // What comes after the sweep, sooner.
         command.args(["--capacity", "300"]);

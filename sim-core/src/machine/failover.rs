@@ -81,6 +81,9 @@ impl Workload {
         self.saturated = 0;
         let Some(heir) = heir else {
             self.publish(out, policy, true);
+            // Pauses are for moves: a service that is down is started again soon.
+            let soon = out.now.after(Duration::from_secs(1));
+            self.next_start_at = self.next_start_at.min(soon);
             if self.shadow.is_none() {
                 self.enter(out, Phase::Baseline);
             }

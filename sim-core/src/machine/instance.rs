@@ -1,6 +1,6 @@
 //! One instance as the core knows it.
 
-use crate::event::ResourceSample;
+use crate::event::{ResourceSample, Source};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::Arm;
 use crate::time::Time;
@@ -77,6 +77,10 @@ impl Instance {
     }
 
     pub(crate) fn take_resources(&mut self, now: Time, sample: &ResourceSample) {
+        if sample.cpu_source == Source::Absent {
+            // No signal is not a signal of zero.
+            return;
+        }
         self.resources_at = Some(now);
         self.cpu_seconds += sample.cpu_seconds;
         self.covered += sample.window;

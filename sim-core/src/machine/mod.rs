@@ -95,6 +95,7 @@ impl Core {
     pub fn take_lead(&mut self, epoch: u64) {
         self.epoch = epoch;
         for server in self.servers.values_mut() {
+            // Since when it is away is unknown; the first tick begins to count.
             server.up = false;
             server.down_since = None;
         }
@@ -138,6 +139,9 @@ impl Core {
                 .workloads
                 .entry(spec.name.clone())
                 .or_insert_with(fresh);
+            if workload.spec.standby != spec.standby {
+                workload.standby = spec.standby;
+            }
             workload.spec = spec;
         }
         self.workloads
@@ -334,6 +338,9 @@ impl Core {
     /// A server that stays away, and whose instances the proxies have ejected, is dead.
     fn lost_servers(&mut self, out: &mut Outbox) {
         let wait = core::time::Duration::from_millis(2 * self.policy.stale_ms);
+        for server in self.servers.values_mut().filter(|s| !s.up) {
+            server.down_since.get_or_insert(out.now);
+        }
         let mut dead: Vec<InstanceId> = Vec::new();
         for (name, server) in &self.servers {
             let Some(since) = server.down_since else {
@@ -347,8 +354,12 @@ impl Core {
                     workload
                         .instances
                         .values()
-                        .filter(|i| i.server == *name && i.state == State::Ready)
-                        .filter(|i| workload.is_ejected_everywhere(i.id))
+                        .filter(|i| i.server == *name)
+                        // One that serves is only dead when the proxies say so too.
+                        .filter(|i| {
+                            i.state == State::Stopping
+                                || (i.state == State::Ready && workload.is_ejected_everywhere(i.id))
+                        })
                         .map(|i| i.id),
                 );
             }

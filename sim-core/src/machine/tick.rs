@@ -50,6 +50,14 @@ impl Workload {
                 )
             };
             self.record(out, kind, self.primary, reason, None);
+            if fresh && matches!(self.phase, Phase::Warming | Phase::Shifting) {
+                // What was published in the meantime may have been refused, and the time that
+                // was frozen proves nothing.
+                self.phase_since = out.now;
+                self.ramp_since = out.now;
+                self.reset_arms();
+                self.publish(out, policy, false);
+            }
         }
         match self.phase {
             Phase::Baseline | Phase::Steady => self.settle(out, policy, pool, next_instance),

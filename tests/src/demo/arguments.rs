@@ -58,9 +58,9 @@ impl Arguments {
         }
     }
 
-    /// The arguments of one of the two runs of a comparison.
+    /// The arguments that both runs of a comparison share.
     #[must_use]
-    pub fn for_one_run(&self, flag: Option<&str>) -> Vec<String> {
+    pub fn for_one_run(&self) -> Vec<String> {
         let mut arguments = vec![
             format!("--seed={}", self.seed),
             format!("--name={}", self.name),
@@ -68,7 +68,6 @@ impl Arguments {
         if self.headless {
             arguments.push("--headless".to_owned());
         }
-        arguments.extend(flag.map(str::to_owned));
         arguments
     }
 }

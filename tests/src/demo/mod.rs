@@ -131,27 +131,31 @@ fn leftovers_after(
 
 fn compare(arguments: &Arguments) -> Result<ExitCode> {
     let mut screen = Screen::new(arguments.headless);
-    let folder = tempfile::tempdir().context("a temporary folder")?;
+    let name = format!("{}-compare", arguments.name);
+    let (folder, _) = Workspace::create(&std::env::temp_dir(), &name)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let mut stops = Stops::new()?;
         let both = async {
-            let mut figures = Vec::new();
-            let mut kept = true;
-            for (name, flag) in [("forecast", None), ("reactive", Some("--reactive"))] {
-                screen.line(&format!("— {name}, seed {}", arguments.seed));
-                let again = arguments.for_one_run(flag);
-                let (found, ok) = compare::run_again(&again, &folder.path().join(name)).await?;
-                figures.push(found);
-                kept &= ok;
-            }
-            compare::show(&mut screen, &figures[0], &figures[1]);
+            screen.line(&format!("— forecast, seed {}", arguments.seed));
+            let first = arguments.for_one_run();
+            let (forecast, first_kept) =
+                compare::run_again(&first, &folder.path().join("forecast")).await?;
+            screen.line(&format!("— reactive, seed {}", arguments.seed));
+            let mut second = arguments.for_one_run();
+            second.push("--reactive".to_owned());
+            // Demand is scaled by the capacity: one sweep for both, or they would not be the same.
+            second.push(format!("--capacity={}", forecast.capacity_measured_rps));
+            let (reactive, second_kept) =
+                compare::run_again(&second, &folder.path().join("reactive")).await?;
+            compare::show(&mut screen, &forecast, &reactive);
             if let Some(path) = &arguments.json {
-                std::fs::write(path, format!("{}\n", serde_json::to_string(&figures)?))?;
+                let both = serde_json::to_string(&[&forecast, &reactive])?;
+                std::fs::write(path, format!("{both}\n"))?;
             }
-            Ok::<_, anyhow::Error>(if kept {
+            Ok::<_, anyhow::Error>(if first_kept && second_kept {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE

@@ -167,7 +167,7 @@ async fn sweep(
     if let Some(capacity_rps) = options.capacity_rps {
         screen.stage(
             "capacity",
-            &format!("{capacity_rps:.0} requests a second, not measured"),
+            &format!("{capacity_rps:.0} requests a second, as given"),
         );
         return Ok((capacity_rps, mix));
     }
