@@ -1,7 +1,10 @@
 //! Intervals of the combined forecast, calibrated online at one knot lead.
 //!
-//! Two layers. A scale multiplier follows the mean absolute residual in units of the model's own
-//! deviation: it is quick and puts the width right. Quantile trackers correct the shape, one a
+//! Two layers. A scale multiplier follows the mean absolute residual, both plain and in units of
+//! the model's own deviation, and takes the geometric mean of what the two call for: it is quick
+//! and puts the width right. (In units of the deviation alone, misses made while the models were
+//! sure of themselves would multiply the wide intervals that they hand out once the misses have
+//! made them unsure: the same surprise counted twice.) Quantile trackers correct the shape, one a
 //! level, by the update q ← q + η(1[z > q] − (1 − level)): online gradient descent on the pinball
 //! loss, which keeps long-run coverage at the level for *any* sequence. Sources: Gibbs & Candès,
 //! "Adaptive conformal inference under distribution shift" (NeurIPS 2021) and "Conformal inference
@@ -15,7 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ensemble::{effective_samples, warm_rate};
+use super::ensemble::{effective_samples, overlap, warm_rate};
 use super::output::LEVELS;
 
 /// One number a level.
@@ -23,7 +26,9 @@ pub(super) type PerLevel = [f64; LEVELS.len()];
 
 /// Where the trackers start: quantiles of a standard normal, the outer ones somewhat further out.
 const START: PerLevel = [-1.66, -1.27, 0.0, 1.27, 1.66, 2.42, 3.40];
-/// Step sizes, in deviations. The outer levels step further: their misses are rare.
+/// Step sizes, in deviations. The outer levels step further: their misses are rare. Divided by
+/// [`overlap`]: one turn of the series is missed by every forecast made within a lead before it,
+/// and would otherwise widen the intervals as often.
 const STEP: PerLevel = [0.05, 0.05, 0.03, 0.05, 0.05, 0.10, 0.20];
 /// Share of a step that is made for forecasts from before a level shift: their misses come in a
 /// row, one shift for all of them, and say little about the intervals of the new regime.
@@ -47,6 +52,8 @@ pub(super) struct Conformal {
     steps: usize,
     /// Mean of |residual| over the model's deviation.
     mean_abs: f64,
+    /// Mean of |residual|, in the unit of the series.
+    mean_abs_plain: f64,
     scored: u64,
     trackers: PerLevel,
     coverage: f64,
@@ -71,6 +78,7 @@ impl Conformal {
         Self {
             steps,
             mean_abs: 0.0,
+            mean_abs_plain: 0.0,
             scored: 0,
             trackers: START,
             coverage: 0.0,
@@ -84,7 +92,7 @@ impl Conformal {
         let residual = y - issued.mean;
         let deviation = issued.deviation.max(f64::MIN_POSITIVE);
         let z = residual / (deviation * issued.multiplier);
-        let pace = if same_regime { 1.0 } else { SHIFTED_PACE };
+        let pace = if same_regime { 1.0 } else { SHIFTED_PACE } / overlap(self.steps);
         for ((q, level), step) in self.trackers.iter_mut().zip(LEVELS).zip(STEP) {
             let miss = if z > *q { 1.0 } else { 0.0 };
             *q = (*q + pace * step * (miss - (1.0 - level))).clamp(-TRACKER_MAX, TRACKER_MAX);
@@ -107,16 +115,19 @@ impl Conformal {
             1e3
         };
         let rate = warm_rate(self.scored, MEMORY + self.steps as f64);
-        self.mean_abs += rate * (ratio.min(cap) - self.mean_abs);
+        let ratio = ratio.min(cap);
+        self.mean_abs += rate * (ratio - self.mean_abs);
+        self.mean_abs_plain += rate * (ratio * deviation - self.mean_abs_plain);
         self.scored = self.scored.saturating_add(1);
     }
 
-    /// Factor from the model's deviation to the calibrated one, shrunk halfway between 1 and
-    /// `shorter`, the factor of the next shorter lead (1 for the shortest): part of what is wrong
-    /// there is wrong here, part is the start, which fades.
-    pub(super) fn multiplier(&self, shorter: f64) -> f64 {
+    /// Factor from `deviation`, the model's own, to the calibrated one, shrunk halfway between 1
+    /// and `shorter`, the factor of the next shorter lead (1 for the shortest): part of what is
+    /// wrong there is wrong here, part is the start, which fades.
+    pub(super) fn multiplier(&self, shorter: f64, deviation: f64) -> f64 {
         let n = self.samples();
-        let own = self.mean_abs / GAUSS_MEAN_ABS;
+        let plain = self.mean_abs_plain / deviation.max(f64::MIN_POSITIVE);
+        let own = libm::sqrt(self.mean_abs * plain) / GAUSS_MEAN_ABS;
         ((n * own + PRIOR_SAMPLES * libm::sqrt(shorter)) / (n + PRIOR_SAMPLES)).clamp(1e-3, 1e3)
     }
 
@@ -152,7 +163,7 @@ mod tests {
         for t in 0..4000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let y = (seed >> 33) as f64 / 2_147_483_648.0 * 20.0 - 10.0;
-            let multiplier = c.multiplier(1.0);
+            let multiplier = c.multiplier(1.0, 1.0);
             let at = |i: usize| c.offsets()[i] * multiplier;
             let issued = Issued {
                 mean: 0.0,

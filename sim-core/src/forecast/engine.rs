@@ -184,7 +184,7 @@ impl Engine {
             let mean = combine(weights, &means, level);
             let deviation = self.deviation(knot, &row, &means, mean, weights, level);
             let conformal = &self.conformal[i];
-            shorter = conformal.multiplier(shorter);
+            shorter = conformal.multiplier(shorter, deviation);
             let multiplier = shorter * conformal.widening();
             let offsets = conformal.offsets().map(|q| q * multiplier * deviation);
             let pending = (self.observed >= WARM).then_some(Pending {

@@ -107,9 +107,14 @@ pub(super) struct Ensemble {
     seasonal: bool,
 }
 
+/// How many errors at this lead are worth one independent sample: they overlap.
+pub(super) fn overlap(steps: usize) -> f64 {
+    1.0 + steps as f64 / 8.0
+}
+
 /// How many independent samples `scored` overlapping errors at this lead are worth.
 pub(super) fn effective_samples(scored: u64, memory: f64, steps: usize) -> f64 {
-    (scored as f64).min(memory) / (1.0 + steps as f64 / 8.0)
+    (scored as f64).min(memory) / overlap(steps)
 }
 
 /// Rate of an average that starts by weighting sample k with k, then forgets over `memory`

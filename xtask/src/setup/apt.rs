@@ -49,7 +49,7 @@ impl Apt {
     }
 
     /// Fetches the package lists, unless this run has done so.
-    fn update(&self, context: &Context, activity: &Activity) -> Result<()> {
+    pub(super) fn update(&self, context: &Context, activity: &Activity) -> Result<()> {
         if self.updated.replace(true) {
             return Ok(());
         }
@@ -132,14 +132,6 @@ impl Apt {
             .args(["download", "-q", "-o", "APT::Sandbox::User=root"])
             .args(packages);
         process::run_logged(command.current_dir(folder), &log)
-    }
-
-    /// Fetches the lists anew after a failure that old ones explain; false if already done.
-    pub(super) fn refresh(&self, context: &Context, activity: &Activity) -> Result<bool> {
-        if self.updated.get() {
-            return Ok(false);
-        }
-        self.update(context, activity).map(|()| true)
     }
 }
 

@@ -20,18 +20,21 @@ use crate::progress::Activity;
 const COMPILER: &str = "rustc-web";
 const SOURCE: &str = "rust-web-src";
 const LINKER_VERSION: &str = "0.13.0";
+/// The oldest LLVM that this bpf-linker builds against.
+const LLVM_MIN: u32 = 21;
 
 pub(super) fn toolchain(context: &Context, apt: &Apt, activity: &Activity) -> Result<Toolchain> {
     let _lock = context.cache.lock("ebpf-toolchain", activity)?;
     let root = context.cache.path("debian-rust");
     let mut origin = "cached";
-    if !root.join("usr/bin/rustc").is_file() {
+    // A compiler of earlier days may be too old for the linker of today.
+    if usable_version(context, &root).is_err() {
+        remove_folder(&root)?;
         unpack_compiler(context, apt, activity)?;
         origin = "built";
     }
     let libraries = library_path(&root)?;
-    let mut ask = context.command(root.join("usr/bin/rustc"));
-    let version = process::output(ask.env("LD_LIBRARY_PATH", &libraries).arg("-vV"))?;
+    let version = usable_version(context, &root)?;
     let llvm = llvm_major(&version)?;
     let folder = format!("bpf-linker-{LINKER_VERSION}-llvm{llvm}");
     let linker = context.cache.path(&folder).join("bin/bpf-linker");
@@ -49,6 +52,21 @@ pub(super) fn toolchain(context: &Context, apt: &Apt, activity: &Activity) -> Re
     })
 }
 
+/// What `rustc -vV` of the compiler below `root` says; an error if there is none or the linker
+/// can't be built against its LLVM.
+fn usable_version(context: &Context, root: &Path) -> Result<String> {
+    let mut ask = context.command(root.join("usr/bin/rustc"));
+    ask.env("LD_LIBRARY_PATH", library_path(root)?).arg("-vV");
+    let version = process::output(&mut ask)?;
+    let llvm = llvm_major(&version)?;
+    anyhow::ensure!(
+        llvm >= LLVM_MIN,
+        "{COMPILER} {} has LLVM {llvm}, bpf-linker {LINKER_VERSION} needs {LLVM_MIN} or later",
+        release(&version)
+    );
+    Ok(version)
+}
+
 /// `1.96.0` of what `rustc -vV` says.
 fn release(verbose_version: &str) -> &str {
     let release = verbose_version
@@ -58,25 +76,21 @@ fn release(verbose_version: &str) -> &str {
 }
 
 fn unpack_compiler(context: &Context, apt: &Apt, activity: &Activity) -> Result<()> {
+    // The compiler moves with Debian's security updates: old lists name an old one, or one that is
+    // gone from the archive. Without a network they are still worth a try.
+    if let Err(error) = apt.update(context, activity) {
+        activity.say(format!("old package lists are used: {error:#}"));
+    }
     apt.know(context, COMPILER, activity)?;
     apt.know(context, SOURCE, activity)?;
     let archives = context.cache.path("debian-rust-archives");
     context.cache.install("debian-rust", |root| {
-        let download = || {
-            remove_folder(&archives)?;
-            std::fs::create_dir_all(&archives)?;
-            activity.say("asking apt what the compiler needs");
-            let packages = closure(context, apt);
-            activity.say("downloading the compiler");
-            apt.download(context, &packages, &archives)
-        };
-        // Old lists name versions that are gone from the archive.
-        if let Err(error) = download() {
-            if !apt.refresh(context, activity)? {
-                return Err(error);
-            }
-            download()?;
-        }
+        remove_folder(&archives)?;
+        std::fs::create_dir_all(&archives)?;
+        activity.say("asking apt what the compiler needs");
+        let packages = closure(context, apt);
+        activity.say("downloading the compiler");
+        apt.download(context, &packages, &archives)?;
         activity.say("unpacking the compiler");
         for entry in std::fs::read_dir(&archives)? {
             apt::unpack(context, &entry?.path(), root)?;
@@ -85,7 +99,7 @@ fn unpack_compiler(context: &Context, apt: &Apt, activity: &Activity) -> Result<
             has_library_source(&root.join("usr")),
             "{SOURCE} brings no library source"
         );
-        Ok(())
+        usable_version(context, root).map(drop)
     })?;
     remove_folder(&archives)
 }
