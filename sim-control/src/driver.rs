@@ -23,6 +23,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 
+/// Journal records read in one go.
+const JOURNAL_PAGE: usize = 512;
 /// Inputs that wait for the driver.
 const INBOX: usize = 4096;
 /// Ticks between two snapshots of the core.
@@ -144,19 +146,19 @@ impl Clock {
     }
 }
 
-struct Driver {
+pub(crate) struct Driver {
     core: Core,
     store: Store,
     clock: Clock,
     registry: Registry,
-    followers: Vec<mpsc::Sender<Result<v1::JournalRecord, Status>>>,
+    followers: Vec<mpsc::Sender<v1::JournalRecord>>,
     /// Inputs since the last commit.
     batch: Batch,
     ticks: u64,
 }
 
 impl Driver {
-    fn new(config: &ControlConfig) -> Result<Self, ControlError> {
+    pub(crate) fn new(config: &ControlConfig) -> Result<Self, ControlError> {
         let mut store = Store::open(&config.data_dir)?;
         let restored = store.restore()?;
         let epoch = store.take_lead()?;
@@ -202,7 +204,10 @@ impl Driver {
         })
     }
 
-    async fn run(&mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), ControlError> {
+    pub(crate) async fn run(
+        &mut self,
+        mut inputs: mpsc::Receiver<Input>,
+    ) -> Result<(), ControlError> {
         let mut tick = interval(self.core.policy().step());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -271,9 +276,8 @@ impl Driver {
         for (sequence, record) in (first..).zip(&batch.records) {
             let json = serde_json::to_string(record).map_err(StoreError::from)?;
             let line = v1::JournalRecord { sequence, json };
-            // A follower that does not read is cut off; the journal itself has everything.
-            self.followers
-                .retain(|f| f.try_send(Ok(line.clone())).is_ok());
+            // A follower that does not keep up is cut off; it reads the journal again from there.
+            self.followers.retain(|f| f.try_send(line.clone()).is_ok());
         }
         Ok(())
     }
@@ -390,20 +394,21 @@ impl Driver {
             }
             Input::Journal {
                 from,
-                follow,
-                reply,
+                follower,
+                page,
             } => {
                 self.commit()?;
-                for (sequence, json) in self.store.journal(from)? {
-                    if reply
-                        .try_send(Ok(v1::JournalRecord { sequence, json }))
-                        .is_err()
-                    {
-                        break;
-                    }
+                let records: Vec<v1::JournalRecord> = self
+                    .store
+                    .journal(from, JOURNAL_PAGE)?
+                    .into_iter()
+                    .map(|(sequence, json)| v1::JournalRecord { sequence, json })
+                    .collect();
+                if records.is_empty() {
+                    self.followers.extend(follower);
                 }
-                if follow {
-                    self.followers.push(reply);
+                if page.send(records).is_err() {
+                    tracing::debug!("whoever asked for the journal is gone");
                 }
             }
             Input::Status { reply } => {
@@ -437,10 +442,7 @@ impl Driver {
                 return Ok(());
             }
             node_report::Report::Started(started) => {
-                if let Some(running) = self.registry.instance(server, started.instance) {
-                    running.address.clone_from(&started.address);
-                    running.pid = started.pid;
-                }
+                self.started(server, &started);
                 started.to_event()
             }
             node_report::Report::Ready(ready) => {
@@ -469,6 +471,22 @@ impl Driver {
                 tracing::warn!("node {server}: report refused: {error}");
                 Ok(())
             }
+        }
+    }
+
+    /// Also of an instance that an earlier control plane started.
+    fn started(&mut self, server: &ServerName, started: &v1::InstanceStarted) {
+        let known = self.core.workload_and_cpus(InstanceId(started.instance));
+        let Some(node) = self.registry.nodes.get_mut(server) else {
+            return;
+        };
+        let running = node.instances.entry(started.instance).or_default();
+        running.instance = started.instance;
+        running.address.clone_from(&started.address);
+        running.pid = started.pid;
+        if let Some((workload, cpus)) = known {
+            running.workload = workload.to_string();
+            running.cpus = cpus;
         }
     }
 

@@ -16,7 +16,7 @@ use crate::registry::{NodeLink, ProxyLink};
 /// Commands or tables on their way to one peer.
 const OUTBOUND: usize = 64;
 /// Journal records on their way to one follower.
-const FOLLOWER: usize = 4096;
+const FOLLOWER: usize = 256;
 
 /// One input of the driver.
 #[derive(Debug)]
@@ -46,10 +46,11 @@ pub(crate) enum Input {
         proxy: ProxyName,
     },
     Event(Event),
+    /// Asks for one page. Where it is empty, `follower` gets what comes from then on.
     Journal {
         from: u64,
-        follow: bool,
-        reply: mpsc::Sender<Result<v1::JournalRecord, Status>>,
+        follower: Option<mpsc::Sender<v1::JournalRecord>>,
+        page: oneshot::Sender<Vec<v1::JournalRecord>>,
     },
     Status {
         reply: oneshot::Sender<v1::StatusReply>,
@@ -79,6 +80,51 @@ impl Service {
     fn session(&self) -> u64 {
         // Relaxed: numbers need only differ; nothing is ordered by them.
         self.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Page by page, at the reader's pace. One that follows and falls behind is cut off from what
+/// comes and reads pages again: it misses nothing, and holds nobody up.
+async fn read_journal(
+    driver: &mpsc::Sender<Input>,
+    request: v1::JournalRequest,
+    out: &mpsc::Sender<Result<v1::JournalRecord, Status>>,
+) -> Result<(), Status> {
+    let v1::JournalRequest { mut from, follow } = request;
+    loop {
+        let (link, mut coming) = mpsc::channel(FOLLOWER);
+        let (page, records) = oneshot::channel();
+        let ask = Input::Journal {
+            from,
+            follower: follow.then_some(link),
+            page,
+        };
+        driver.send(ask).await.map_err(stopped)?;
+        let records = records.await.map_err(stopped)?;
+        let end = records.is_empty();
+        for record in records {
+            from = record.sequence + 1;
+            if out.send(Ok(record)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if !end {
+            continue;
+        }
+        if !follow {
+            return Ok(());
+        }
+        loop {
+            let record = tokio::select! {
+                record = coming.recv() => record,
+                () = out.closed() => return Ok(()),
+            };
+            let Some(record) = record else { break };
+            from = record.sequence + 1;
+            if out.send(Ok(record)).await.is_err() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -195,16 +241,15 @@ impl ControlPlane for Service {
         &self,
         request: Request<v1::JournalRequest>,
     ) -> Result<Response<Self::JournalStream>, Status> {
-        let v1::JournalRequest { from, follow } = request.into_inner();
-        let (reply, records) = mpsc::channel(FOLLOWER);
-        self.driver
-            .send(Input::Journal {
-                from,
-                follow,
-                reply,
-            })
-            .await
-            .map_err(stopped)?;
+        let (out, records) = mpsc::channel(OUTBOUND);
+        let driver = self.driver.clone();
+        tokio::spawn(async move {
+            if let Err(status) = read_journal(&driver, request.into_inner(), &out).await
+                && out.send(Err(status)).await.is_err()
+            {
+                tracing::debug!("whoever read the journal is gone");
+            }
+        });
         Ok(Response::new(ReceiverStream::new(records)))
     }
 
@@ -242,5 +287,106 @@ impl ControlPlane for Service {
             .await
             .map_err(stopped)?;
         Ok(Response::new(v1::SetStandbyReply {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{ControlConfig, Driver};
+    use sim_core::policy::Policy;
+    use sim_core::workload::{Readiness, Slo, Standby, WorkloadSpec};
+    use std::time::Duration;
+
+    fn workload() -> WorkloadSpec {
+        WorkloadSpec {
+            name: WorkloadName::new("web").expect("valid"),
+            command: vec!["x".into()],
+            environment: Vec::new(),
+            cpus: 1.0,
+            memory_bytes: 1 << 20,
+            home: ServerName::new("a").expect("valid"),
+            slo: Slo {
+                quantile: 0.99,
+                bound: Duration::from_millis(100),
+                window: Duration::from_secs(60),
+                error_budget: 0.001,
+            },
+            readiness: Readiness {
+                path: "/".into(),
+                successes: 1,
+                interval: Duration::from_millis(100),
+                timeout: Duration::from_secs(1),
+            },
+            standby: Standby::Predicted,
+            slo_minute_price: 1.0,
+        }
+    }
+
+    /// Journals `count` records.
+    async fn write(driver: &mpsc::Sender<Input>, count: usize) {
+        for at in 0..count {
+            let event = Event::SetStandby {
+                workload: WorkloadName::new("web").expect("valid"),
+                standby: [Standby::Always, Standby::Predicted][at % 2],
+            };
+            driver.send(Input::Event(event)).await.expect("a driver");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_falls_behind_misses_no_record_of_a_long_journal() {
+        let dir = tempfile::tempdir().expect("dir");
+        let config = ControlConfig {
+            socket: dir.path().join("s"),
+            data_dir: dir.path().to_owned(),
+            policy: Policy::default(),
+            servers: Vec::new(),
+            workloads: vec![workload()],
+        };
+        let mut driver = Driver::new(&config).expect("driver");
+        let (inbox, inputs) = mpsc::channel(16);
+        let driving = tokio::spawn(async move { driver.run(inputs).await });
+        write(&inbox, 1_500).await;
+        let (out, mut records) = mpsc::channel(8);
+        let request = v1::JournalRequest {
+            from: 0,
+            follow: true,
+        };
+        let own = inbox.clone();
+        let reading = tokio::spawn(async move { read_journal(&own, request, &out).await });
+        let mut seen = Vec::new();
+        while seen.len() < 1_500 {
+            seen.push(
+                records
+                    .recv()
+                    .await
+                    .expect("more")
+                    .expect("record")
+                    .sequence,
+            );
+        }
+        // Far more than a follower's queue holds, and nobody reads meanwhile.
+        write(&inbox, 3 * FOLLOWER).await;
+        while seen.len() < 1_500 + 3 * FOLLOWER {
+            seen.push(
+                records
+                    .recv()
+                    .await
+                    .expect("more")
+                    .expect("record")
+                    .sequence,
+            );
+        }
+        let first = seen[0];
+        assert!(
+            (first..)
+                .zip(&seen)
+                .all(|(expected, found)| expected == *found)
+        );
+        drop(records);
+        reading.await.expect("joined").expect("ended well");
+        drop(inbox);
+        driving.await.expect("joined").expect("ended well");
     }
 }

@@ -231,11 +231,15 @@ impl Store {
     ///
     /// # Errors
     /// Where the transaction fails.
-    pub(crate) fn journal(&self, from: u64) -> Result<Vec<(u64, String)>, StoreError> {
+    pub(crate) fn journal(
+        &self,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, String)>, StoreError> {
         let read = self.database.begin_read().map_err(failed)?;
         let journal = read.open_table(JOURNAL).map_err(failed)?;
         let mut records = Vec::new();
-        for entry in journal.range(from..).map_err(failed)? {
+        for entry in journal.range(from..).map_err(failed)?.take(limit) {
             let (sequence, bytes) = entry.map_err(failed)?;
             records.push((
                 sequence.value(),
@@ -313,7 +317,7 @@ mod tests {
         }
         let store = Store::open(dir.path()).expect("open");
         let numbers: Vec<u64> = store
-            .journal(2)
+            .journal(2, 10)
             .expect("read")
             .into_iter()
             .map(|r| r.0)

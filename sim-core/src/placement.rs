@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 
 /// How much the square of the server's utilisation after the move raises the price.
 const CROWDING: f64 = 1.0;
+/// Added to every price, so that among servers that cost nothing the emptiest wins.
+const PRICE_MIN: f64 = 1e-6;
 
 /// What is asked of a server.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +68,7 @@ fn score(ask: &Ask<'_>, offer: &Offer<'_>) -> Candidate {
         None => {
             let share = spec.price_per_hour * cpus / spec.cpus;
             let crowded = (spec.cpus - offer.cpus_free + ask.load_cpus) / spec.cpus;
-            let score = share * (1.0 + CROWDING * crowded * crowded);
+            let score = (share + PRICE_MIN) * (1.0 + CROWDING * crowded * crowded);
             let tight = if cpus < ask.cpus {
                 ", less than asked"
             } else {
@@ -188,6 +190,18 @@ mod tests {
         let (chosen, candidates) = place(&ask(&home), &[offer(&other)]);
         assert_eq!(chosen, None);
         assert!(candidates[0].why.contains("failure domain"));
+    }
+
+    #[test]
+    fn among_servers_that_cost_nothing_the_emptiest_wins() {
+        let home = server("home", 1.0, 0.0);
+        let (a, b) = (server("a", 2.0, 0.0), server("b", 2.0, 0.0));
+        let crowded = Offer {
+            cpus_free: 0.7,
+            ..offer(&a)
+        };
+        let (chosen, _) = place(&ask(&home), &[crowded, offer(&b)]);
+        assert_eq!(chosen.map(|(s, _)| s), Some(b.name));
     }
 
     #[test]

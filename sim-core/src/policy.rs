@@ -99,7 +99,8 @@ impl Policy {
     /// Names the key and what it may be.
     pub fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         let unit = |x: f64| x > 0.0 && x < 1.0;
-        let rules: [(bool, &str, &str); 15] = [
+        let positive = |x: f64| x.is_finite() && x >= 0.0;
+        let rules: [(bool, &str, &str); 18] = [
             (
                 (100..=60_000).contains(&self.step_ms),
                 "step_ms",
@@ -139,11 +140,30 @@ impl Policy {
             ),
             (unit(self.parity_alpha), "parity_alpha", "between 0 and 1"),
             (
-                self.parity_mean_ratio >= 1.0,
+                self.parity_mean_ratio.is_finite() && self.parity_mean_ratio >= 1.0,
                 "parity_mean_ratio",
                 "1 or more",
             ),
-            (self.parity_slack_ms >= 0.0, "parity_slack_ms", "0 or more"),
+            (
+                positive(self.parity_slack_ms),
+                "parity_slack_ms",
+                "0 or more",
+            ),
+            (
+                self.parity_requests_min >= 1,
+                "parity_requests_min",
+                "1 or more",
+            ),
+            (
+                self.phase_timeout_ms > self.ramp_step_ms,
+                "phase_timeout_ms",
+                "more than ramp_step_ms",
+            ),
+            (
+                self.lead_margin_ms <= 3_600_000,
+                "lead_margin_ms",
+                "0 to 3600000",
+            ),
             (
                 self.warm_bp[0] >= 1
                     && self.warm_bp[0] <= self.warm_bp[1]

@@ -67,6 +67,8 @@ struct Agent {
     facts: mpsc::Sender<Fact>,
     reports: Option<mpsc::Sender<v1::NodeReport>>,
     deadlines: BTreeMap<u64, tokio::time::Instant>,
+    /// Over, but not removed yet; whether control waits to hear when the resources are back.
+    leaving: BTreeMap<u64, bool>,
     reports_lost: u64,
     ticks: u64,
 }
@@ -136,6 +138,7 @@ impl Agent {
             facts,
             reports: None,
             deadlines: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             reports_lost: 0,
             ticks: 0,
         })
@@ -246,6 +249,10 @@ impl Agent {
 
     fn stop(&mut self, stop: &v1::StopInstance) {
         let id = stop.instance;
+        if let Some(asked) = self.leaving.get_mut(&id) {
+            *asked = true;
+            return;
+        }
         let Some(instance) = self.instances.get_mut(&id) else {
             // It ended by itself: all that control waits for is to be told.
             return self.exited(id, v1::instance_exited::Cause::Code(0), true, 0);
@@ -274,6 +281,12 @@ impl Agent {
                     self.remove(instance, cause);
                 }
             }
+            Fact::Gone {
+                instance,
+                cgroup,
+                cause,
+                died_ns,
+            } => self.gone(instance, cgroup, cause, died_ns),
         }
     }
 
@@ -304,12 +317,37 @@ impl Agent {
         if !instance.stopping {
             self.exited(id, cause.clone(), false, died_ns);
         }
-        if let Err(error) = instance.limits.destroy(instance.pid) {
-            tracing::error!("instance {} is not gone: {error}", InstanceId(id));
-        }
-        self.sensors.untrack(instance.limits.cgroup_id());
+        self.leaving.insert(id, instance.stopping);
+        let facts = self.facts.clone();
+        let cgroup = instance.limits.cgroup_id();
+        // Waits until the last process is gone, which must not keep other instances waiting.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = instance.limits.destroy(instance.pid) {
+                tracing::error!("instance {} is not gone: {error}", InstanceId(id));
+            }
+            let gone = Fact::Gone {
+                instance: id,
+                cgroup,
+                cause,
+                died_ns,
+            };
+            if facts.blocking_send(gone).is_err() {
+                tracing::debug!("the agent is gone");
+            }
+        });
+    }
+
+    /// Nothing is left of it.
+    fn gone(
+        &mut self,
+        id: u64,
+        cgroup: Option<u64>,
+        cause: v1::instance_exited::Cause,
+        died_ns: u64,
+    ) {
+        self.sensors.untrack(cgroup);
         self.sensors.unwatch(slot(id));
-        if instance.stopping {
+        if self.leaving.remove(&id) == Some(true) {
             self.exited(id, cause, true, died_ns);
         }
     }
@@ -355,7 +393,7 @@ impl Agent {
             instance.ask_to_end();
         }
         let ending = async {
-            while !self.instances.is_empty() {
+            while !self.instances.is_empty() || !self.leaving.is_empty() {
                 match facts.recv().await {
                     Some(fact) => self.take_fact(fact),
                     None => break,
@@ -368,9 +406,11 @@ impl Agent {
                 self.instances.len()
             );
         }
-        let left: Vec<u64> = self.instances.keys().copied().collect();
-        for id in left {
-            self.remove(id, v1::instance_exited::Cause::Signal(9));
+        // Those without a cgroup are killed here; the others go with the server's.
+        for instance in std::mem::take(&mut self.instances).into_values() {
+            if let Err(error) = instance.limits.destroy(instance.pid) {
+                tracing::error!("pid {} is not gone: {error}", instance.pid);
+            }
         }
         if let (Some(hierarchy), Some(parent)) = (&self.hierarchy, self.parent.take()) {
             let name = format!("{}/{}", self.config.cgroup, self.config.server);

@@ -111,9 +111,49 @@ impl Hierarchy {
         fs::create_dir_all(&dir).map_err(|error| context(&error, &dir))?;
         let file = File::open(&dir).map_err(|error| context(&error, &dir))?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => io::Error::other("another node runs this server in this cgroup"),
+            Errno::EWOULDBLOCK => io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another node runs this server in this cgroup",
+            ),
             errno => errno.into(),
         })
+    }
+
+    /// The directories of `name` that exist.
+    #[must_use]
+    pub fn directories(&self, name: &str) -> Vec<PathBuf> {
+        self.mounts()
+            .map(|mount| mount.join(name))
+            .filter(|dir| dir.is_dir())
+            .collect()
+    }
+
+    /// Whether another process holds the lock on the cgroup `name`. Nothing is made.
+    #[must_use]
+    pub fn is_held(&self, name: &str) -> bool {
+        self.mounts().next().is_some_and(|m| m.join(name).is_dir())
+            && self
+                .lock(name)
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Kills everything in the cgroup `name` and below, and removes it all. Gives the number of
+    /// cgroups removed: 0 where there was none.
+    ///
+    /// # Errors
+    /// Where another process holds the lock, or a directory can't be removed.
+    pub fn remove(&self, name: &str) -> io::Result<usize> {
+        let left = self.directories(name);
+        if left.is_empty() {
+            return Ok(0);
+        }
+        let _lock = self.lock(name)?;
+        let mut removed = self.clear(name)?;
+        for dir in self.directories(name) {
+            remove_dir(&dir)?;
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     /// Removes the cgroup `name` where it is empty; where others still use it, nothing happens.
@@ -425,8 +465,14 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         let held = hierarchy.lock("pool/a").expect("free");
         let refused = hierarchy.lock("pool/a").expect_err("held");
         assert!(refused.to_string().contains("another node"), "{refused}");
+        assert!(hierarchy.is_held("pool/a") && !hierarchy.is_held("pool/b"));
+        hierarchy.remove("pool/a").expect_err("held");
         drop(held);
-        hierarchy.lock("pool/a").expect("free again");
+        drop(hierarchy.lock("pool/a").expect("free again"));
+        assert!(!hierarchy.is_held("pool/a"));
+        fs::create_dir(dir.path().join("pool/a/i1")).expect("made");
+        assert_eq!(hierarchy.remove("pool/a").expect("removed"), 2);
+        assert_eq!(hierarchy.remove("pool/a").expect("nothing"), 0);
     }
 
     #[test]

@@ -26,6 +26,13 @@ pub(crate) enum Fact {
         instance: u64,
         cause: v1::instance_exited::Cause,
     },
+    /// Nothing is left of it: no process, no cgroup.
+    Gone {
+        instance: u64,
+        cgroup: Option<u64>,
+        cause: v1::instance_exited::Cause,
+        died_ns: u64,
+    },
 }
 
 /// A running instance.
@@ -102,6 +109,10 @@ impl Instance {
         command.arg("launch");
         for dir in limits.dirs() {
             command.arg("--cgroup").arg(dir);
+        }
+        if let Limits::DutyCycle { .. } = limits {
+            // No cgroup by which what a killed node left could be found, and nobody to hold it.
+            command.arg("--parent").arg(std::process::id().to_string());
         }
         command.arg("--").args(start.command.iter().map(fill));
         command.envs(

@@ -17,3 +17,4 @@ mod session;
 
 pub use agent::{NodeConfig, NodeError, run};
 pub use launch::launch;
+pub use limits::hold_to_duty_cycle;

@@ -5,7 +5,7 @@
 //! and it stops what it limits, but it needs no privilege at all.
 
 use crate::cgroup::{Group, Hierarchy, Usage};
-use crate::process_tree;
+use crate::process_tree::{self, GroupClocks};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io;
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Length of a duty cycle's look.
 const CYCLE: Duration = Duration::from_millis(10);
+/// Cycles whose share may be saved up: one period of the kernel's own quotas.
+const CREDIT_CYCLES: f64 = 10.0;
 
 /// Limits of one instance.
 #[derive(Debug)]
@@ -93,22 +95,24 @@ pub(crate) fn group_of(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
 }
 
-/// Holds the process group `pid` to `cpus` until it is gone.
-pub(crate) async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
+/// Holds the process group `pid` to `cpus` until it is gone: it is stopped while it has used more
+/// than that, looked at every 10 ms. Needs no privilege beyond that of sending it signals. Dropped,
+/// it may leave the group stopped.
+pub async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
     let mut tick = tokio::time::interval(CYCLE);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut last, mut stopped, mut credit) = (Instant::now(), false, 0.0_f64);
-    let mut used = process_tree::usage(pid).map_or(0, |u| u.cpu_micros);
+    let mut clocks = GroupClocks::new(pid);
     loop {
         tick.tick().await;
-        let Ok(usage) = process_tree::usage(pid) else {
+        let Ok(spent) = clocks.spent() else {
             return;
         };
-        let earned = last.elapsed().as_secs_f64() * cpus * 1e6;
+        let earned = last.elapsed().as_secs_f64() * cpus;
         last = Instant::now();
         // Unused credit lapses after a few cycles, as a quota's does after its period.
-        let spent = usage.cpu_micros.saturating_sub(used) as f64;
-        credit = (credit + earned - spent).min(3.0 * CYCLE.as_secs_f64() * 1e6 * cpus);
-        used = usage.cpu_micros;
+        credit =
+            (credit + earned - spent.as_secs_f64()).min(CREDIT_CYCLES * CYCLE.as_secs_f64() * cpus);
         let stop = credit < 0.0;
         if stop != stopped {
             let signal = if stop {

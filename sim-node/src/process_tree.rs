@@ -2,8 +2,14 @@
 //! to be had.
 
 use crate::cgroup::Usage;
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
+
+/// How often a group is looked through for new processes.
+const RELIST: Duration = Duration::from_millis(250);
 
 /// CPU time and memory of all live processes of the group `pgid`, plus what its leader's
 /// reaped children used.
@@ -19,35 +25,83 @@ pub(crate) fn usage(pgid: u32) -> io::Result<Usage> {
         .flatten()
         .and_then(|p| u64::try_from(p).ok())
         .unwrap_or(4096);
-    let mut found = false;
     let mut total = Usage::default();
+    for (_, process) in members(pgid)? {
+        total.cpu_micros += process.ticks * 1_000_000 / ticks_second;
+        total.memory_bytes += process.resident_pages * page_bytes;
+    }
+    Ok(total)
+}
+
+/// The live processes of the group; an error if there are none.
+fn members(pgid: u32) -> io::Result<Vec<(Pid, Process)>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        if !entry
-            .file_name()
-            .to_string_lossy()
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-        {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
-        }
+        };
         // A process may be gone between listing and reading.
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
-        let Some(process) = parse(&stat) else {
-            continue;
-        };
-        if process.pgid == i64::from(pgid) {
-            found = true;
-            total.cpu_micros += process.ticks * 1_000_000 / ticks_second;
-            total.memory_bytes += process.resident_pages * page_bytes;
+        if let Some(process) = parse(&stat).filter(|p| p.pgid == i64::from(pgid)) {
+            found.push((Pid::from_raw(pid), process));
         }
     }
-    if found {
-        Ok(total)
-    } else {
-        Err(io::ErrorKind::NotFound.into())
+    if found.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(found)
+}
+
+/// CPU clocks of a process group: nanoseconds, where `/proc` counts hundredths of a second.
+///
+/// Processes that start are found within [`RELIST`]; what one used between its last reading and
+/// its end is missed.
+#[derive(Debug)]
+pub(crate) struct GroupClocks {
+    pgid: u32,
+    clocks: Vec<(Pid, ClockId, Duration)>,
+    listed: Option<Instant>,
+}
+
+impl GroupClocks {
+    pub(crate) fn new(pgid: u32) -> Self {
+        Self {
+            pgid,
+            clocks: Vec::new(),
+            listed: None,
+        }
+    }
+
+    /// CPU time since the last call, of all processes of the group; on the first one, all of it.
+    pub(crate) fn spent(&mut self) -> io::Result<Duration> {
+        if self.listed.is_none_or(|at| at.elapsed() >= RELIST) {
+            let members = members(self.pgid)?;
+            self.clocks
+                .retain(|(pid, ..)| members.iter().any(|(member, _)| member == pid));
+            for (pid, _) in members {
+                if self.clocks.iter().all(|(known, ..)| *known != pid) {
+                    // It may have ended since it was listed.
+                    if let Ok(clock) = clock_getcpuclockid(pid) {
+                        self.clocks.push((pid, clock, Duration::ZERO));
+                    }
+                }
+            }
+            self.listed = Some(Instant::now());
+        }
+        let mut spent = Duration::ZERO;
+        self.clocks.retain_mut(|(_, clock, used)| {
+            let Ok(now) = clock_gettime(*clock).map(Duration::from) else {
+                return false;
+            };
+            spent += now.saturating_sub(*used);
+            *used = now;
+            true
+        });
+        Ok(spent)
     }
 }
 
@@ -83,6 +137,26 @@ mod tests {
             (process.pgid, process.ticks, process.resident_pages),
             (42, 37, 250)
         );
+    }
+
+    #[test]
+    fn clocks_count_what_the_group_used_and_nothing_twice() {
+        let own = nix::unistd::getpgrp().as_raw().unsigned_abs();
+        let mut clocks = GroupClocks::new(own);
+        let start = clocks.spent().expect("own group");
+        assert!(start > Duration::ZERO);
+        let own_time = || {
+            let clock = ClockId::CLOCK_PROCESS_CPUTIME_ID;
+            Duration::from(clock_gettime(clock).expect("own clock"))
+        };
+        let before = own_time();
+        while own_time() - before < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        let spun = clocks.spent().expect("own group");
+        assert!(spun >= Duration::from_millis(20), "{spun:?}");
+        assert!(clocks.spent().expect("own group") < start + spun);
+        assert!(GroupClocks::new(u32::MAX).spent().is_err());
     }
 
     #[test]

@@ -52,6 +52,9 @@ enum Verb {
         /// Directory of a cgroup to enter.
         #[arg(long = "cgroup")]
         cgroups: Vec<PathBuf>,
+        /// Be killed when this process is not the parent any more.
+        #[arg(long)]
+        parent: Option<i32>,
         /// Program and arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -105,7 +108,11 @@ impl Cli {
     /// Does what was asked for.
     pub(crate) fn run(self) -> ExitCode {
         let result = match self.verb {
-            Verb::Launch { cgroups, command } => return launch::run(&cgroups, &command),
+            Verb::Launch {
+                cgroups,
+                parent,
+                command,
+            } => return launch::run(&cgroups, parent, &command),
             Verb::Check { config } => Config::read(&config)
                 .map_err(Into::into)
                 .map(|c| client::say(&c.describe())),

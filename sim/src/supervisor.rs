@@ -12,10 +12,11 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
+/// Pause before a restart, doubled for each other restart within the window. A role that falls
+/// again and again never takes the others down: the proxy serves on without the control plane.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
-/// This many restarts of one role within the window, and something is wrong for good.
-const RESTARTS_MAX: usize = 5;
-const RESTARTS_WINDOW: Duration = Duration::from_secs(30);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(15);
+const RESTARTS_WINDOW: Duration = Duration::from_secs(60);
 /// A role that can't start says so within this time; later on the same error is a fault to outlive.
 const FIRST_START: Duration = Duration::from_secs(10);
 /// Longest time that a role may take to end. A node ends instances in it.
@@ -25,14 +26,10 @@ const END_TIMEOUT: Duration = Duration::from_secs(15);
 struct Role {
     name: String,
     arguments: Vec<String>,
-    child: Child,
+    /// None between its end and its next start.
+    child: Option<Child>,
+    restart_at: Option<Instant>,
     starts: Vec<Instant>,
-}
-
-/// What ended the wait.
-enum End {
-    Asked,
-    Role(usize, ExitStatus),
 }
 
 /// Runs all roles until asked to end.
@@ -67,7 +64,8 @@ fn start_all(config: &Config, program: &PathBuf, roles: &mut Vec<Role>) -> anyho
         roles.push(Role {
             name,
             arguments,
-            child,
+            child: Some(child),
+            restart_at: None,
             starts: vec![Instant::now()],
         });
         Ok(())
@@ -94,33 +92,57 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> anyhow::Result<Child> {
 
 async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> anyhow::Result<()> {
     loop {
+        let due = roles.iter().filter_map(|role| role.restart_at).min();
         let end = tokio::select! {
-            () = ending.asked() => End::Asked,
-            (at, status) = any_end(roles) => End::Role(at, status?),
+            () = ending.asked() => return Ok(()),
+            (at, status) = any_end(roles) => Some((at, status?)),
+            () = at(due) => None,
         };
-        let End::Role(at, status) = end else {
-            return Ok(());
+        let Some((at, status)) = end else {
+            let now = Instant::now();
+            for role in roles
+                .iter_mut()
+                .filter(|role| role.restart_at.is_some_and(|at| at <= now))
+            {
+                role.restart_at = None;
+                role.child = Some(spawn(program, &role.arguments)?);
+                role.starts.push(now);
+            }
+            continue;
         };
         let role = &mut roles[at];
+        role.child = None;
         let first = role.starts.len() == 1 && role.starts[0].elapsed() < FIRST_START;
         if first && status.code() == Some(i32::from(EXIT_USAGE)) {
             // It has said itself what is wrong, in one line.
             return Err(CannotStart(format!("{} can't start", role.name)).into());
         }
-        role.starts.retain(|s| s.elapsed() < RESTARTS_WINDOW);
-        anyhow::ensure!(
-            role.starts.len() < RESTARTS_MAX,
-            "{} ended {RESTARTS_MAX} times within {} s, the last time by {status}",
+        let pause = role.pause();
+        tracing::warn!(
+            "{} ended ({status}); it is started again in {:.1} s",
             role.name,
-            RESTARTS_WINDOW.as_secs()
+            pause.as_secs_f64()
         );
-        tracing::warn!("{} ended ({status}); it is started again", role.name);
-        tokio::select! {
-            () = ending.asked() => return Ok(()),
-            () = tokio::time::sleep(RESTART_PAUSE) => {}
-        }
-        role.child = spawn(program, &role.arguments)?;
-        role.starts.push(Instant::now());
+        role.restart_at = Some(Instant::now() + pause);
+    }
+}
+
+/// Done at that moment; never where there is none.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Role {
+    /// How long to wait before the next start.
+    fn pause(&mut self) -> Duration {
+        self.starts.retain(|s| s.elapsed() < RESTARTS_WINDOW);
+        let doublings = u32::try_from(self.starts.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        RESTART_PAUSE
+            .saturating_mul(2_u32.saturating_pow(doublings))
+            .min(RESTART_PAUSE_MAX)
     }
 }
 
@@ -128,7 +150,10 @@ async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> an
 async fn any_end(roles: &mut [Role]) -> (usize, std::io::Result<ExitStatus>) {
     std::future::poll_fn(|context| {
         for (at, role) in roles.iter_mut().enumerate() {
-            let mut wait = std::pin::pin!(role.child.wait());
+            let Some(child) = &mut role.child else {
+                continue;
+            };
+            let mut wait = std::pin::pin!(child.wait());
             if let std::task::Poll::Ready(status) = wait.as_mut().poll(context) {
                 return std::task::Poll::Ready((at, status));
             }
@@ -141,7 +166,8 @@ async fn any_end(roles: &mut [Role]) -> (usize, std::io::Result<ExitStatus>) {
 async fn end(roles: &mut [Role], name: &str) {
     let chosen = || move |r: &&mut Role| r.name.split(' ').next() == Some(name);
     for role in roles.iter_mut().filter(chosen()) {
-        let Some(pid) = role.child.id().and_then(|p| i32::try_from(p).ok()) else {
+        let pid = role.child.as_ref().and_then(Child::id);
+        let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) else {
             continue;
         };
         if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM) {
@@ -149,14 +175,17 @@ async fn end(roles: &mut [Role], name: &str) {
         }
     }
     for role in roles.iter_mut().filter(chosen()) {
-        if tokio::time::timeout(END_TIMEOUT, role.child.wait())
+        let Some(child) = &mut role.child else {
+            continue;
+        };
+        if tokio::time::timeout(END_TIMEOUT, child.wait())
             .await
             .is_ok()
         {
             continue;
         }
         tracing::error!("{} does not end: killed", role.name);
-        if let Err(error) = role.child.kill().await {
+        if let Err(error) = child.kill().await {
             tracing::error!("{}: {error}", role.name);
         }
     }

@@ -115,6 +115,27 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
+fn a_namespace_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let text =
+        good(dir.path()).replace("cpus = 1.0\n", "cpus = 1.0\nnetns = \"/run/netns/none\"\n");
+    let expected = ["server[0].netns", "/run/netns/none", "can't be opened"];
+    assert_refused(&text, dir.path(), &expected);
+}
+
+#[test]
+fn a_control_socket_in_use_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let taken = dir.path().join("taken");
+    std::fs::create_dir(&taken).expect("made");
+    let socket = taken.join("control.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    let text = good(dir.path()).replace("/run\"", "/taken\"");
+    let expected = ["runtime_dir", "another control plane", "control.sock"];
+    assert_refused(&text, dir.path(), &expected);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let output = Command::new(env!("CARGO_BIN_EXE_sim"))
         .args(["run", "--config", "/no/such/sim.toml"])

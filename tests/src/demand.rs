@@ -2,9 +2,9 @@
 //!
 //! Base and linear trend, a short season, and slow noise (an AR(1) process at one step a
 //! second); arrivals scatter around it as Poisson does. It is scaled by the measured capacity,
-//! so one seed tells the same story on any machine. It starts well under half of it: a request
-//! costs more CPU on a little-loaded server than on a busy one, so what looks like half full from
-//! the outside looks fuller to whoever has only seen the quiet hours. The control plane never sees any of it.
+//! so one seed tells the same story on any machine. It starts at a third of it: a request costs
+//! more CPU on a little-loaded server than on a busy one, so what looks like a third full from
+//! the outside looks half full to whoever has only seen the quiet hours. The control plane never sees any of it.
 
 use std::f64::consts::TAU;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,8 @@ pub struct Demand {
     season_amplitude: f64,
     season_phase: f64,
     noise: Vec<f64>,
-    held_rps: AtomicU64,
+    /// From when on the trend stands still, in seconds; infinite while it doesn't.
+    held_from_seconds: AtomicU64,
 }
 
 impl Demand {
@@ -48,10 +49,10 @@ impl Demand {
     pub fn draw(shape: Shape, capacity_rps: f64, seed: u64) -> Self {
         let mut random = Pcg64::seed_from_u64(seed ^ 0xde3a_4d00);
         let mut between = |low: f64, high: f64| low + (high - low) * random.random::<f64>();
-        let base_rps = capacity_rps * between(0.40, 0.44);
+        let base_rps = capacity_rps * between(0.30, 0.34);
         let top_rps = capacity_rps * between(1.15, 1.25);
-        let trend_start_seconds = between(50.0, 60.0);
-        let trend_seconds = between(95.0, 110.0);
+        let trend_start_seconds = between(42.0, 50.0);
+        let trend_seconds = between(108.0, 120.0);
         let season_seconds = between(15.0, 30.0);
         let season_amplitude = between(0.06, 0.10);
         let season_phase = between(0.0, TAU);
@@ -76,17 +77,27 @@ impl Demand {
             season_amplitude: if flat { 0.0 } else { season_amplitude },
             season_phase,
             noise,
-            held_rps: AtomicU64::new(f64::NAN.to_bits()),
+            held_from_seconds: AtomicU64::new(f64::INFINITY.to_bits()),
         }
     }
 
     /// The law itself, as if never held, in requests per second.
     #[must_use]
     pub fn law_rps(&self, seconds: f64) -> f64 {
-        let progress = ((seconds - self.trend_start_seconds) / self.trend_seconds).clamp(0.0, 1.0);
-        let trend = self.base_rps + (self.top_rps - self.base_rps) * progress;
+        self.rate_rps(seconds, seconds)
+    }
+
+    fn rate_rps(&self, seconds: f64, trend_at_seconds: f64) -> f64 {
+        let trend = self.trend_rps(trend_at_seconds);
         let angle = TAU * seconds / self.season_seconds + self.season_phase;
         trend * (1.0 + self.season_amplitude * angle.sin() + self.noise_at(seconds))
+    }
+
+    /// The law without season and noise, in requests per second.
+    #[must_use]
+    pub fn trend_rps(&self, seconds: f64) -> f64 {
+        let progress = ((seconds - self.trend_start_seconds) / self.trend_seconds).clamp(0.0, 1.0);
+        self.base_rps + (self.top_rps - self.base_rps) * progress
     }
 
     /// When the law first reaches `capacity_rps`, in seconds; none within the noise's length.
@@ -103,11 +114,11 @@ impl Demand {
         self.trend_start_seconds + self.trend_seconds
     }
 
-    /// From now on the rate stays at what the law says for `seconds`.
+    /// From `seconds` on the trend stands still; season and noise go on.
     pub fn hold_at(&self, seconds: f64) {
         // Relaxed: a single word that stands for itself.
-        self.held_rps
-            .store(self.law_rps(seconds).to_bits(), Ordering::Relaxed);
+        self.held_from_seconds
+            .store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// One line for people.
@@ -142,12 +153,8 @@ impl Demand {
 
 impl Rate for Demand {
     fn at(&self, seconds: f64) -> f64 {
-        let held = f64::from_bits(self.held_rps.load(Ordering::Relaxed));
-        if held.is_nan() {
-            self.law_rps(seconds)
-        } else {
-            held
-        }
+        let held = f64::from_bits(self.held_from_seconds.load(Ordering::Relaxed));
+        self.rate_rps(seconds, seconds.min(held))
     }
 
     fn max(&self) -> f64 {
@@ -170,12 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn it_starts_under_half_the_capacity_and_ends_past_it() {
+    fn it_starts_at_a_third_of_the_capacity_and_ends_past_it() {
         for seed in 0..50 {
             let demand = Demand::draw(Shape::Growing, 300.0, seed);
             let start = mean(&demand, 0.0, 2.0 * demand.season_seconds.min(17.0)) / 300.0;
             let top = mean(&demand, 200.0, 200.0 + 10.0 * demand.season_seconds) / 300.0;
-            assert!((0.36..0.48).contains(&start), "seed {seed}: {start}");
+            assert!((0.26..0.38).contains(&start), "seed {seed}: {start}");
             assert!((1.12..1.28).contains(&top), "seed {seed}: {top}");
             let reached = demand.reaches(300.0).unwrap();
             assert!(
@@ -207,7 +214,7 @@ mod tests {
         for seed in 0..50 {
             let demand = Demand::draw(Shape::Flat, 300.0, seed);
             assert!(
-                (mean(&demand, 0.0, 90.0) / 300.0 - 0.42).abs() < 0.035,
+                (mean(&demand, 0.0, 90.0) / 300.0 - 0.32).abs() < 0.035,
                 "seed {seed}"
             );
             assert_eq!(demand.reaches(200.0), None, "seed {seed}");
@@ -222,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_stays_under_its_bound_and_holds_when_told() {
+    fn the_rate_stays_under_its_bound_and_the_trend_holds_when_told() {
         for seed in 0..50 {
             let demand = Demand::draw(Shape::Growing, 300.0, seed);
             let highest = (0..6_000)
@@ -234,7 +241,9 @@ mod tests {
                 demand.max()
             );
             demand.hold_at(60.0);
-            assert!((demand.at(100.0) - demand.law_rps(60.0)).abs() < 1e-9);
+            let expected = demand.law_rps(100.0) * demand.trend_rps(60.0) / demand.trend_rps(100.0);
+            assert!((demand.at(100.0) - expected).abs() < 1e-9);
+            assert!((demand.at(59.0) - demand.law_rps(59.0)).abs() < f64::EPSILON);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sim_core::journal::Kind;
+use sim_node::cgroup::Hierarchy;
 use sim_tests::clock::Clock;
 use sim_tests::demo::config::{Addresses, render};
 use sim_tests::demo::settings::Programs;
@@ -11,7 +12,6 @@ use sim_tests::load::Engine;
 use sim_tests::load::arrivals::Constant;
 use sim_tests::load::record::failures;
 use sim_tests::load::request::{Mix, client};
-use sim_tests::world::cgroup::Mounts;
 use sim_tests::world::workspace::Workspace;
 use sim_tests::world::{World, leftovers, privilege};
 
@@ -29,7 +29,7 @@ fn one_server_answers_every_request_and_a_stop_leaves_nothing() {
     let mut world = World::build().unwrap();
     assert_eq!(world.shared_network, None);
     world.servers.truncate(1);
-    let mounts = Mounts::read().unwrap();
+    let hierarchy = Hierarchy::detect().unwrap();
     let (workspace, _) = Workspace::create(&std::env::temp_dir(), &name).unwrap();
     let folder = workspace.path();
     let addresses = Addresses::choose(&world).unwrap();
@@ -84,6 +84,6 @@ fn one_server_answers_every_request_and_a_stop_leaves_nothing() {
         assert!(sim.stop(), "sim run did not stop in time");
     });
     let mark = folder.display().to_string();
-    let left = leftovers::find(&mounts, &[&name], &mark, &world.namespaces());
+    let left = leftovers::find(&hierarchy, &[&name], &mark, &world.namespaces());
     assert_eq!(left, Vec::<String>::new());
 }

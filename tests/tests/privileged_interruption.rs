@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
+use sim_node::cgroup::Hierarchy;
 use sim_tests::demo::settings::Programs;
-use sim_tests::world::cgroup::Mounts;
 use sim_tests::world::{leftovers, privilege};
 
 /// Name of the runs started here; another test process may do the same at the same time.
@@ -30,10 +30,10 @@ struct Traces {
 }
 
 impl Traces {
-    fn read(mounts: &Mounts) -> Self {
+    fn read(hierarchy: &Hierarchy) -> Self {
         let own = name();
         let sweep = format!("{own}-sweep");
-        let mut named = leftovers::find(mounts, &[&own, &sweep], "", &[]);
+        let mut named = leftovers::find(hierarchy, &[&own, &sweep], "", &[]);
         let temporary = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
         named.extend(temporary.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
@@ -100,10 +100,10 @@ fn end(mut child: Child, signal: Signal) -> ExitStatus {
 }
 
 /// Traces are gone at once after a polite end, and within `patience` after another.
-fn settle(mounts: &Mounts, before: &Traces, patience: Duration) -> Result<(), Traces> {
+fn settle(hierarchy: &Hierarchy, before: &Traces, patience: Duration) -> Result<(), Traces> {
     let deadline = Instant::now() + patience;
     loop {
-        let now = Traces::read(mounts);
+        let now = Traces::read(hierarchy);
         if now == *before {
             return Ok(());
         }
@@ -121,8 +121,8 @@ fn a_demonstration_ended_at_any_moment_leaves_nothing() {
     if !privilege::or_skip("a demonstration ended at any moment", missing) {
         return;
     }
-    let mounts = Mounts::read().unwrap();
-    let before = Traces::read(&mounts);
+    let hierarchy = Hierarchy::detect().unwrap();
+    let before = Traces::read(&hierarchy);
     assert_eq!(before.named, Vec::<String>::new());
     let mut random = Pcg64::seed_from_u64(20);
     for round in 0..20 {
@@ -150,7 +150,7 @@ fn a_demonstration_ended_at_any_moment_leaves_nothing() {
             assert!(ended, "{what}");
         }
         let patience = Duration::from_secs(2);
-        if let Err(left) = settle(&mounts, &before, patience) {
+        if let Err(left) = settle(&hierarchy, &before, patience) {
             panic!("{what} left {left:#?}");
         }
     }

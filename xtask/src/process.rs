@@ -131,10 +131,14 @@ fn pass_on(
 }
 
 /// Runs a child that must end in time; one that doesn't is asked to stop, then killed.
-pub(crate) fn run_within(command: &mut Command, limit: Duration, grace: Duration) -> Result<()> {
+pub(crate) fn run_within(
+    command: &mut Command,
+    limit: Duration,
+    grace: Duration,
+) -> Result<ExitStatus> {
     let mut child = command.spawn().with_context(|| describe(command))?;
     if let Some(status) = wait_for(&mut child, limit)? {
-        return success(status, command);
+        return Ok(status);
     }
     let process = child.id().to_string();
     run(Command::new("kill").args(["-TERM", &process]))?;

@@ -62,7 +62,10 @@ impl Workload {
             self.record(out, Kind::Reclaimed, Some(id), reason, None);
             if matches!(self.phase, Phase::Draining | Phase::Baking) {
                 self.settle_again(out);
-                self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+                if self.bake {
+                    // A shadow that was dismissed is no move.
+                    self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+                }
             }
         }
         self.forget_gone();

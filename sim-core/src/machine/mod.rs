@@ -8,6 +8,7 @@ mod failover;
 mod instance;
 mod moves;
 mod outbox;
+mod placing;
 mod ramp;
 mod status;
 mod tick;
@@ -54,6 +55,8 @@ pub(crate) struct Server {
 pub struct Core {
     policy: Policy,
     epoch: u64,
+    /// The latest time seen.
+    now: Time,
     next_instance: u64,
     servers: BTreeMap<ServerName, Server>,
     workloads: BTreeMap<WorkloadName, Workload>,
@@ -83,6 +86,7 @@ impl Core {
         let workloads = workloads.into_iter().map(workload).collect();
         Self {
             epoch,
+            now: Time::default(),
             next_instance: 1,
             servers: servers.into_iter().map(server).collect(),
             workloads,
@@ -113,7 +117,16 @@ impl Core {
         servers: Vec<ServerSpec>,
         workloads: Vec<WorkloadSpec>,
     ) {
+        let other_series = (self.policy.step_ms, self.policy.horizon_steps)
+            != (policy.step_ms, policy.horizon_steps)
+            || self.policy.season_steps != policy.season_steps;
         self.policy = policy;
+        if other_series {
+            // What was learned in steps of another length, or for another horizon, is no use.
+            for workload in self.workloads.values_mut() {
+                workload.demand = workload::new_forecaster(&self.policy);
+            }
+        }
         let listed: Vec<ServerName> = servers.iter().map(|s| s.name.clone()).collect();
         for spec in servers {
             let fresh = Server {
@@ -183,6 +196,15 @@ impl Core {
             .map(|i| &i.server)
     }
 
+    /// Workload and CPUs of `instance`.
+    #[must_use]
+    pub fn workload_and_cpus(&self, instance: InstanceId) -> Option<(&WorkloadName, f64)> {
+        self.workloads.values().find_map(|w| {
+            let found = w.instances.get(&instance)?;
+            Some((w.name(), found.cpus))
+        })
+    }
+
     /// State of every workload, for people and tools.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
@@ -211,8 +233,11 @@ impl Core {
             .filter(move |i| i.server == *server && i.state != State::Gone)
     }
 
-    /// Folds one event in. `now` never steps back.
+    /// Folds one event in. A `now` before an earlier one, also of the run that a snapshot is from,
+    /// is read as that one.
     pub fn step(&mut self, now: Time, event: Event) -> Outcome {
+        let now = now.max(self.now);
+        self.now = now;
         let mut out = Outbox::new(now, self.epoch);
         match event {
             Event::Tick => self.tick(&mut out),

@@ -2,18 +2,15 @@
 
 use super::instance::{Instance, State};
 use super::outbox::Outbox;
+use super::placing::{Found, HELPS};
 use super::workload::{Goal, Phase, Pool, Workload};
 use crate::command::Command;
-use crate::decide::rate_upper;
 use crate::journal::{Kind, Report};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::{self, Arm, Verdict};
-use crate::placement::{self, Ask, Offer};
 use crate::policy::Policy;
 use crate::table::FULL_BP;
 use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
 use core::time::Duration;
 
 /// Answers that the shadow must have given before its share rises to the second warm step.
@@ -23,7 +20,9 @@ const CREATE_SLACK: Duration = Duration::from_secs(10);
 /// Undo needs this many first attempts in a window, and more than this share of them failed.
 const UNDO_REQUESTS_MIN: u64 = 20;
 const UNDO_ERROR_RATE: f64 = 0.05;
-
+/// First attempts after which the watch over a new primary begins to count anew: what fails now
+/// must not drown in what went well before.
+const UNDO_WINDOW: u64 = 500;
 impl Workload {
     /// Asks for a new instance; `None` where the invariants refuse it.
     pub(crate) fn start(
@@ -63,20 +62,51 @@ impl Workload {
     ) {
         self.record(out, Kind::Trigger, self.primary, why, Some(report.clone()));
         if self.is_healthy(self.shadow) {
-            let capacity = self
-                .get(self.shadow)
-                .and_then(|i| self.capacity.usable_rps(i.cpus));
-            if capacity.is_some_and(|c| c[1] > report.forecast_rps.max(report.demand_rps)) {
-                self.goal = Goal::Move;
-                self.begin_shifting(out, policy, "the standby is warm already");
-                return;
-            }
-            self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
-            let reason = "the warm standby is too small for the forecast";
-            self.record(out, Kind::NoPlacement, self.shadow, reason, Some(report));
+            self.move_to_standby(out, policy, pool, report);
+        } else {
+            self.create(out, policy, pool, next_instance, Goal::Move, report);
+        }
+    }
+
+    /// Moves to the warm standby where it holds the forecast. One that is too small for it is
+    /// replaced if a server has room for a larger one; else it is better than staying as long as
+    /// it is larger than the primary.
+    fn move_to_standby(&mut self, out: &mut Outbox, policy: &Policy, pool: &Pool, report: Report) {
+        let (Some(primary), Some(shadow)) = (self.get(self.primary), self.get(self.shadow)) else {
+            return;
+        };
+        let larger = shadow.cpus >= HELPS * primary.cpus;
+        let asked_rps = report.forecast_rps.max(report.demand_rps);
+        let carries = self
+            .capacity
+            .usable_rps(shadow.cpus)
+            .is_none_or(|c| c[1] > asked_rps);
+        if larger && carries {
+            self.goal = Goal::Move;
+            self.begin_shifting(out, policy, "the standby is warm already");
             return;
         }
-        self.create(out, policy, pool, next_instance, Goal::Move, report);
+        let (id, cpus) = (shadow.id, shadow.cpus);
+        let found = self.find_place(policy, pool, Goal::Move, &report, Some(id));
+        if let Some((server, better)) = found.chosen.filter(|(_, found)| *found >= HELPS * cpus) {
+            let reason = format!(
+                "the warm standby is too small for the forecast: {better:.2} CPUs on {server} \
+                 instead of {cpus:.2}"
+            );
+            self.goal = Goal::Move;
+            self.dismiss(out, policy);
+            self.record(out, Kind::Draining, Some(id), reason, Some(report));
+            return;
+        }
+        if larger {
+            self.goal = Goal::Move;
+            let why = "the warm standby is too small for the forecast, but larger than the primary";
+            self.begin_shifting(out, policy, why);
+            return;
+        }
+        self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+        let reason = "the warm standby is too small for the forecast, and so is every server";
+        self.record(out, Kind::NoPlacement, self.shadow, reason, Some(report));
     }
 
     /// Begins to create a standby.
@@ -108,49 +138,12 @@ impl Workload {
         goal: Goal,
         mut report: Report,
     ) {
-        let Some(primary) = self.get(self.primary) else {
-            return;
-        };
-        let load_cpus = self.load_cpus(policy, primary, &report);
-        let primary_cpus = primary.cpus;
-        let primary_server = pool
-            .servers
-            .iter()
-            .find(|s| s.spec.name == primary.server)
-            .map(|s| &s.spec);
-        let offers: Vec<Offer<'_>> = pool
-            .servers
-            .iter()
-            .map(|s| Offer {
-                spec: &s.spec,
-                up: s.up,
-                cpus_free: s.cpus_free,
-                memory_free_bytes: s.memory_free_bytes,
-            })
-            .collect();
-        let ask = |cpus_min: f64| Ask {
+        let Found {
+            chosen,
+            candidates,
             load_cpus,
-            cpus: load_cpus / policy.utilisation_target,
-            cpus_min,
-            memory_bytes: self.spec.memory_bytes,
-            primary: primary_server,
-        };
-        // First what holds the forecast; where none does, what is at least of some help: more
-        // room than now for a move, half of the load for a standby.
-        let helps = match goal {
-            Goal::Move => primary_cpus * 1.1,
-            Goal::Standby => load_cpus / 2.0,
-        };
-        let full = load_cpus / policy.utilisation_usable;
-        let mut note = String::new();
-        let (mut chosen, mut candidates) = placement::place(&ask(full), &offers);
-        if chosen.is_none() && helps < full {
-            (chosen, candidates) = placement::place(&ask(helps), &offers);
-            if let Some((_, cpus)) = &chosen {
-                let carried = cpus * policy.utilisation_usable / load_cpus * 100.0;
-                note = format!("; too small for the forecast: carries {carried:.0} % of it");
-            }
-        }
+            note,
+        } = self.find_place(policy, pool, goal, &report, None);
         report.candidates = candidates;
         let Some((server, cpus)) = chosen else {
             self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
@@ -172,23 +165,6 @@ impl Workload {
         }
     }
 
-    /// CPUs that the forecast's upper quantile will use, if what it grows by inside the horizon
-    /// is grown once more: a move has to last longer than the next one takes to make.
-    fn load_cpus(&self, policy: &Policy, primary: &Instance, report: &Report) -> f64 {
-        let now = report.demand_rps;
-        let ahead = if policy.forecast && self.demand.is_calibrated() {
-            let step_seconds = policy.step_ms as f64 / 1e3;
-            rate_upper(&self.demand.forecast(), report.level, step_seconds).fold(now, f64::max)
-        } else {
-            // Without a forecast, head room by rule of thumb.
-            1.5 * now
-        };
-        match self.capacity.service_seconds() {
-            Some(seconds) => (now + 2.0 * (ahead - now).max(0.0)) * seconds,
-            None => primary.cpus * primary.utilisation.max(0.5) * 1.5,
-        }
-    }
-
     pub(crate) fn ready(
         &mut self,
         out: &mut Outbox,
@@ -203,6 +179,8 @@ impl Workload {
             return;
         }
         instance.state = State::Ready;
+        // Its proof is a sign of life: its node's first report follows.
+        instance.resources_at.get_or_insert(out.now);
         let server = instance.server.clone();
         self.lead.create.observe(create);
         let need = self.spec.readiness.successes;
@@ -222,8 +200,13 @@ impl Workload {
             self.shadow_bp = policy.warm_bp[0];
             self.enter(out, Phase::Warming);
             self.reset_arms();
-            self.publish(out, policy, false);
-            let reason = format!("{:.0} % of live traffic to {id}", percent(self.shadow_bp));
+            let mut reason = format!("{:.0} % of live traffic to {id}", percent(self.shadow_bp));
+            if self.is_fresh(out.now, policy) {
+                self.publish(out, policy, false);
+            } else {
+                // The thaw publishes it.
+                reason += ", once telemetry is back";
+            }
             self.record(out, Kind::Warming, Some(id), reason, None);
         }
     }
@@ -237,6 +220,13 @@ impl Workload {
     }
 
     pub(crate) fn warming(&mut self, out: &mut Outbox, policy: &Policy) {
+        if out.now.since(self.phase_since) > Duration::from_millis(policy.phase_timeout_ms) {
+            self.abort(out, policy, "parity was not proven in time");
+            return;
+        }
+        if !self.is_table_applied() {
+            return;
+        }
         let last = policy.warm_bp[1];
         let answers = self.get(self.shadow).map_or(0, |i| i.arm.ok);
         if self.shadow_bp < last {
@@ -252,17 +242,12 @@ impl Workload {
                     self.lead.warm.observe(out.now.since(self.phase_since));
                     self.record(out, Kind::Parity, self.shadow, why, None);
                     self.warmed(out, policy);
-                    return;
                 }
                 Verdict::Worse(why) => {
                     self.abort(out, policy, &format!("shadow is worse: {why}"));
-                    return;
                 }
                 Verdict::Undecided(_) => {}
             }
-        }
-        if out.now.since(self.phase_since) > Duration::from_millis(policy.phase_timeout_ms) {
-            self.abort(out, policy, "parity was not proven in time");
         }
     }
 
@@ -291,12 +276,9 @@ impl Workload {
 
     /// Gives a move up: traffic goes back to the primary as far as it carries it.
     pub(crate) fn abort(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
-        let capacity = self
-            .get(self.primary)
-            .and_then(|i| self.capacity.usable_rps(i.cpus))
-            .map(|c| c[1]);
-        let over = capacity.is_some_and(|c| self.demand_rps > c);
-        if self.phase == Phase::Shifting && over && self.is_healthy(self.shadow) {
+        if self.phase == Phase::Shifting && self.is_over_capacity() && self.is_healthy(self.shadow)
+        {
+            let capacity = self.primary_capacity_rps();
             let carried = capacity.unwrap_or(0.0) / self.demand_rps;
             let held = FULL_BP - (carried * f64::from(FULL_BP)) as u16;
             self.shadow_bp = self.shadow_bp.min(held).max(1);
@@ -319,6 +301,17 @@ impl Workload {
         self.dismiss(out, policy);
     }
 
+    fn primary_capacity_rps(&self) -> Option<f64> {
+        let primary = self.get(self.primary)?;
+        Some(self.capacity.usable_rps(primary.cpus)?[1])
+    }
+
+    /// The primary alone is known not to carry the demand.
+    fn is_over_capacity(&self) -> bool {
+        self.primary_capacity_rps()
+            .is_some_and(|capacity| self.demand_rps > capacity)
+    }
+
     /// Takes the shadow out of traffic, drains it and ends it.
     pub(crate) fn dismiss(&mut self, out: &mut Outbox, policy: &Policy) {
         self.retiring = self.shadow.take();
@@ -334,15 +327,16 @@ impl Workload {
         let (Phase::Draining, Some(id)) = (self.phase, self.retiring) else {
             return;
         };
-        let version = self.table.as_ref().map(crate::table::WeightTable::version);
         let quiet = self
             .proxies
             .values()
-            .all(|p| Some(p.applied) >= version && p.in_flight.get(&id).copied().unwrap_or(0) == 0);
+            .all(|p| p.in_flight.get(&id).copied().unwrap_or(0) == 0);
         let never_served = !self.is_healthy(Some(id));
         let waited = out.now.since(self.phase_since);
         let late = waited > Duration::from_millis(policy.drain_timeout_ms);
-        if !quiet && !late && !never_served {
+        // A proxy that has not taken the table over still sends requests there, however late it is.
+        let over = self.is_table_applied() && (quiet || late);
+        if !over && !never_served {
             return;
         }
         if self.bake {
@@ -407,13 +401,25 @@ impl Workload {
         };
         let (failed, total) = (primary.arm.failed, primary.arm.total());
         if total < UNDO_REQUESTS_MIN || (failed as f64) <= UNDO_ERROR_RATE * total as f64 {
+            if total >= UNDO_WINDOW {
+                self.reset_arms();
+            }
             return;
         }
-        let reason = format!("undo: {failed} of {total} requests failed on the new primary");
+        let reason = format!("{failed} of {total} requests failed on the new primary");
         core::mem::swap(&mut self.primary, &mut self.retiring);
         self.bake = false;
+        if self.is_over_capacity() {
+            // The old primary was left for want of capacity: what it can't carry stays behind.
+            self.shadow = self.retiring.take();
+            self.shadow_bp = FULL_BP;
+            self.enter(out, Phase::Shifting);
+            self.abort(out, policy, &format!("undo: {reason}"));
+            return;
+        }
         self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
         self.publish(out, policy, true);
+        let reason = format!("undo: {reason}");
         self.record(out, Kind::Abort, self.retiring, reason, None);
         self.enter(out, Phase::Draining);
     }

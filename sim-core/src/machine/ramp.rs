@@ -21,14 +21,20 @@ impl Workload {
     }
 
     pub(crate) fn shifting(&mut self, out: &mut Outbox, policy: &Policy) {
-        if out.now.since(self.ramp_since) < Duration::from_millis(policy.ramp_step_ms) {
+        let waited = out.now.since(self.ramp_since);
+        if waited < Duration::from_millis(policy.ramp_step_ms) {
+            return;
+        }
+        if !self.is_table_applied() {
+            if waited > Duration::from_millis(policy.phase_timeout_ms) {
+                self.abort(out, policy, "the proxies don't take this step over");
+            }
             return;
         }
         match self.judge(policy) {
             Verdict::Equal(why) => self.step_up(out, policy, &why),
             Verdict::Worse(why) => self.step_back(out, policy, &why),
             Verdict::Undecided(why) => {
-                let waited = out.now.since(self.ramp_since);
                 if waited > Duration::from_millis(policy.phase_timeout_ms) {
                     self.abort(out, policy, &format!("no proof at this step: {why}"));
                 }

@@ -130,14 +130,18 @@ pub(crate) struct Workload {
     pub(crate) next_start_at: Time,
 }
 
+/// A forecaster of demand that has seen nothing.
+pub(crate) fn new_forecaster(policy: &Policy) -> Forecaster {
+    Forecaster::new(ForecasterConfig {
+        season_steps_known: policy.season_steps.clone(),
+        season_steps_max: SEASON_STEPS_MAX,
+        horizon_steps: policy.horizon_steps,
+        calibrated_after: CALIBRATED_AFTER,
+    })
+}
+
 impl Workload {
     pub(crate) fn new(spec: WorkloadSpec, policy: &Policy) -> Self {
-        let config = ForecasterConfig {
-            season_steps_known: policy.season_steps.clone(),
-            season_steps_max: SEASON_STEPS_MAX,
-            horizon_steps: policy.horizon_steps,
-            calibrated_after: CALIBRATED_AFTER,
-        };
         Self {
             standby: spec.standby,
             spec,
@@ -153,7 +157,7 @@ impl Workload {
             table: None,
             republish: false,
             proxies: BTreeMap::new(),
-            demand: Forecaster::new(config),
+            demand: new_forecaster(policy),
             demand_rps: 0.0,
             capacity: CapacityModel::new(policy.utilisation_usable),
             lead: LeadTime::default(),
@@ -283,7 +287,8 @@ impl Workload {
         }
     }
 
-    /// Traffic was reported lately, and the primary's resources too.
+    /// Traffic was reported lately, and the resources of the primary and of a shadow that is being
+    /// proven.
     pub(crate) fn is_fresh(&self, now: Time, policy: &Policy) -> bool {
         let limit = Duration::from_millis(policy.stale_ms);
         let fresh = |at: Option<Time>| at.is_some_and(|at| now.since(at) <= limit);
@@ -291,12 +296,15 @@ impl Workload {
             return true;
         }
         // An instance that isn't ready yet has nothing to report.
-        match self.get(self.primary) {
-            Some(primary) if primary.is_healthy() => {
-                fresh(self.traffic_at) && fresh(primary.resources_at)
-            }
+        let reports = |id: Option<InstanceId>| match self.get(id) {
+            Some(instance) if instance.is_healthy() => fresh(instance.resources_at),
             _ => true,
-        }
+        };
+        // A shadow that proves itself has to be seen; one that stands by is no reason to freeze.
+        let shadow =
+            !matches!(self.phase, Phase::Warming | Phase::Shifting) || reports(self.shadow);
+        shadow
+            && (!self.is_healthy(self.primary) || (fresh(self.traffic_at) && reports(self.primary)))
     }
 
     pub(crate) fn take_traffic(&mut self, now: Time, proxy: ProxyName, sample: TrafficSample) {
@@ -315,6 +323,7 @@ impl Workload {
             .filter(|i| i.ejected)
             .map(|i| i.instance)
             .collect();
+        let was_applied = self.is_table_applied();
         for seen in sample.instances {
             if let Some(instance) = self.instances.get_mut(&seen.instance) {
                 instance.tick.add(seen.ok, seen.failed, &seen.latency);
@@ -329,6 +338,16 @@ impl Workload {
                 ejected,
             },
         );
+        if !was_applied && self.is_table_applied() {
+            // What was answered before was answered under another share.
+            self.reset_arms();
+        }
+    }
+
+    /// Every proxy works by the table in force, and there is one at least.
+    pub(crate) fn is_table_applied(&self) -> bool {
+        let version = self.table.as_ref().map(WeightTable::version);
+        !self.proxies.is_empty() && self.proxies.values().all(|p| Some(p.applied) >= version)
     }
 
     pub(crate) fn is_ejected_everywhere(&self, id: InstanceId) -> bool {

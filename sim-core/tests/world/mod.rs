@@ -44,6 +44,13 @@ pub(crate) struct World {
     pub(crate) mute: bool,
     /// Factor on the latency of an instance.
     pub(crate) slow: BTreeMap<InstanceId, f64>,
+    /// Share of an instance's requests that fail.
+    pub(crate) failing: BTreeMap<InstanceId, f64>,
+    /// The node of this instance does not report.
+    pub(crate) silent: Option<InstanceId>,
+    /// The proxy goes on with the table that it has.
+    pub(crate) deaf: bool,
+    applied: Option<WeightTable>,
     rng: Pcg64,
     ticks: u64,
 }
@@ -109,6 +116,10 @@ impl World {
             inputs: Vec::new(),
             mute: false,
             slow: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            silent: None,
+            deaf: false,
+            applied: None,
             rng: Pcg64::seed_from_u64(seed),
             ticks: 0,
         };
@@ -216,7 +227,10 @@ impl World {
             .sum::<f64>()
             - 6.0;
         let arrivals = (mean + deviate * mean.sqrt()).round().max(0.0) as u64;
-        let Some(table) = self.table.clone() else {
+        if !self.deaf {
+            self.applied.clone_from(&self.table);
+        }
+        let Some(table) = self.applied.clone() else {
             return;
         };
         let mut instances = Vec::new();
@@ -237,17 +251,21 @@ impl World {
                 let u: f64 = self.rng.random_range(1e-6..1.0);
                 latency.record_micros((-u.ln() * mean_micros / 3.0 + mean_micros) as u64);
             }
+            let failing = self.failing.get(&share.instance).copied().unwrap_or(0.0);
+            let failed = (n as f64 * failing + self.rng.random_range(0.0..1.0)) as u64;
+            let failed = if failing > 0.0 { failed.min(n) } else { 0 };
             instances.push(InstanceTraffic {
                 instance: share.instance,
-                ok: n,
-                failed: 0,
+                ok: n - failed,
+                failed,
                 latency,
                 in_flight: 0,
                 ejected: false,
             });
             samples.push((share.instance, cpu_seconds));
         }
-        for (instance, cpu_seconds) in samples {
+        let silent = self.silent;
+        for (instance, cpu_seconds) in samples.into_iter().filter(|s| Some(s.0) != silent) {
             let sample = ResourceSample {
                 window: STEP,
                 cpu_seconds,

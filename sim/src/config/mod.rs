@@ -13,6 +13,7 @@ use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// One line: which file, which key, what is allowed.
@@ -70,8 +71,8 @@ impl Config {
         }
     }
 
-    /// What only this machine can tell, before anything is started: the program is there, the
-    /// addresses are free.
+    /// What only this machine can tell, before anything is started: the program and the network
+    /// namespaces are there, the addresses, the control socket and the cgroups are free.
     pub(crate) fn check_machine(&self) -> Result<(), ConfigError> {
         let program = self.workload.command.first().map_or("", String::as_str);
         if !is_program(program) {
@@ -85,6 +86,34 @@ impl Config {
                     "proxy.{key}: {address} can't be listened on ({error}); give a free address of this machine"
                 )));
             }
+        }
+        for (at, server) in self.servers.iter().enumerate() {
+            if let Some(path) = &server.netns
+                && let Err(error) = std::fs::File::open(path)
+            {
+                return Err(self.problem(format!(
+                    "server[{at}].netns: {} can't be opened ({error}); give the path of a network namespace, such as /run/netns/NAME",
+                    path.display()
+                )));
+            }
+        }
+        let socket = self.control_socket();
+        if UnixStream::connect(&socket).is_ok() {
+            return Err(self.problem(format!(
+                "runtime_dir: another control plane listens on {}; give each its own directory",
+                socket.display()
+            )));
+        }
+        let hierarchy = Hierarchy::detect().unwrap_or_default();
+        let taken = self
+            .servers
+            .iter()
+            .map(|server| format!("{}/{}", self.cgroup, server.spec.name))
+            .find(|name| hierarchy.is_held(name));
+        if let Some(name) = taken {
+            return Err(self.problem(format!(
+                "cgroup: another node runs in {name}; give each run a cgroup of its own"
+            )));
         }
         Ok(())
     }
@@ -112,10 +141,18 @@ impl Config {
 
     /// What all roles share and none removes alone.
     pub(crate) fn remove_leftovers(&self) {
-        match Hierarchy::detect() {
-            Ok(hierarchy) => hierarchy.remove_empty(&self.cgroup),
-            Err(error) => tracing::debug!("cgroup {}: {error}", self.cgroup),
+        let hierarchy = match Hierarchy::detect() {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => return tracing::debug!("cgroup {}: {error}", self.cgroup),
+        };
+        for server in &self.servers {
+            let name = format!("{}/{}", self.cgroup, server.spec.name);
+            // A node that had to be killed could not clear its own. One of another run is locked.
+            if let Err(error) = hierarchy.remove(&name) {
+                tracing::error!("cgroup {name}: {error}");
+            }
         }
+        hierarchy.remove_empty(&self.cgroup);
     }
 
     /// For the control plane.

@@ -9,7 +9,13 @@ use super::verdict::Mode;
 
 /// Moves a real service before it saturates, then kills it under load
 #[derive(Clone, Debug, Parser)]
-#[command(name = "sim-demo", bin_name = "cargo xtask demo", version)]
+#[command(
+    name = "sim-demo",
+    bin_name = "cargo xtask demo",
+    version,
+    after_help = "Exit code: 0 every promise was kept; 1 not; 3 only the tail during the move was not \
+                  as promised, which a noisy machine can do; 2 wrong use; 130 stopped"
+)]
 pub struct Arguments {
     /// What the demand is drawn from
     #[arg(long, default_value_t = 1)]

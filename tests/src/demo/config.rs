@@ -77,6 +77,7 @@ struct Policy {
     saturated_ticks: u32,
     lead_margin_ms: u64,
     utilisation_usable: f64,
+    utilisation_target: f64,
 }
 
 /// Where the proxy listens.
@@ -186,6 +187,8 @@ pub fn render(
             // A quota of milliseconds queues early, and a noisy machine makes requests dearer.
             lead_margin_ms: 20_000,
             utilisation_usable: 0.70,
+            // Room for a trend that goes on after the move.
+            utilisation_target: 0.45,
         },
     };
     toml::to_string(&file).context("configuration")

@@ -6,12 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use sim_node::cgroup::Hierarchy;
+use tokio::task::JoinHandle;
 
 use super::settings::{CPUS, Programs};
 use crate::load::request::{HttpClient, get};
 use crate::world::Server;
-use crate::world::cgroup::{CpuCap, Mounts};
+use crate::world::cgroup::CpuCap;
 use crate::world::leftovers::MARK;
 use crate::world::process::{Guarded, Placement};
 
@@ -19,11 +21,18 @@ use crate::world::process::{Guarded, Placement};
 #[derive(Debug)]
 pub struct Instance {
     process: Guarded,
-    _cap: Option<CpuCap>,
+    cap: Cap,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Why it is not held to its share of the CPU, where it is not.
-    pub uncapped: Option<String>,
+    /// Why it is held to its share of the CPU by stopping it now and then, where it is.
+    pub no_cgroup: Option<String>,
+}
+
+/// What holds it to its share.
+#[derive(Debug)]
+enum Cap {
+    Cgroup { _cap: CpuCap },
+    DutyCycle(JoinHandle<()>),
 }
 
 impl Instance {
@@ -34,9 +43,8 @@ impl Instance {
     pub fn start(
         programs: &Programs,
         server: &Server,
-        mounts: &Mounts,
+        hierarchy: &Hierarchy,
         cgroup: &str,
-        period_micros: u64,
         folder: &Path,
     ) -> Result<Self> {
         let port = if server.netns().is_some() {
@@ -46,11 +54,13 @@ impl Instance {
         };
         let address = SocketAddr::new(server.address, port);
         let words = programs.instance(&address.ip().to_string(), &port.to_string());
-        let (cap, uncapped) = match CpuCap::create(mounts, cgroup, CPUS, period_micros) {
-            Ok(cap) => (Some(cap), None),
+        let (cgroup, no_cgroup) = match CpuCap::create(hierarchy, cgroup, CPUS) {
+            Ok(cgroup) => (Some(cgroup), None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
-        let cgroups = cap.iter().map(CpuCap::procs).collect::<Result<Vec<_>>>()?;
+        let cgroups = cgroup
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), CpuCap::procs)?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env(MARK, folder);
         command
@@ -70,11 +80,18 @@ impl Instance {
             Duration::from_secs(3),
         )
         .with_context(|| words[0].clone())?;
+        let cap = cgroup.map_or_else(
+            || {
+                let group = process.pid().as_raw().cast_unsigned();
+                Cap::DutyCycle(tokio::spawn(sim_node::hold_to_duty_cycle(group, CPUS)))
+            },
+            |cap| Cap::Cgroup { _cap: cap },
+        );
         Ok(Self {
             process,
-            _cap: cap,
+            cap,
             address,
-            uncapped,
+            no_cgroup,
         })
     }
 
@@ -96,6 +113,16 @@ impl Instance {
                 return Err(error.context("httpbin is not ready after 30 s"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Cap::DutyCycle(holder) = &self.cap {
+            holder.abort();
+            // Stopped, it would not hear that it shall end. ESRCH: it has ended.
+            killpg(self.process.pid(), Signal::SIGCONT).ok();
         }
     }
 }

@@ -20,15 +20,18 @@ use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::world::World;
-use crate::world::cgroup::Mounts;
 use crate::world::leftovers;
 use crate::world::workspace::Workspace;
 use arguments::Arguments;
 use run::{Options, Verdict, run};
 use screen::Screen;
+use sim_node::cgroup::Hierarchy;
 
 /// Exit code after SIGINT, SIGTERM or SIGHUP.
 const EXIT_STOPPED: u8 = 130;
+/// Exit code where the one broken promise is the tail during the move: all that a noisy machine
+/// can break. A second run tells noise from a bad move.
+const EXIT_TAIL: u8 = 3;
 
 /// Runs what the arguments ask for. Must be called before any thread is made.
 ///
@@ -45,7 +48,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 fn single(arguments: &Arguments) -> Result<ExitCode> {
     let options = arguments.options();
     let world = World::build().context("network namespaces")?;
-    let mounts = Mounts::read()?;
+    let hierarchy = Hierarchy::detect().context("cgroup mounts")?;
     let mut screen = Screen::new(arguments.headless);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -54,7 +57,7 @@ fn single(arguments: &Arguments) -> Result<ExitCode> {
         let mut stops = Stops::new()?;
         let parent = std::env::temp_dir();
         let (workspace, dead) = Workspace::create(&parent, &options.name)?;
-        let swept = mounts.remove(&options.sweep_cgroup())?;
+        let swept = hierarchy.remove(&options.sweep_cgroup())?;
         if dead + swept > 0 {
             screen.stage(
                 "world",
@@ -65,12 +68,12 @@ fn single(arguments: &Arguments) -> Result<ExitCode> {
         let ended = tokio::select! {
             biased;
             name = stops.next() => Err(name),
-            verdict = run(&options, &world, &mounts, &workspace, &mut screen) => Ok(verdict),
+            verdict = run(&options, &world, &hierarchy, &workspace, &mut screen) => Ok(verdict),
         };
         Ok::<_, anyhow::Error>((ended, mark))
     })?;
     // The run and its folder were dropped above, so everything it started has been stopped.
-    let left = leftovers_after(&options, &mounts, &mark, &world.namespaces());
+    let left = leftovers_after(&options, &hierarchy, &mark, &world.namespaces());
     for line in &left {
         screen.line(&format!("demo: left behind: {line}"));
     }
@@ -105,6 +108,8 @@ fn conclude(
     let kept = verdict.broken.is_empty() && left.is_empty();
     Ok(if kept {
         ExitCode::SUCCESS
+    } else if left.is_empty() && verdict.only_the_tail() {
+        ExitCode::from(EXIT_TAIL)
     } else {
         ExitCode::FAILURE
     })
@@ -112,7 +117,7 @@ fn conclude(
 
 fn leftovers_after(
     options: &Options,
-    mounts: &Mounts,
+    hierarchy: &Hierarchy,
     mark: &str,
     namespaces: &[u64],
 ) -> Vec<String> {
@@ -121,7 +126,7 @@ fn leftovers_after(
     // A killed process takes a moment to leave.
     let deadline = Instant::now() + Duration::from_secs(3);
     loop {
-        let left = leftovers::find(mounts, &cgroups, mark, namespaces);
+        let left = leftovers::find(hierarchy, &cgroups, mark, namespaces);
         if left.is_empty() || Instant::now() > deadline {
             return left;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sim_core::journal::Kind;
+use sim_node::cgroup::Hierarchy;
 
 use super::config::{Addresses, render};
 use super::instance::Instance;
@@ -14,13 +15,12 @@ use super::screen::Screen;
 use super::settings::{OBJECTIVE, Programs, RUN_SECONDS_MAX, WORKLOAD};
 use super::sim::Sim;
 use super::timeline::Timeline;
-use super::verdict::{Figures, Mode, order_broken};
+use super::verdict::{Figures, Mode, P99_RATIO_MAX, order_broken};
 use crate::clock::Clock;
 use crate::load::record::failures;
 use crate::load::request::{Mix, client};
 use crate::sweep::Sweep;
 use crate::world::World;
-use crate::world::cgroup::{Mounts, PERIOD_MICROS};
 use crate::world::workspace::Workspace;
 
 /// What is kept back of the time limit for stopping and judging.
@@ -58,6 +58,15 @@ pub struct Verdict {
     pub broken: Vec<String>,
 }
 
+impl Verdict {
+    /// The tail during the move, and nothing else, was not as promised.
+    #[must_use]
+    pub fn only_the_tail(&self) -> bool {
+        let ratio = self.figures.p99_during_over_before;
+        self.broken.len() == 1 && ratio.is_some_and(|ratio| ratio > P99_RATIO_MAX)
+    }
+}
+
 /// Sets up, sweeps, runs, stops and judges. Dropping the future stops what it started.
 ///
 /// # Errors
@@ -65,7 +74,7 @@ pub struct Verdict {
 pub async fn run(
     options: &Options,
     world: &World,
-    mounts: &Mounts,
+    hierarchy: &Hierarchy,
     workspace: &Workspace,
     screen: &mut Screen,
 ) -> Result<Verdict> {
@@ -91,7 +100,7 @@ pub async fn run(
         );
     }
     let folder = workspace.path();
-    let (capacity_rps, mix) = sweep(options, &programs, world, mounts, folder, screen).await?;
+    let (capacity_rps, mix) = sweep(options, &programs, world, hierarchy, folder, screen).await?;
 
     let addresses = Addresses::choose(world)?;
     let forecast = options.mode != Mode::Reactive;
@@ -148,17 +157,17 @@ async fn sweep(
     options: &Options,
     programs: &Programs,
     world: &World,
-    mounts: &Mounts,
+    hierarchy: &Hierarchy,
     folder: &Path,
     screen: &mut Screen,
 ) -> Result<(f64, Mix)> {
     let home = world.servers.first().context("a world without servers")?;
     let cgroup = options.sweep_cgroup();
-    let mut instance = Instance::start(programs, home, mounts, &cgroup, PERIOD_MICROS, folder)?;
-    if let Some(reason) = &instance.uncapped {
+    let mut instance = Instance::start(programs, home, hierarchy, &cgroup, folder)?;
+    if let Some(reason) = &instance.no_cgroup {
         screen.stage(
             "sweep",
-            &format!("the instance is not held to its CPU share: {reason}"),
+            &format!("held to its CPU share by stopping it now and then: {reason}"),
         );
     }
     let client = client();

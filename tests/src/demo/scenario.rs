@@ -155,13 +155,13 @@ impl Scenario<'_> {
         let demand = Arc::clone(self.demand()?);
         loop {
             let seconds = self.load_seconds();
-            let rate = demand.law_rps(seconds);
+            let rate = demand.trend_rps(seconds);
             if rate >= 1.02 * self.capacity_rps || seconds >= demand.trend_end_seconds() {
                 demand.hold_at(seconds);
                 let share = 100.0 * rate / self.capacity_rps;
                 let text = format!(
-                    "held at {rate:.0} requests a second, {share:.0} % of what the old primary \
-                     carried"
+                    "trend held at {rate:.0} requests a second, {share:.0} % of what the old \
+                     primary carried"
                 );
                 self.screen.stage("load", &text);
                 return Ok(());

@@ -1,6 +1,7 @@
 //! The program on show, spoken to only as any operator could: its command line, its journal,
 //! its proxy's metrics.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -273,21 +274,28 @@ impl Status {
             .sum()
     }
 
-    /// Probes that don't run, one line each, without repetition.
+    /// Probes that don't run, one line for each reason.
     #[must_use]
     pub fn refused_probes(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self
+        let mut names_by_reason: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for group in self
             .servers()
             .flat_map(|server| list(&server["probes"], "groups"))
             .filter(|group| group["active"] == Value::Bool(false))
-            .map(|group| {
-                let text = |key: &str| group[key].as_str().unwrap_or("?").to_owned();
-                format!("{}: {}", text("name"), text("refused"))
+        {
+            let text = |key: &str| group[key].as_str().unwrap_or("?");
+            names_by_reason
+                .entry(text("refused"))
+                .or_default()
+                .insert(text("name"));
+        }
+        names_by_reason
+            .into_iter()
+            .map(|(reason, names)| {
+                let names: Vec<&str> = names.into_iter().collect();
+                format!("{}: {reason}", names.join(", "))
             })
-            .collect();
-        lines.sort();
-        lines.dedup();
-        lines
+            .collect()
     }
 
     fn servers(&self) -> impl Iterator<Item = &Value> {

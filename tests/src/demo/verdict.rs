@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sim_core::journal::Kind;
 
+use super::settings::RUN_SECONDS_MAX;
+
 /// How the run was meant to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,7 +100,8 @@ const ORDER: [Kind; 14] = [
     Kind::Failover,
 ];
 
-const MOVES: [Kind; 11] = [
+const MOVES: [Kind; 12] = [
+    Kind::Died,
     Kind::Trigger,
     Kind::Placement,
     Kind::NoPlacement,
@@ -173,6 +176,13 @@ impl Figures {
         for (kept, line) in rules {
             must(kept, line);
         }
+        must(
+            self.duration_seconds <= RUN_SECONDS_MAX as f64,
+            format!(
+                "{:.0} s from the first line to the verdict, bound {RUN_SECONDS_MAX}",
+                self.duration_seconds
+            ),
+        );
         if self.mode != Mode::Flat {
             must(
                 self.failover_ms.is_some(),
@@ -245,7 +255,14 @@ mod tests {
     #[test]
     fn each_broken_promise_is_named_alone() {
         assert_eq!(kept().broken(None), Vec::<String>::new());
-        let cases: [(Figures, &str); 10] = [
+        let cases: [(Figures, &str); 11] = [
+            (
+                Figures {
+                    duration_seconds: 241.0,
+                    ..kept()
+                },
+                "first line",
+            ),
             (Figures { ok: 97, ..kept() }, "unaccounted"),
             (
                 Figures {

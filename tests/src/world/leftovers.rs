@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use super::cgroup::Mounts;
+use sim_node::cgroup::Hierarchy;
 
 /// Environment variable that every process of a run inherits, with the run's folder as value.
 pub const MARK: &str = "SIM_DEMO_RUN";
@@ -16,10 +15,15 @@ pub const MARK: &str = "SIM_DEMO_RUN";
 /// Cgroups and processes of a run that are still there, one line each; empty is clean.
 /// `namespaces` are inodes of the run's network namespaces.
 #[must_use]
-pub fn find(mounts: &Mounts, cgroups: &[&str], mark: &str, namespaces: &[u64]) -> Vec<String> {
+pub fn find(
+    hierarchy: &Hierarchy,
+    cgroups: &[&str],
+    mark: &str,
+    namespaces: &[u64],
+) -> Vec<String> {
     let mut left: Vec<String> = cgroups
         .iter()
-        .flat_map(|name| mounts.directories(name))
+        .flat_map(|name| hierarchy.directories(name))
         .map(|path| format!("cgroup {}", path.display()))
         .collect();
     left.extend(

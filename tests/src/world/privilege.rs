@@ -3,8 +3,9 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
+use sim_node::cgroup::Hierarchy;
 
-use super::cgroup::{CpuCap, Mounts, PERIOD_MICROS};
+use super::cgroup::CpuCap;
 use super::namespace;
 
 /// Where this is set to 1, a missing privilege fails a test instead of skipping it.
@@ -16,7 +17,7 @@ pub fn missing() -> Option<String> {
     let namespaces = namespace::create().map(drop).context("network namespace");
     let cap = || -> Result<()> {
         let name = format!("sim-privilege-{}", std::process::id());
-        CpuCap::create(&Mounts::read()?, &name, 0.5, PERIOD_MICROS).map(drop)
+        CpuCap::create(&Hierarchy::detect()?, &name, 0.5).map(drop)
     };
     let cgroups = cap().context("CPU cgroup");
     namespaces
