@@ -17,7 +17,7 @@ pub enum LoadError {
     },
     /// The process lacks a capability.
     #[error(
-        "not permitted to load eBPF ({what}): run as root or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+        "not permitted to load eBPF: run as root or grant CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Permission {
         /// What the kernel refused.

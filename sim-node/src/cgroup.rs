@@ -6,7 +6,8 @@
 //! name. Nothing is ever mounted or remounted here.
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
+use nix::unistd::{AccessFlags, faccessat};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -81,7 +82,7 @@ impl Hierarchy {
             (None, Some(unified), true) => unified,
             _ => return Some("no cgroup mount has a cpu controller".into()),
         };
-        nix::unistd::access(mount, nix::unistd::AccessFlags::W_OK)
+        may(mount, AccessFlags::W_OK)
             .err()
             .map(|error| format!("{}: {}", mount.display(), error.desc()))
     }
@@ -177,6 +178,15 @@ impl Hierarchy {
         }
         Ok(cleared)
     }
+}
+
+/// Whether this process, with the capabilities that it has, may do that to `path`.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn may(path: &Path, access: AccessFlags) -> nix::Result<()> {
+    // access(2) asks for the real user and forgets capabilities.
+    faccessat(AT_FDCWD, path, access, AtFlags::AT_EACCESS)
 }
 
 /// Removes the cgroup directories below `dir`, killing what runs there and in `dir` itself.

@@ -127,3 +127,38 @@ pub async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+
+    #[tokio::test]
+    async fn a_duty_cycle_holds_a_busy_group_to_its_share() {
+        const CPUS: f64 = 0.2;
+        let mut busy = Command::new("sh")
+            // Two processes: the group is held, not its leader.
+            .args(["-c", "(while :; do :; done) & while :; do :; done"])
+            .process_group(0)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let pid = busy.id();
+        let mut clocks = GroupClocks::new(pid);
+        let began = Instant::now();
+        let holding = tokio::spawn(hold_to_duty_cycle(pid, CPUS));
+        // The first look finds the second process late.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        clocks.spent().expect("a group");
+        let from = began.elapsed();
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        let spent = clocks.spent().expect("a group").as_secs_f64();
+        let allowed = (began.elapsed() - from).as_secs_f64() * CPUS;
+        holding.abort();
+        killpg(group_of(pid), Signal::SIGKILL).expect("killed");
+        busy.wait().expect("ended");
+        // A look that comes late lets it run on, on both cores.
+        assert!(spent > 0.0 && spent < 2.0 * allowed, "{spent} of {allowed}");
+    }
+}

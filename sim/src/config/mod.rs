@@ -213,7 +213,7 @@ impl Config {
 /// Whether `program` is a path to, or names in PATH, an executable file.
 fn is_program(program: &str) -> bool {
     let executable = |path: &Path| {
-        path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+        path.is_file() && sim_node::cgroup::may(path, nix::unistd::AccessFlags::X_OK).is_ok()
     };
     if program.contains('/') {
         return executable(Path::new(program));
