@@ -122,7 +122,7 @@ async fn bind(path: &Path) -> Result<UnixListener, ControlError> {
 }
 
 /// Wall-clock microseconds that advance by the monotonic clock, and never fall behind `floor`.
-struct Clock {
+pub(crate) struct Clock {
     base: u64,
     began: Instant,
 }
@@ -141,15 +141,15 @@ impl Clock {
         }
     }
 
-    fn now(&self) -> Time {
+    pub(crate) fn now(&self) -> Time {
         Time(self.base).after(self.began.elapsed())
     }
 }
 
 pub(crate) struct Driver {
-    core: Core,
-    store: Store,
-    clock: Clock,
+    pub(crate) core: Core,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
     registry: Registry,
     followers: Vec<mpsc::Sender<v1::JournalRecord>>,
     /// Inputs since the last commit.
@@ -167,11 +167,9 @@ impl Driver {
             config.servers.clone(),
             config.workloads.clone(),
         );
-        let mut floor = Time::default();
         let mut core = if let Some((mut core, inputs)) = restored {
             let replayed = inputs.len();
             for (at, event) in inputs {
-                floor = at;
                 // What these inputs led to was carried out when they came.
                 core.step(at, event);
             }
@@ -191,9 +189,9 @@ impl Driver {
             .map(|s| (s.name.clone(), Node::default()))
             .collect();
         Ok(Self {
+            clock: Clock::new(core.now()),
             core,
             store,
-            clock: Clock::new(floor),
             registry: Registry {
                 nodes,
                 ..Registry::default()
@@ -341,6 +339,14 @@ impl Driver {
                     return Ok(());
                 };
                 node.link = Some((session, link));
+                // What ended while the node was away, or with it, has no process any more.
+                for (id, instance) in &mut node.instances {
+                    if !running.contains(&InstanceId(*id)) {
+                        instance.ready = false;
+                        instance.pid = 0;
+                    }
+                }
+                self.registry.forget_ended(&server);
                 tracing::info!(
                     "node {server} is connected, {} instances run there",
                     running.len()
@@ -483,6 +489,9 @@ impl Driver {
         let running = node.instances.entry(started.instance).or_default();
         running.instance = started.instance;
         running.address.clone_from(&started.address);
+        if running.pid != started.pid {
+            running.ready = false;
+        }
         running.pid = started.pid;
         if let Some((workload, cpus)) = known {
             running.workload = workload.to_string();

@@ -295,6 +295,7 @@ mod tests {
     use super::*;
     use crate::driver::{ControlConfig, Driver};
     use sim_core::policy::Policy;
+    use sim_core::time::Time;
     use sim_core::workload::{Readiness, Slo, Standby, WorkloadSpec};
     use std::time::Duration;
 
@@ -323,6 +324,30 @@ mod tests {
         }
     }
 
+    fn config(dir: &std::path::Path) -> ControlConfig {
+        ControlConfig {
+            socket: dir.join("s"),
+            data_dir: dir.to_owned(),
+            policy: Policy::default(),
+            servers: Vec::new(),
+            workloads: vec![workload()],
+        }
+    }
+
+    #[test]
+    fn time_goes_on_from_a_snapshot_that_is_ahead_of_the_clock() {
+        let dir = tempfile::tempdir().expect("dir");
+        let config = config(dir.path());
+        let ahead = Time(u64::MAX / 4);
+        {
+            let mut driver = Driver::new(&config).expect("driver");
+            driver.core.step(ahead, Event::Tick);
+            driver.store.snapshot(&driver.core).expect("snapshot");
+        }
+        let driver = Driver::new(&config).expect("restored");
+        assert!(driver.clock.now() > ahead);
+    }
+
     /// Journals `count` records.
     async fn write(driver: &mpsc::Sender<Input>, count: usize) {
         for at in 0..count {
@@ -337,13 +362,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_falls_behind_misses_no_record_of_a_long_journal() {
         let dir = tempfile::tempdir().expect("dir");
-        let config = ControlConfig {
-            socket: dir.path().join("s"),
-            data_dir: dir.path().to_owned(),
-            policy: Policy::default(),
-            servers: Vec::new(),
-            workloads: vec![workload()],
-        };
+        let config = config(dir.path());
         let mut driver = Driver::new(&config).expect("driver");
         let (inbox, inputs) = mpsc::channel(16);
         let driving = tokio::spawn(async move { driver.run(inputs).await });

@@ -37,6 +37,8 @@ pub struct Offer<'a> {
     pub spec: &'a ServerSpec,
     /// Its node is connected.
     pub up: bool,
+    /// An instance failed to come up there lately.
+    pub failed_start: bool,
     /// CPUs not promised to any instance.
     pub cpus_free: f64,
     /// Memory not promised to any instance, in bytes.
@@ -107,6 +109,9 @@ fn refusal(ask: &Ask<'_>, offer: &Offer<'_>) -> Option<String> {
     if !offer.up {
         return Some("its node is not connected".into());
     }
+    if offer.failed_start {
+        return Some("an instance failed to come up there lately".into());
+    }
     if offer.memory_free_bytes < ask.memory_bytes {
         return Some(format!(
             "{} MiB of memory free, {} asked",
@@ -142,6 +147,7 @@ mod tests {
         Offer {
             spec,
             up: true,
+            failed_start: false,
             cpus_free: spec.cpus,
             memory_free_bytes: spec.memory_bytes,
         }

@@ -48,7 +48,8 @@ pub struct Policy {
     pub phase_timeout_ms: u64,
     /// Old primary is kept idle for so long after the move, in milliseconds.
     pub bake_ms: u64,
-    /// A drain that isn't over by then goes on to bake anyway, and says so; in milliseconds.
+    /// A drain with requests in flight after that goes on to bake anyway, and says so, once every proxy
+    /// has taken the table over; in milliseconds.
     pub drain_timeout_ms: u64,
     /// Time between SIGTERM and SIGKILL for an instance that is terminated, in milliseconds.
     pub stop_grace_ms: u64,

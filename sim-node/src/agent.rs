@@ -3,6 +3,7 @@
 use crate::cgroup::{Group, Hierarchy};
 use crate::instance::{Fact, Instance, Place};
 use crate::probes::Sensors;
+use crate::process_tree;
 use crate::sense::Readings;
 use crate::session::{self, Link};
 use nix::fcntl::Flock;
@@ -21,6 +22,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 const SLOTS: u64 = 1024;
 /// Time between SIGTERM and SIGKILL when the node itself ends.
 const END_GRACE: Duration = Duration::from_secs(3);
+/// Pause before what could not be killed or removed is tried again.
+const DESTROY_PAUSE: Duration = Duration::from_secs(1);
 /// The probes' cost is reported once in so many ticks.
 const COST_TICKS: u64 = 2;
 
@@ -115,6 +118,10 @@ impl Agent {
             tracing::warn!(
                 "no cgroups ({why}): CPU shares are held by a duty cycle, CPU and memory are read from /proc"
             );
+            let killed = process_tree::kill_orphans(&name);
+            if killed > 0 {
+                tracing::warn!("killed {killed} processes of an earlier run");
+            }
             (None, None)
         } else {
             let lock = hierarchy.lock(&name).map_err(wrap)?;
@@ -164,7 +171,8 @@ impl Agent {
         match link {
             Link::Up(reports) => {
                 self.reports = Some(reports);
-                let instances = self.instances.keys().copied().collect();
+                let instances = self.instances.keys().chain(self.leaving.keys());
+                let instances = instances.copied().collect();
                 let server = self.config.server.to_string();
                 self.report(v1::node_report::Report::Hello(v1::NodeHello {
                     server,
@@ -206,7 +214,9 @@ impl Agent {
         if self.instances.contains_key(&id) {
             return;
         }
+        let mark = format!("{}/{}", self.config.cgroup, self.config.server);
         let place = Place {
+            mark: &mark,
             address: self.config.address,
             cgroup: format!(
                 "{}/{}/{}",
@@ -322,8 +332,13 @@ impl Agent {
         let cgroup = instance.limits.cgroup_id();
         // Waits until the last process is gone, which must not keep other instances waiting.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = instance.limits.destroy(instance.pid) {
+            // Resources are only given back once they are free.
+            while let Err(error) = instance.limits.destroy(instance.pid) {
                 tracing::error!("instance {} is not gone: {error}", InstanceId(id));
+                if facts.is_closed() {
+                    return;
+                }
+                std::thread::sleep(DESTROY_PAUSE);
             }
             let gone = Fact::Gone {
                 instance: id,

@@ -10,7 +10,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
 use nix::unistd::{AccessFlags, faccessat};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -109,15 +109,26 @@ impl Hierarchy {
             return Err(io::Error::other("no cgroup mount"));
         };
         let dir = mount.join(name);
-        fs::create_dir_all(&dir).map_err(|error| context(&error, &dir))?;
-        let file = File::open(&dir).map_err(|error| context(&error, &dir))?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => io::Error::new(
-                io::ErrorKind::WouldBlock,
-                "another node runs this server in this cgroup",
-            ),
-            errno => errno.into(),
-        })
+        let wrap = |error: io::Error| context(&error, &dir);
+        loop {
+            fs::create_dir_all(&dir).map_err(wrap)?;
+            // Who may open it may lock it.
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(wrap)?;
+            let file = File::open(&dir).map_err(wrap)?;
+            let inode = file.metadata().map_err(wrap)?.ino();
+            let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            let lock = locked.map_err(|(_, errno)| match errno {
+                Errno::EWOULDBLOCK => io::Error::new(
+                    io::ErrorKind::WouldBlock,
+                    "another node runs this server in this cgroup",
+                ),
+                errno => errno.into(),
+            })?;
+            // Whoever held it may have removed it in between.
+            if fs::metadata(&dir).is_ok_and(|now| now.ino() == inode) {
+                return Ok(lock);
+            }
+        }
     }
 
     /// The directories of `name` that exist.

@@ -1,6 +1,7 @@
 //! One instance: from the start command to its last process.
 
 use crate::limits::{self, Limits};
+use crate::process_tree;
 use crate::readiness::{self, Proof};
 use crate::sense::Readings;
 use anyhow::Context;
@@ -62,6 +63,8 @@ pub(crate) struct Place<'a> {
     pub(crate) cgroup: String,
     pub(crate) hierarchy: Option<&'a crate::cgroup::Hierarchy>,
     pub(crate) launcher: &'a Path,
+    /// Names the server in the environment of its instances.
+    pub(crate) mark: &'a str,
     pub(crate) facts: mpsc::Sender<Fact>,
 }
 
@@ -123,6 +126,7 @@ impl Instance {
         );
         command.env("SIM_WORKLOAD", &start.workload);
         command.env("SIM_INSTANCE", start.instance.to_string());
+        command.env(process_tree::MARK, place.mark);
         // An own process group, so that the terminal's Ctrl-C reaches the node alone, which then
         // ends its instances in order.
         command

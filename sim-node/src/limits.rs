@@ -6,6 +6,7 @@
 
 use crate::cgroup::{Group, Hierarchy, Usage};
 use crate::process_tree::{self, GroupClocks};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Length of a duty cycle's look.
 const CYCLE: Duration = Duration::from_millis(10);
+/// How long a killed process group may take to end.
+const KILL_WAIT: Duration = Duration::from_secs(5);
 /// Cycles whose share may be saved up: one period of the kernel's own quotas.
 const CREDIT_CYCLES: f64 = 10.0;
 
@@ -83,10 +86,24 @@ impl Limits {
             Self::Cgroup(group) => group.destroy(),
             // Group 0 would be the node's own.
             Self::DutyCycle { .. } if pid == 0 => Ok(()),
-            Self::DutyCycle { .. } => match killpg(group_of(pid), Signal::SIGKILL) {
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
-                Err(error) => Err(error.into()),
-            },
+            Self::DutyCycle { .. } => kill_group(group_of(pid)),
+        }
+    }
+}
+
+/// SIGKILLs a process group and waits until it is gone.
+fn kill_group(group: Pid) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match killpg(group, Signal::SIGKILL) {
+            Ok(()) if began.elapsed() < KILL_WAIT => std::thread::sleep(CYCLE),
+            Ok(()) => {
+                return Err(io::Error::other(format!(
+                    "process group {group} outlives SIGKILL"
+                )));
+            }
+            Err(Errno::ESRCH) => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -105,8 +122,11 @@ pub async fn hold_to_duty_cycle(pid: u32, cpus: f64) {
     let mut clocks = GroupClocks::new(pid);
     loop {
         tick.tick().await;
-        let Ok(spent) = clocks.spent() else {
-            return;
+        let spent = match clocks.spent() {
+            Ok(spent) => spent,
+            // Not to be read for the moment; only the kernel's word that it is gone counts.
+            Err(_) if killpg(group_of(pid), None) != Err(Errno::ESRCH) => continue,
+            Err(_) => return,
         };
         let earned = last.elapsed().as_secs_f64() * cpus;
         last = Instant::now();

@@ -2,6 +2,7 @@
 //! to be had.
 
 use crate::cgroup::Usage;
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use std::fs;
@@ -105,6 +106,40 @@ impl GroupClocks {
     }
 }
 
+/// Environment variable that names the server in its instances: the cgroup that it would have.
+pub(crate) const MARK: &str = "SIM_SERVER";
+
+/// Kills what a killed node of that server left where there are no cgroups: marked processes whose
+/// group has lost its leader. (The leader ends with its node; what it forked need not.) Gives
+/// their number.
+pub(crate) fn kill_orphans(mark: &str) -> usize {
+    let wanted = format!("{MARK}={mark}");
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return 0;
+    };
+    let mut killed = 0;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // Unreadable for a process of another user, which is none of ours.
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let marked = environment
+            .split(|&byte| byte == 0)
+            .any(|entry| entry == wanted.as_bytes());
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some(process) = parse(&stat).filter(|_| marked) else {
+            continue;
+        };
+        let leads = fs::exists(format!("/proc/{}", process.pgid)).unwrap_or(true);
+        if !leads && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+            killed += 1;
+        }
+    }
+    killed
+}
+
 struct Process {
     pgid: i64,
     ticks: u64,
@@ -137,6 +172,34 @@ mod tests {
             (process.pgid, process.ticks, process.resident_pages),
             (42, 37, 250)
         );
+    }
+
+    #[test]
+    fn orphans_are_killed_and_groups_with_a_leader_are_not() {
+        use std::os::unix::process::CommandExt as _;
+        let mark = format!("test/{}", std::process::id());
+        let start = |script: &str| {
+            std::process::Command::new("sh")
+                .args(["-c", script])
+                .env(MARK, &mark)
+                .process_group(0)
+                .stdin(std::process::Stdio::null())
+                .spawn()
+                .expect("a shell")
+        };
+        let mut led = start("exec sleep 60");
+        // Its child stays behind in the group.
+        let mut gone = start("sleep 60 & exit 0");
+        gone.wait().expect("ended");
+        let group = gone.id();
+        assert_eq!(members(group).expect("the orphan").len(), 1);
+        assert_eq!(kill_orphans(&mark), 1);
+        while members(group).is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(led.try_wait().expect("asked").is_none(), "it has a leader");
+        led.kill().expect("killed");
+        led.wait().expect("ended");
     }
 
     #[test]

@@ -29,6 +29,8 @@ struct Role {
     /// None between its end and its next start.
     child: Option<Child>,
     restart_at: Option<Instant>,
+    /// It has been started more than once.
+    restarted: bool,
     starts: Vec<Instant>,
 }
 
@@ -66,6 +68,7 @@ fn start_all(config: &Config, program: &PathBuf, roles: &mut Vec<Role>) -> anyho
             arguments,
             child: Some(child),
             restart_at: None,
+            restarted: false,
             starts: vec![Instant::now()],
         });
         Ok(())
@@ -104,15 +107,23 @@ async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> an
                 .iter_mut()
                 .filter(|role| role.restart_at.is_some_and(|at| at <= now))
             {
-                role.restart_at = None;
-                role.child = Some(spawn(program, &role.arguments)?);
+                role.restarted = true;
                 role.starts.push(now);
+                role.restart_at = None;
+                match spawn(program, &role.arguments) {
+                    Ok(child) => role.child = Some(child),
+                    Err(error) => {
+                        let pause = role.pause();
+                        tracing::error!("{error:#}; next try in {:.1} s", pause.as_secs_f64());
+                        role.restart_at = Some(now + pause);
+                    }
+                }
             }
             continue;
         };
         let role = &mut roles[at];
         role.child = None;
-        let first = role.starts.len() == 1 && role.starts[0].elapsed() < FIRST_START;
+        let first = !role.restarted && role.starts[0].elapsed() < FIRST_START;
         if first && status.code() == Some(i32::from(EXIT_USAGE)) {
             // It has said itself what is wrong, in one line.
             return Err(CannotStart(format!("{} can't start", role.name)).into());

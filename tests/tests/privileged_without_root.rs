@@ -1,11 +1,11 @@
-//! The demonstration also runs for a user who may do nothing: no namespaces, no cgroups, no
+//! The demonstration also runs for a user who may only read: no namespaces, no cgroups, no
 //! probes. Root is needed only to become that user.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -14,8 +14,8 @@ use sim_tests::demo::settings::Programs;
 use sim_tests::world::privilege;
 
 const NOBODY: &str = "65534";
-/// Longest wait for the next line: the baseline takes half a minute.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest wait for the next line: half a minute passes until the baseline is known.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn missing() -> Option<String> {
     if !geteuid().is_root() {
@@ -43,7 +43,7 @@ fn the_demonstration_runs_without_root() {
     command.args(["--ambient-caps=-all,+dac_read_search"]);
     command.args(["--bounding-set=-all,+dac_read_search"]);
     command.arg(env!("CARGO_BIN_EXE_sim-demo"));
-    command.args(["--headless", "--flat", "--name", "sim-without-root"]);
+    command.args(["--headless", "--seed", "4", "--name", "sim-without-root"]);
     command.env("TMPDIR", folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut demo = command.spawn().unwrap();
@@ -60,21 +60,19 @@ fn the_demonstration_runs_without_root() {
         }
     });
     let mut said = Vec::new();
-    let steady = loop {
-        let Ok(line) = heard.recv_timeout(PATIENCE) else {
-            break false;
-        };
-        let over = line.contains(" steady ");
-        said.push(line);
-        if over {
-            break true;
+    let over = loop {
+        match heard.recv_timeout(PATIENCE) {
+            Ok(line) => said.push(line),
+            Err(RecvTimeoutError::Disconnected) => break true,
+            Err(RecvTimeoutError::Timeout) => break false,
         }
     };
-    kill(pid, Signal::SIGTERM).unwrap();
+    if !over {
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
     let code = demo.wait().unwrap().code();
-    said.extend(heard.iter());
+    assert!(over, "it hangs: {said:#?}");
 
-    assert!(steady, "the baseline was not learned: {said:#?}");
     let with = |words: &[&str]| {
         let all = |line: &&String| words.iter().all(|word| line.contains(word));
         said.iter().filter(all).count()
@@ -87,6 +85,6 @@ fn the_demonstration_runs_without_root() {
         "one line on what is not seen: {said:#?}"
     );
     assert_eq!(with(&["  probe ", "not permitted", "/proc"]), 1);
-    assert_eq!(with(&["nothing is left behind"]), 1);
-    assert_eq!(code, Some(130));
+    // 3: every promise was kept but the tail's, which a noisy machine can break.
+    assert!(matches!(code, Some(0 | 3)), "{code:?}");
 }

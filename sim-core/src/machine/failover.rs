@@ -108,6 +108,9 @@ impl Workload {
         cause: &ExitCause,
         was_ready: bool,
     ) {
+        if !was_ready {
+            self.note_failed_start(out);
+        }
         let shadow = self.shadow.take();
         self.shadow_bp = 0;
         if was_ready {

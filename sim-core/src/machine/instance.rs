@@ -3,6 +3,7 @@
 use crate::event::{ResourceSample, Source};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::Arm;
+use crate::policy::Policy;
 use crate::time::Time;
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -74,6 +75,12 @@ impl Instance {
 
     pub(crate) fn is_healthy(&self) -> bool {
         self.state == State::Ready
+    }
+
+    /// Its node reported its resources lately.
+    pub(crate) fn is_seen(&self, now: Time, policy: &Policy) -> bool {
+        let limit = Duration::from_millis(policy.stale_ms);
+        self.resources_at.is_some_and(|at| now.since(at) <= limit)
     }
 
     pub(crate) fn take_resources(&mut self, now: Time, sample: &ResourceSample) {

@@ -181,6 +181,12 @@ impl Core {
         self.epoch
     }
 
+    /// The latest time seen.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
     /// The tunables.
     #[must_use]
     pub fn policy(&self) -> &Policy {

@@ -68,45 +68,47 @@ impl Workload {
         }
     }
 
-    /// Moves to the warm standby where it holds the forecast. One that is too small for it is
-    /// replaced if a server has room for a larger one; else it is better than staying as long as
-    /// it is larger than the primary.
+    /// Moves to the warm standby if it is larger than the primary, even where it is too small for the
+    /// forecast: it is the quickest relief, and the next move can start from there. One that is
+    /// no relief is replaced if a server has room for one that is.
     fn move_to_standby(&mut self, out: &mut Outbox, policy: &Policy, pool: &Pool, report: Report) {
         let (Some(primary), Some(shadow)) = (self.get(self.primary), self.get(self.shadow)) else {
             return;
         };
-        let larger = shadow.cpus >= HELPS * primary.cpus;
-        let asked_rps = report.forecast_rps.max(report.demand_rps);
-        let carries = self
-            .capacity
-            .usable_rps(shadow.cpus)
-            .is_none_or(|c| c[1] > asked_rps);
-        if larger && carries {
+        let (id, cpus) = (shadow.id, shadow.cpus);
+        let seen = shadow.is_seen(out.now, policy);
+        if seen && cpus >= HELPS * primary.cpus {
+            let asked_rps = report.forecast_rps.max(report.demand_rps);
+            let capacity = self.capacity.usable_rps(cpus);
+            let why = match capacity {
+                Some([_, carried, _]) if carried <= asked_rps => format!(
+                    "the standby is warm already; of the forecast it carries {:.0} %",
+                    carried / asked_rps * 100.0
+                ),
+                _ => "the standby is warm already".into(),
+            };
             self.goal = Goal::Move;
-            self.begin_shifting(out, policy, "the standby is warm already");
+            self.begin_shifting(out, policy, &why);
             return;
         }
-        let (id, cpus) = (shadow.id, shadow.cpus);
-        let found = self.find_place(policy, pool, Goal::Move, &report, Some(id));
-        if let Some((server, better)) = found.chosen.filter(|(_, found)| *found >= HELPS * cpus) {
-            let reason = format!(
+        let found = self.find_place(out, policy, pool, Goal::Move, &report, Some(id));
+        let better = found.chosen.filter(|(_, found)| *found >= HELPS * cpus);
+        let reason = match (seen, better) {
+            (false, _) => "nothing is heard of the standby's node: it is given up".into(),
+            (true, Some((server, better))) => format!(
                 "the warm standby is too small for the forecast: {better:.2} CPUs on {server} \
                  instead of {cpus:.2}"
-            );
-            self.goal = Goal::Move;
-            self.dismiss(out, policy);
-            self.record(out, Kind::Draining, Some(id), reason, Some(report));
-            return;
-        }
-        if larger {
-            self.goal = Goal::Move;
-            let why = "the warm standby is too small for the forecast, but larger than the primary";
-            self.begin_shifting(out, policy, why);
-            return;
-        }
-        self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
-        let reason = "the warm standby is too small for the forecast, and so is every server";
-        self.record(out, Kind::NoPlacement, self.shadow, reason, Some(report));
+            ),
+            (true, None) => {
+                self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
+                let reason = "the warm standby is no larger, and nor is any server";
+                self.record(out, Kind::NoPlacement, self.shadow, reason, Some(report));
+                return;
+            }
+        };
+        self.goal = Goal::Move;
+        self.dismiss(out, policy);
+        self.record(out, Kind::Draining, Some(id), reason, Some(report));
     }
 
     /// Begins to create a standby.
@@ -143,7 +145,7 @@ impl Workload {
             candidates,
             load_cpus,
             note,
-        } = self.find_place(policy, pool, goal, &report, None);
+        } = self.find_place(out, policy, pool, goal, &report, None);
         report.candidates = candidates;
         let Some((server, cpus)) = chosen else {
             self.next_move_at = out.now.after(Duration::from_millis(policy.move_pause_ms));
@@ -204,7 +206,8 @@ impl Workload {
             if self.is_fresh(out.now, policy) {
                 self.publish(out, policy, false);
             } else {
-                // The thaw publishes it.
+                // The thaw publishes it, also where no tick saw the frost.
+                self.frozen = true;
                 reason += ", once telemetry is back";
             }
             self.record(out, Kind::Warming, Some(id), reason, None);
@@ -214,6 +217,7 @@ impl Workload {
     pub(crate) fn creating(&mut self, out: &mut Outbox, policy: &Policy) {
         let limit = self.spec.readiness.timeout + CREATE_SLACK;
         if out.now.since(self.phase_since) > limit {
+            self.note_failed_start(out);
             let reason = format!("not ready after {:.0} s", limit.as_secs_f64());
             self.abort(out, policy, &reason);
         }
@@ -251,6 +255,37 @@ impl Workload {
         }
     }
 
+    /// What a move does while telemetry is stale: it waits, but not for ever for a shadow that alone
+    /// is not seen.
+    pub(crate) fn frozen_move(&mut self, out: &mut Outbox, policy: &Policy) {
+        if !matches!(self.phase, Phase::Warming | Phase::Shifting)
+            || !self.is_primary_seen(out.now, policy)
+        {
+            return;
+        }
+        let Some(seen) = self.get(self.shadow).and_then(|i| i.resources_at) else {
+            return;
+        };
+        let silent = out.now.since(seen);
+        let limit = Duration::from_millis(policy.phase_timeout_ms);
+        if silent < limit || out.now.since(self.ramp_since) < limit {
+            return;
+        }
+        let why = format!(
+            "nothing is heard of the shadow's node for {:.0} s",
+            silent.as_secs_f64()
+        );
+        if self.phase == Phase::Shifting && self.held_bp() > 0 {
+            // It serves, and the primary can't do without: said again after each such time.
+            self.ramp_since = out.now;
+            let reason =
+                format!("{why}; the primary does not carry the load alone, so both are held");
+            self.record(out, Kind::StepBack, self.shadow, reason, None);
+            return;
+        }
+        self.abort(out, policy, &why);
+    }
+
     fn warmed(&mut self, out: &mut Outbox, policy: &Policy) {
         match self.goal {
             Goal::Move => self.begin_shifting(out, policy, "parity is proven"),
@@ -276,18 +311,15 @@ impl Workload {
 
     /// Gives a move up: traffic goes back to the primary as far as it carries it.
     pub(crate) fn abort(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
-        if self.phase == Phase::Shifting && self.is_over_capacity() && self.is_healthy(self.shadow)
-        {
-            let capacity = self.primary_capacity_rps();
-            let carried = capacity.unwrap_or(0.0) / self.demand_rps;
-            let held = FULL_BP - (carried * f64::from(FULL_BP)) as u16;
+        let held = self.held_bp();
+        if self.phase == Phase::Shifting && held > 0 && self.is_healthy(self.shadow) {
             self.shadow_bp = self.shadow_bp.min(held).max(1);
             self.steps_back = 0;
             self.reset_arms();
             self.publish(out, policy, false);
             let reason = format!(
                 "{why}; the primary carries {:.0} % alone, so both are held at {:.0} %",
-                carried * 100.0,
+                percent(FULL_BP - held),
                 percent(self.shadow_bp)
             );
             self.record(out, Kind::StepBack, self.shadow, reason, None);
@@ -301,15 +333,16 @@ impl Workload {
         self.dismiss(out, policy);
     }
 
-    fn primary_capacity_rps(&self) -> Option<f64> {
-        let primary = self.get(self.primary)?;
-        Some(self.capacity.usable_rps(primary.cpus)?[1])
-    }
-
-    /// The primary alone is known not to carry the demand.
-    fn is_over_capacity(&self) -> bool {
-        self.primary_capacity_rps()
-            .is_some_and(|capacity| self.demand_rps > capacity)
+    /// Share of the demand that the primary alone is known not to carry, in basis points.
+    pub(super) fn held_bp(&self) -> u16 {
+        let capacity = self
+            .get(self.primary)
+            .and_then(|i| self.capacity.usable_rps(i.cpus))
+            .map_or(f64::INFINITY, |c| c[1]);
+        if self.demand_rps <= capacity {
+            return 0;
+        }
+        FULL_BP - (capacity / self.demand_rps * f64::from(FULL_BP)) as u16
     }
 
     /// Takes the shadow out of traffic, drains it and ends it.
@@ -335,10 +368,19 @@ impl Workload {
         let waited = out.now.since(self.phase_since);
         let late = waited > Duration::from_millis(policy.drain_timeout_ms);
         // A proxy that has not taken the table over still sends requests there, however late it is.
-        let over = self.is_table_applied() && (quiet || late);
-        if !over && !never_served {
+        let applied = self.is_table_applied();
+        if !(applied && (quiet || late)) && !never_served {
+            if late && !self.drain_is_late {
+                self.drain_is_late = true;
+                let reason = format!(
+                    "still draining after {:.0} s: no proxy, or not every one, has taken the table over",
+                    waited.as_secs_f64()
+                );
+                self.record(out, Kind::Draining, Some(id), reason, None);
+            }
             return;
         }
+        self.drain_is_late = false;
         if self.bake {
             let reason = if quiet {
                 format!(
@@ -409,7 +451,7 @@ impl Workload {
         let reason = format!("{failed} of {total} requests failed on the new primary");
         core::mem::swap(&mut self.primary, &mut self.retiring);
         self.bake = false;
-        if self.is_over_capacity() {
+        if self.held_bp() > 0 {
             // The old primary was left for want of capacity: what it can't carry stays behind.
             self.shadow = self.retiring.take();
             self.shadow_bp = FULL_BP;

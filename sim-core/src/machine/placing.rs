@@ -1,6 +1,7 @@
 //! Where a shadow goes, and how large it has to be.
 
 use super::instance::Instance;
+use super::outbox::Outbox;
 use super::workload::{Goal, Pool, Workload};
 use crate::decide::rate_upper;
 use crate::journal::{Candidate, Report};
@@ -10,9 +11,12 @@ use crate::policy::Policy;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 /// A move to an instance of this many times the primary's CPUs is of some help.
 pub(super) const HELPS: f64 = 1.1;
+/// For so long a server on which a shadow failed to come up is taken only if no other fits.
+const FAILED_START_KEPT: Duration = Duration::from_secs(300);
 
 /// What the search for a server came to.
 #[derive(Default)]
@@ -31,6 +35,7 @@ impl Workload {
     /// Looks for a server. What `freed` holds counts as free.
     pub(super) fn find_place(
         &self,
+        out: &Outbox,
         policy: &Policy,
         pool: &Pool,
         goal: Goal,
@@ -42,7 +47,7 @@ impl Workload {
         };
         let load_cpus = self.load_cpus(policy, primary, goal, report);
         let freed = self.get(freed);
-        let offers: Vec<Offer<'_>> = pool
+        let mut offers: Vec<Offer<'_>> = pool
             .servers
             .iter()
             .map(|s| {
@@ -50,6 +55,10 @@ impl Workload {
                 Offer {
                     spec: &s.spec,
                     up: s.up,
+                    failed_start: self
+                        .failed_starts
+                        .get(&s.spec.name)
+                        .is_some_and(|&at| out.now.since(at) < FAILED_START_KEPT),
                     cpus_free: s.cpus_free + freed.map_or(0.0, |i| i.cpus),
                     memory_free_bytes: s.memory_free_bytes + freed.map_or(0, |i| i.memory_bytes),
                 }
@@ -76,6 +85,12 @@ impl Workload {
         let full = load_cpus / policy.utilisation_usable;
         let mut note = String::new();
         let (mut chosen, mut candidates) = placement::place(&ask(full), &offers);
+        if chosen.is_none() && offers.iter().any(|o| o.failed_start) {
+            for offer in &mut offers {
+                offer.failed_start = false;
+            }
+            (chosen, candidates) = placement::place(&ask(full), &offers);
+        }
         if chosen.is_none() && helps < full {
             (chosen, candidates) = placement::place(&ask(helps), &offers);
             if let Some((_, cpus)) = &chosen {

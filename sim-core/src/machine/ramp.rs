@@ -17,7 +17,13 @@ impl Workload {
     pub(crate) fn begin_shifting(&mut self, out: &mut Outbox, policy: &Policy, why: &str) {
         self.enter(out, Phase::Shifting);
         self.steps_back = 0;
-        self.ramp_to(out, policy, 0, why);
+        if self.shadow_bp < policy.ramp_bp[0] {
+            self.ramp_to(out, policy, 0, why);
+        } else {
+            // It has more already: that share has to be proven before the next.
+            self.ramp_since = out.now;
+            self.reset_arms();
+        }
     }
 
     pub(crate) fn shifting(&mut self, out: &mut Outbox, policy: &Policy) {
@@ -111,7 +117,9 @@ impl Workload {
             .rev()
             .copied()
             .find(|&bp| bp < self.shadow_bp);
-        self.shadow_bp = lower.unwrap_or(policy.warm_bp[1]);
+        let lower = lower.unwrap_or(policy.warm_bp[1]);
+        // What the primary can't carry stays with the shadow, worse or not.
+        self.shadow_bp = lower.max(self.held_bp().min(self.shadow_bp));
         self.ramp_since = out.now;
         self.reset_arms();
         // A share that falls on the shadow rises on the primary: still a planned step.

@@ -61,17 +61,18 @@ impl Workload {
         }
         match self.phase {
             Phase::Baseline | Phase::Steady => self.settle(out, policy, pool, next_instance),
-            _ if !fresh => {}
+            _ if !fresh => self.frozen_move(out, policy),
             Phase::Creating => self.creating(out, policy),
             Phase::Warming => self.warming(out, policy),
             Phase::Shifting => self.shifting(out, policy),
-            Phase::Draining => {
+            Phase::Draining | Phase::Baking => {
                 self.watch_new_primary(out, policy);
-                self.drained(out, policy);
-            }
-            Phase::Baking => {
-                self.watch_new_primary(out, policy);
-                self.baking(out, policy);
+                // An undo may have begun another phase.
+                match self.phase {
+                    Phase::Draining => self.drained(out, policy),
+                    Phase::Baking => self.baking(out, policy),
+                    _ => {}
+                }
             }
         }
     }

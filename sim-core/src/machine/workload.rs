@@ -9,7 +9,7 @@ use crate::forecast::{Forecaster, ForecasterConfig};
 use crate::invariants::{self, Facts, Health};
 use crate::journal::{Kind, Record, Report};
 use crate::lead_time::LeadTime;
-use crate::name::{InstanceId, ProxyName, WorkloadName};
+use crate::name::{InstanceId, ProxyName, ServerName, WorkloadName};
 use crate::policy::Policy;
 use crate::server::ServerSpec;
 use crate::table::{FULL_BP, Share, Version, WeightTable};
@@ -103,6 +103,10 @@ pub(crate) struct Workload {
     pub(crate) primary: Option<InstanceId>,
     pub(crate) shadow: Option<InstanceId>,
     pub(crate) retiring: Option<InstanceId>,
+    /// It was told that a drain takes long.
+    pub(crate) drain_is_late: bool,
+    /// When a shadow last failed to come up on a server.
+    pub(crate) failed_starts: BTreeMap<ServerName, Time>,
     /// The instance on its way out was the primary of a move, and is kept for a while.
     pub(crate) bake: bool,
     pub(crate) shadow_bp: u16,
@@ -152,6 +156,8 @@ impl Workload {
             primary: None,
             shadow: None,
             retiring: None,
+            drain_is_late: false,
+            failed_starts: BTreeMap::new(),
             bake: false,
             shadow_bp: 0,
             table: None,
@@ -290,21 +296,32 @@ impl Workload {
     /// Traffic was reported lately, and the resources of the primary and of a shadow that is being
     /// proven.
     pub(crate) fn is_fresh(&self, now: Time, policy: &Policy) -> bool {
-        let limit = Duration::from_millis(policy.stale_ms);
-        let fresh = |at: Option<Time>| at.is_some_and(|at| now.since(at) <= limit);
         if self.primary.is_none() {
             return true;
         }
-        // An instance that isn't ready yet has nothing to report.
-        let reports = |id: Option<InstanceId>| match self.get(id) {
-            Some(instance) if instance.is_healthy() => fresh(instance.resources_at),
-            _ => true,
-        };
-        // A shadow that proves itself has to be seen; one that stands by is no reason to freeze.
-        let shadow =
-            !matches!(self.phase, Phase::Warming | Phase::Shifting) || reports(self.shadow);
-        shadow
-            && (!self.is_healthy(self.primary) || (fresh(self.traffic_at) && reports(self.primary)))
+        // One that stands by is no reason to freeze.
+        let proven = matches!(self.phase, Phase::Warming | Phase::Shifting);
+        self.is_primary_seen(now, policy) && (!proven || self.is_seen(self.shadow, now, policy))
+    }
+
+    /// Its traffic and its resources were reported lately.
+    pub(crate) fn is_primary_seen(&self, now: Time, policy: &Policy) -> bool {
+        let limit = Duration::from_millis(policy.stale_ms);
+        let traffic = self.traffic_at.is_some_and(|at| now.since(at) <= limit);
+        !self.is_healthy(self.primary) || (traffic && self.is_seen(self.primary, now, policy))
+    }
+
+    /// An instance that isn't ready yet has nothing to report.
+    fn is_seen(&self, id: Option<InstanceId>, now: Time, policy: &Policy) -> bool {
+        self.get(id)
+            .is_none_or(|i| !i.is_healthy() || i.is_seen(now, policy))
+    }
+
+    /// The shadow did not come to serve: its server is not the first choice for a while.
+    pub(crate) fn note_failed_start(&mut self, out: &Outbox) {
+        if let Some(server) = self.get(self.shadow).map(|i| i.server.clone()) {
+            self.failed_starts.insert(server, out.now);
+        }
     }
 
     pub(crate) fn take_traffic(&mut self, now: Time, proxy: ProxyName, sample: TrafficSample) {

@@ -63,7 +63,9 @@ impl Verdict {
     #[must_use]
     pub fn only_the_tail(&self) -> bool {
         let ratio = self.figures.p99_during_over_before;
-        self.broken.len() == 1 && ratio.is_some_and(|ratio| ratio > P99_RATIO_MAX)
+        self.figures.mode == Mode::Forecast
+            && self.broken.len() == 1
+            && ratio.is_some_and(|ratio| ratio > P99_RATIO_MAX)
     }
 }
 

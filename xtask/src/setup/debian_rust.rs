@@ -29,7 +29,6 @@ pub(super) fn toolchain(context: &Context, apt: &Apt, activity: &Activity) -> Re
     let mut origin = "cached";
     // A compiler of earlier days may be too old for the linker of today.
     if usable_version(context, &root).is_err() {
-        remove_folder(&root)?;
         unpack_compiler(context, apt, activity)?;
         origin = "built";
     }
