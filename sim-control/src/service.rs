@@ -359,6 +359,18 @@ mod tests {
         }
     }
 
+    /// Reads on until `count` sequence numbers were seen.
+    async fn read(
+        records: &mut mpsc::Receiver<Result<v1::JournalRecord, Status>>,
+        seen: &mut Vec<u64>,
+        count: usize,
+    ) {
+        while seen.len() < count {
+            let record = records.recv().await.expect("more").expect("record");
+            seen.push(record.sequence);
+        }
+    }
+
     #[tokio::test]
     async fn a_reader_that_falls_behind_misses_no_record_of_a_long_journal() {
         let dir = tempfile::tempdir().expect("dir");
@@ -375,28 +387,10 @@ mod tests {
         let own = inbox.clone();
         let reading = tokio::spawn(async move { read_journal(&own, request, &out).await });
         let mut seen = Vec::new();
-        while seen.len() < 1_500 {
-            seen.push(
-                records
-                    .recv()
-                    .await
-                    .expect("more")
-                    .expect("record")
-                    .sequence,
-            );
-        }
+        read(&mut records, &mut seen, 1_500).await;
         // Far more than a follower's queue holds, and nobody reads meanwhile.
         write(&inbox, 3 * FOLLOWER).await;
-        while seen.len() < 1_500 + 3 * FOLLOWER {
-            seen.push(
-                records
-                    .recv()
-                    .await
-                    .expect("more")
-                    .expect("record")
-                    .sequence,
-            );
-        }
+        read(&mut records, &mut seen, 1_500 + 3 * FOLLOWER).await;
         let first = seen[0];
         assert!(
             (first..)

@@ -199,26 +199,19 @@ mod tests {
     }
 
     #[test]
-    fn among_servers_that_cost_nothing_the_emptiest_wins() {
-        let home = server("home", 1.0, 0.0);
-        let (a, b) = (server("a", 2.0, 0.0), server("b", 2.0, 0.0));
-        let crowded = Offer {
-            cpus_free: 0.7,
-            ..offer(&a)
-        };
-        let (chosen, _) = place(&ask(&home), &[crowded, offer(&b)]);
-        assert_eq!(chosen.map(|(s, _)| s), Some(b.name));
-    }
-
-    #[test]
-    fn a_crowded_server_loses_to_an_empty_one_of_the_same_price() {
+    fn a_crowded_server_loses_to_an_empty_one_of_the_same_price_also_where_that_is_nothing() {
         let home = server("home", 1.0, 0.01);
-        let (a, b) = (server("a", 2.0, 0.2), server("b", 2.0, 0.2));
-        let crowded = Offer {
-            cpus_free: 0.7,
-            ..offer(&a)
-        };
-        let (chosen, _) = place(&ask(&home), &[crowded, offer(&b)]);
-        assert_eq!(chosen.map(|(s, _)| s), Some(b.name));
+        for price_per_hour in [0.2, 0.0] {
+            let (a, b) = (
+                server("a", 2.0, price_per_hour),
+                server("b", 2.0, price_per_hour),
+            );
+            let crowded = Offer {
+                cpus_free: 0.7,
+                ..offer(&a)
+            };
+            let (chosen, _) = place(&ask(&home), &[crowded, offer(&b)]);
+            assert_eq!(chosen.map(|(s, _)| s), Some(b.name), "{price_per_hour}");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod world;
 use sim_core::event::Event;
 use sim_core::journal::Kind;
 use sim_core::machine::Phase;
+use sim_core::name::InstanceId;
 use sim_core::policy::Policy;
 use sim_core::time::Time;
 use sim_core::workload::Standby;
@@ -60,15 +61,18 @@ fn the_old_primary_stays_until_the_proxy_has_taken_the_last_table_over() {
     world.run_until(Kind::Reclaimed, 20, 200.0);
 }
 
+/// The primary right after a move, and the one before it.
+fn new_and_old(world: &World) -> (InstanceId, InstanceId) {
+    let old = world.running.keys().copied().min().expect("two run");
+    assert_ne!(world.primary(), old);
+    (world.primary(), old)
+}
+
 #[test]
 fn an_undo_gives_the_old_primary_no_more_than_it_carries() {
     let mut world = World::new(3, Policy::default());
     ramp_until(&mut world, Kind::Draining);
-    let (new, old) = (
-        world.primary(),
-        world.running.keys().copied().min().unwrap(),
-    );
-    assert_ne!(new, old);
+    let (new, old) = new_and_old(&world);
     world.run(6, |_| 300.0);
     world.failing.insert(new, 0.2);
     world.run_until(Kind::StepBack, 20, 300.0);
@@ -94,10 +98,7 @@ fn an_undo_gives_the_old_primary_no_more_than_it_carries() {
 fn an_undo_gives_everything_back_to_an_old_primary_that_carries_it() {
     let mut world = World::new(3, Policy::default());
     ramp_until(&mut world, Kind::Draining);
-    let (new, old) = (
-        world.primary(),
-        world.running.keys().copied().min().unwrap(),
-    );
+    let (new, old) = new_and_old(&world);
     world.failing.insert(new, 0.2);
     world.run_until(Kind::Abort, 20, 120.0);
     assert_eq!((world.primary(), world.weight(old)), (old, 10_000));
