@@ -5,15 +5,20 @@
 //! A Weyl sequence (golden ratio) is even at once, but a client whose requests repeat with a
 //! period that is a Fibonacci number meets almost the same point each time; the van der Corput
 //! sequence fails already at period 2. Here points come in blocks of 8, one in each eighth, in an
-//! order drawn anew for each block (stratified sampling); the place inside the eighths moves on by
-//! the golden ratio from block to block. So any run of N points is even within O(log N), with at
-//! most one unfinished block on top, and the points that a periodic client meets are random.
+//! order drawn anew for each block; in 8 such blocks each eighth's own eighths are met once each, in
+//! an order drawn for each; and so once more (Owen 1995, "Randomly Permuted (t,m,s)-Nets and
+//! (t,s)-Sequences", in base 8, three digits). What is left, 1/512, moves on by the golden ratio. So
+//! any run of N points is even within O(log N), with at most one unfinished block on top, and the
+//! points that a periodic client meets are random.
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
 
-/// Points of one block, a power of two.
-const STRATA: u32 = 8;
+/// Points of one block: a digit's values, a power of two.
+const BASE: u64 = 8;
+const DIGIT_BITS: u32 = BASE.trailing_zeros();
+/// Digits that are drawn.
+const DIGITS: u32 = 3;
 /// 2^64 / golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -21,56 +26,44 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 #[derive(Clone, Debug)]
 pub struct Tickets {
     key: u64,
-    block: u64,
-    phase: u64,
-    next: u32,
-    odd: u32,
-    add: u32,
-    xor: u32,
+    next: u64,
 }
 
 impl Tickets {
     /// The sequence of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let phase = mix(seed);
-        let mut tickets = Self {
-            key: mix(phase),
-            block: 0,
-            phase,
-            next: 0,
-            odd: 1,
-            add: 0,
-            xor: 0,
-        };
-        tickets.shuffle();
+        let key = mix(mix(seed));
         // A start inside the block, so that workers started together don't agree on their first
         // picks: with few requests those are all there are.
-        tickets.next = (tickets.key % u64::from(STRATA)) as u32;
-        tickets
+        Self {
+            key,
+            next: key % BASE,
+        }
     }
 
     /// The next point.
     #[inline]
     pub fn take(&mut self) -> u64 {
-        if self.next == STRATA {
-            self.next = 0;
-            self.block = self.block.wrapping_add(1);
-            self.phase = self.phase.wrapping_add(GOLDEN);
-            self.shuffle();
+        let mut rest = self.next;
+        self.next = self.next.wrapping_add(1);
+        let mut point = 0;
+        for _ in 0..DIGITS {
+            let value = rest % BASE;
+            rest /= BASE;
+            // In an order of its own for each block, and for each part of it that is filled.
+            let drawn = mix(self.key ^ (rest << (DIGITS * DIGIT_BITS)) ^ point);
+            point = (point << DIGIT_BITS) | permuted(value, drawn);
         }
-        // i -> (odd * i + add) ^ xor permutes 0..8.
-        let stratum = ((self.next * self.odd + self.add) ^ self.xor) % STRATA;
-        self.next += 1;
-        let width_bits = STRATA.trailing_zeros();
-        (u64::from(stratum) << (64 - width_bits)) | (self.phase >> width_bits)
+        let place = mix(self.key).wrapping_add(rest.wrapping_mul(GOLDEN));
+        (point << (64 - DIGITS * DIGIT_BITS)) | (place >> (DIGITS * DIGIT_BITS))
     }
+}
 
-    fn shuffle(&mut self) {
-        let drawn = mix(self.key ^ self.block);
-        let part = |at: u32| (drawn >> at) as u32 % STRATA;
-        (self.odd, self.add, self.xor) = (part(0) | 1, part(16), part(32));
-    }
+/// A permutation of 0..8 out of many, by `drawn`.
+fn permuted(value: u64, drawn: u64) -> u64 {
+    let (odd, add, xor) = (drawn | 1, drawn >> 16, drawn >> 32);
+    ((value.wrapping_mul(odd).wrapping_add(add)) ^ xor) % BASE
 }
 
 /// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).
