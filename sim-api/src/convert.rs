@@ -163,6 +163,7 @@ pub fn proxy_report(
         arrivals: sample.arrivals,
         applied: Some(sample.applied.into()),
         instances: sample.instances.iter().map(Into::into).collect(),
+        listen: String::new(),
     }
 }
 
@@ -285,6 +286,7 @@ impl v1::InstanceExited {
             Cause::Code(code) => ExitCause::Code(*code),
             Cause::Signal(signal) => ExitCause::Signal(*signal),
             Cause::NotStarted(why) => ExitCause::NotStarted(why.clone()),
+            Cause::OutOfMemory(limit_bytes) => ExitCause::OutOfMemory(*limit_bytes),
         };
         Ok(Event::Exited {
             instance: InstanceId(self.instance),

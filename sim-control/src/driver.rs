@@ -7,7 +7,7 @@ use sim_api::v1::{self, control_plane_server::ControlPlaneServer, node_report};
 use sim_core::command::Command;
 use sim_core::event::Event;
 use sim_core::machine::Core;
-use sim_core::name::{InstanceId, ServerName};
+use sim_core::name::{InstanceId, ProxyName, ServerName};
 use sim_core::policy::Policy;
 use sim_core::server::ServerSpec;
 use sim_core::time::Time;
@@ -256,7 +256,7 @@ impl Driver {
         self.batch.inputs.push((now, event));
         let act = !outcome.commands.is_empty() || !outcome.records.is_empty();
         for record in &outcome.records {
-            tracing::info!(workload = %record.workload, "{:?}: {}", record.kind, record.reason);
+            tracing::info!(workload = %record.workload, "{}: {}", record.kind, record.reason);
         }
         self.batch.records.extend(outcome.records);
         if act {
@@ -368,6 +368,7 @@ impl Driver {
                 session,
                 proxy,
                 workload,
+                listen,
                 link,
             } => {
                 tracing::info!("proxy {proxy} is connected, for {workload}");
@@ -382,6 +383,7 @@ impl Driver {
                     Proxy {
                         session,
                         workload,
+                        listen,
                         link,
                     },
                 );
@@ -509,16 +511,16 @@ impl Driver {
             cpus_allocated: self.core.cpus_allocated(name),
             instances: node.instances.values().cloned().collect(),
         };
+        let proxy = |(name, proxy): (&ProxyName, &Proxy)| v1::ProxyStatus {
+            proxy: name.to_string(),
+            workload: proxy.workload.clone(),
+            listen: proxy.listen.clone(),
+        };
         v1::StatusReply {
             epoch: self.core.epoch(),
             workloads_json: self.core.status().iter().map(json).collect(),
             servers: self.registry.nodes.iter().map(server).collect(),
-            proxies: self
-                .registry
-                .proxies
-                .keys()
-                .map(ToString::to_string)
-                .collect(),
+            proxies: self.registry.proxies.iter().map(proxy).collect(),
         }
     }
 }

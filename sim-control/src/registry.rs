@@ -26,6 +26,7 @@ pub(crate) struct Node {
 pub(crate) struct Proxy {
     pub(crate) session: u64,
     pub(crate) workload: String,
+    pub(crate) listen: String,
     pub(crate) link: ProxyLink,
 }
 

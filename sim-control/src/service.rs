@@ -39,6 +39,7 @@ pub(crate) enum Input {
         session: u64,
         proxy: ProxyName,
         workload: String,
+        listen: String,
         link: ProxyLink,
     },
     ProxyDown {
@@ -196,11 +197,12 @@ impl ControlPlane for Service {
         let proxy = ProxyName::new(&first.proxy).map_err(invalid)?;
         let (link, tables) = mpsc::channel(OUTBOUND);
         let (session, driver) = (self.session(), self.driver.clone());
-        let workload = first.workload.clone();
+        let (workload, listen) = (first.workload.clone(), first.listen.clone());
         let up = Input::ProxyUp {
             session,
             proxy: proxy.clone(),
             workload,
+            listen,
             link,
         };
         driver.send(up).await.map_err(stopped)?;
@@ -287,6 +289,24 @@ impl ControlPlane for Service {
             .await
             .map_err(stopped)?;
         Ok(Response::new(v1::SetStandbyReply {}))
+    }
+
+    async fn close(
+        &self,
+        _: Request<v1::CloseRequest>,
+    ) -> Result<Response<v1::CloseReply>, Status> {
+        self.driver
+            .send(Input::Event(Event::Closing))
+            .await
+            .map_err(stopped)?;
+        // Inputs are taken in order: once this is answered, so is that.
+        let (reply, answer) = oneshot::channel();
+        self.driver
+            .send(Input::Status { reply })
+            .await
+            .map_err(stopped)?;
+        answer.await.map_err(stopped)?;
+        Ok(Response::new(v1::CloseReply {}))
     }
 }
 

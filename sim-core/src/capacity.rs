@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// Memory of the ratio estimate: weight of a window after one more, so about 60 windows.
 const DISCOUNT: f64 = 1.0 - 1.0 / 60.0;
 /// Requests that must have been seen before `D` is worth something.
-const REQUESTS_MIN: f64 = 200.0;
+pub(crate) const REQUESTS_MIN: f64 = 200.0;
 /// Weight of one SLO violation or one healthy window in the learned utilisation.
 const LEARN: f64 = 0.1;
 /// Bounds of a learned usable utilisation.
@@ -22,7 +22,7 @@ const USABLE_MIN: f64 = 0.2;
 const USABLE_MAX: f64 = 0.97;
 
 /// One window of one instance.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// Requests answered.
     pub requests: u64,
@@ -92,6 +92,11 @@ impl CapacityModel {
             }
         }
         self.usable = self.usable.clamp(USABLE_MIN, USABLE_MAX);
+    }
+
+    /// Weight of the requests seen so far; the oldest count for less.
+    pub(crate) fn requests_seen(&self) -> f64 {
+        self.requests
     }
 
     /// CPU-seconds a request at reference speed; `None` before enough requests were seen.

@@ -89,6 +89,8 @@ pub enum ExitCause {
     NotStarted(String),
     /// The node is gone and the instance's fate unknown.
     NodeLost,
+    /// The kernel killed it at its memory limit, in bytes.
+    OutOfMemory(u64),
 }
 
 /// One fact for the core.
@@ -153,4 +155,7 @@ pub enum Event {
         /// To what.
         standby: Standby,
     },
+    /// The operator ends the whole run: its nodes end every instance from now on. Nothing is started
+    /// until a control plane takes the lead anew.
+    Closing,
 }

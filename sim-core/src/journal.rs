@@ -4,6 +4,7 @@ use crate::name::{InstanceId, ServerName, WorkloadName};
 use crate::time::Time;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// What a record is about.
@@ -54,6 +55,43 @@ pub enum Kind {
     Operator,
     /// A command was refused by the invariants: a bug in the core.
     Refused,
+}
+
+impl Kind {
+    /// The word for it, as tools print and JSON spells it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Steady => "steady",
+            Self::Trigger => "trigger",
+            Self::Placement => "placement",
+            Self::NoPlacement => "no_placement",
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Warming => "warming",
+            Self::Parity => "parity",
+            Self::StandbyWarm => "standby_warm",
+            Self::Ramp => "ramp",
+            Self::StepBack => "step_back",
+            Self::Draining => "draining",
+            Self::Baking => "baking",
+            Self::Reclaimed => "reclaimed",
+            Self::Abort => "abort",
+            Self::Failover => "failover",
+            Self::Died => "died",
+            Self::Frozen => "frozen",
+            Self::Thawed => "thawed",
+            Self::Operator => "operator",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
 }
 
 /// One candidate server, scored or refused.

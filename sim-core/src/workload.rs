@@ -3,6 +3,7 @@
 use crate::name::{ServerName, WorkloadName};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,16 @@ pub enum Standby {
     Predicted,
     /// Never: SIM reports, but creates nothing.
     None,
+}
+
+impl fmt::Display for Standby {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "always",
+            Self::Predicted => "predicted",
+            Self::None => "none",
+        })
+    }
 }
 
 /// How an instance proves that it is ready.

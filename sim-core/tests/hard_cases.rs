@@ -30,8 +30,12 @@ fn ramp_until(world: &mut World, kind: Kind) {
 #[test]
 fn a_standby_that_is_too_small_for_the_forecast_is_replaced_by_a_larger_one() {
     let mut world = World::new(1, Policy::default());
+    // Asked for once demand is known: it is as large as that needs.
+    let steady = 80.0;
+    world.run(steady as u32, ramp);
+    assert_eq!(world.count(Kind::Steady), 1, "{}", world.story());
     world.standby(Standby::Always);
-    world.run(340, ramp);
+    world.run(260, |at| ramp(at + steady));
     world.assert_no_refusal();
     let replaced = world
         .records

@@ -15,13 +15,25 @@ pub enum Group {
     Net,
     /// TCP retransmits.
     Tcp,
+    /// Clear-text HTTP/1 requests.
+    Http,
+    /// Time lost to reclaim.
+    Memory,
     /// Death of watched processes.
     Life,
 }
 
 impl Group {
     /// All groups, in the order in which they are loaded.
-    pub const ALL: [Self; 5] = [Self::Cpu, Self::Block, Self::Net, Self::Tcp, Self::Life];
+    pub const ALL: [Self; 7] = [
+        Self::Cpu,
+        Self::Block,
+        Self::Net,
+        Self::Tcp,
+        Self::Http,
+        Self::Memory,
+        Self::Life,
+    ];
 
     /// What carries the group's signals, in part, when it can't be loaded.
     #[must_use]
@@ -35,6 +47,8 @@ impl Group {
                 "nothing per cgroup; /proc/net/dev of the instance's network namespace if it has its own"
             }
             Self::Tcp => "Tcp RetransSegs in /proc/net/snmp of the network namespace",
+            Self::Http => "the proxy's own counts of what it sends there",
+            Self::Memory => "memory.pressure of the cgroup",
             Self::Life => {
                 "the node's pidfd of the process, told to the proxy over the control stream"
             }
@@ -49,6 +63,8 @@ impl Group {
             Self::Block => "block",
             Self::Net => "net",
             Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Memory => "memory",
             Self::Life => "life",
         }
     }
@@ -97,6 +113,34 @@ impl Group {
                 name: "tcp_retransmit",
                 hook: Hook::Tracepoint("tcp_retransmit_skb"),
             }],
+            Self::Http => &[
+                ProgramSpec {
+                    name: "http_response",
+                    hook: Hook::Packets(CgroupSkbAttachType::Egress),
+                },
+                ProgramSpec {
+                    name: "http_request",
+                    hook: Hook::Packets(CgroupSkbAttachType::Ingress),
+                },
+            ],
+            Self::Memory => &[
+                ProgramSpec {
+                    name: "reclaim_end",
+                    hook: Hook::Tracepoint("mm_vmscan_direct_reclaim_end"),
+                },
+                ProgramSpec {
+                    name: "memcg_reclaim_end",
+                    hook: Hook::Tracepoint("mm_vmscan_memcg_reclaim_end"),
+                },
+                ProgramSpec {
+                    name: "reclaim_begin",
+                    hook: Hook::Tracepoint("mm_vmscan_direct_reclaim_begin"),
+                },
+                ProgramSpec {
+                    name: "memcg_reclaim_begin",
+                    hook: Hook::Tracepoint("mm_vmscan_memcg_reclaim_begin"),
+                },
+            ],
             Self::Life => &[
                 ProgramSpec {
                     name: "process_exit",

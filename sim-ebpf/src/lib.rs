@@ -56,4 +56,4 @@ pub use error::{LoadError, ReadError, TrackError, WatchError};
 pub use group::{Group, GroupState, GroupStatus};
 pub use histogram::Log2Histogram;
 pub use load::{BlockOwner, ProbesConfig};
-pub use probes::Probes;
+pub use probes::{NeighbourWait, Probes};

@@ -30,7 +30,7 @@ pub struct ProbesConfig {
     /// Number of death-flag slots.
     pub slots_max: u32,
     /// Number of cgroups that can be tracked at once. Kernel memory is taken per tracked cgroup
-    /// (about 1 KiB per CPU), not in advance.
+    /// (about 1.6 KiB per CPU), not in advance.
     pub cgroups_max: u32,
     /// Whom block I/O is charged to.
     pub block_owner: BlockOwner,

@@ -49,6 +49,25 @@ const WANTED: &[Wanted] = {
             paths: &["cgroups"],
             field: |o| &mut o.task_cgroups,
         },
+        // Without quotas there is nothing to tell apart, so nobody needs these two.
+        Wanted {
+            needed_by: &[],
+            of: "task_struct",
+            paths: &["se.cfs_rq"],
+            field: |o| &mut o.task_cfs_rq,
+        },
+        Wanted {
+            needed_by: &[],
+            of: "cfs_rq",
+            paths: &["throttle_count"],
+            field: |o| &mut o.cfs_rq_throttle_count,
+        },
+        Wanted {
+            needed_by: &[],
+            of: "request",
+            paths: &["start_time_ns"],
+            field: |o| &mut o.request_start_ns,
+        },
         Wanted {
             needed_by: &[Life],
             of: "task_struct",

@@ -15,7 +15,7 @@ use aya::{
     util::{nr_cpus, online_cpus},
 };
 use aya_log::EbpfLogger;
-use sim_ebpf_abi::LOSS_KINDS;
+use sim_ebpf_abi::{LOSS_KINDS, Neighbour};
 use std::{
     collections::HashMap,
     fmt, fs,
@@ -31,10 +31,22 @@ pub struct Probes {
     cgroups: Cgroups,
     life: Option<Life>,
     losses: PerCpuArray<MapData, u64>,
+    neighbours: BpfHashMap<MapData, Neighbour, u64>,
     cpus: Vec<u32>,
     logger: Option<EbpfLogger<ToTracing>>,
     /// Held open, not used: the kernel measures until it is closed.
     _measuring: Option<OwnedFd>,
+}
+
+/// Time that one cgroup waited for a CPU that another held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourWait {
+    /// The cgroup that waited.
+    pub waiting: u64,
+    /// The cgroup that held the CPU; 1 is the root, where kernel threads are.
+    pub running: u64,
+    /// All waits together, in nanoseconds.
+    pub wait_ns: u64,
 }
 
 /// Map side of [`Group::Life`].
@@ -85,6 +97,7 @@ impl Probes {
             ),
             life,
             losses: map(&mut ebpf, "LOSSES").map_err(unusable)?,
+            neighbours: map(&mut ebpf, "NEIGHBOURS").map_err(unusable)?,
             cpus,
             logger,
             _measuring: config.measure_cost.then(cost::measure).flatten(),
@@ -121,6 +134,37 @@ impl Probes {
     /// Stops counting for a cgroup and forgets its counters. Of an untracked one: nothing happens.
     pub fn untrack(&mut self, cgroup_id: u64) {
         self.cgroups.untrack(cgroup_id);
+        for wait in self.neighbours() {
+            if wait.waiting == cgroup_id {
+                self.forget_neighbour(wait.waiting, wait.running);
+            }
+        }
+    }
+
+    /// Who kept whom from a CPU since the load: waits of 100 µs or more of tracked cgroups, by the cgroup
+    /// whose task was on the CPU just before the wait ended there. Waits for want of the own quota
+    /// are not among them.
+    #[must_use]
+    pub fn neighbours(&self) -> Vec<NeighbourWait> {
+        let wait = |entry: Result<(Neighbour, u64), MapError>| {
+            // An entry that another thread removes meanwhile ends the walk; the next one is whole.
+            entry.ok().map(|(pair, wait_ns)| NeighbourWait {
+                waiting: pair.waiting,
+                running: pair.running,
+                wait_ns,
+            })
+        };
+        self.neighbours.iter().filter_map(wait).collect()
+    }
+
+    /// Forgets a pair, as when the running cgroup is gone: the table holds 4096 of them.
+    pub fn forget_neighbour(&mut self, waiting: u64, running: u64) {
+        let pair = Neighbour { waiting, running };
+        if let Err(error) = self.neighbours.remove(&pair)
+            && os_error(&error) != Some(libc::ENOENT)
+        {
+            tracing::warn!(waiting, running, "can't forget: {}", one_line(&error));
+        }
     }
 
     /// Charges every running task with the time since it was switched in, so that [`read`](Self::read) is

@@ -321,6 +321,12 @@ impl Agent {
         let Some(instance) = self.instances.remove(&id) else {
             return;
         };
+        let cause = match cause {
+            v1::instance_exited::Cause::Signal(9) if instance.is_out_of_memory() => {
+                v1::instance_exited::Cause::OutOfMemory(instance.memory_bytes)
+            }
+            cause => cause,
+        };
         let died_ns = self.sensors.death_ns(slot(id)).unwrap_or(0);
         // A death must be heard of at once; of an end that was asked for, control wants to know
         // when the resources are back.

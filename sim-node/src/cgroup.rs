@@ -5,6 +5,7 @@
 //! `cpu.stat` and pressure. A workload is therefore put into all of them, under one relative
 //! name. Nothing is ever mounted or remounted here.
 
+pub use crate::usage::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
 use nix::unistd::{AccessFlags, faccessat};
@@ -91,6 +92,16 @@ impl Hierarchy {
     #[must_use]
     pub fn unified_dir(&self, name: &str) -> Option<PathBuf> {
         self.unified.as_ref().map(|u| u.join(name))
+    }
+
+    /// The version 1 directory of `name` in the `cpu` hierarchy, if there is one.
+    pub(crate) fn cpu_dir(&self, name: &str) -> Option<PathBuf> {
+        self.cpu.as_ref().map(|mount| mount.join(name))
+    }
+
+    /// The version 1 directory of `name` in the `memory` hierarchy, if there is one.
+    pub(crate) fn memory_dir(&self, name: &str) -> Option<PathBuf> {
+        self.memory.as_ref().map(|mount| mount.join(name))
     }
 
     fn mounts(&self) -> impl Iterator<Item = &PathBuf> {
@@ -283,19 +294,6 @@ fn kill_all(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// CPU and memory as the cgroup's files tell them, cumulative.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Usage {
-    /// CPU time used, in microseconds.
-    pub cpu_micros: u64,
-    /// Time held back by the own quota, in microseconds.
-    pub throttled_micros: u64,
-    /// Time that some task waited for a CPU (pressure, "some"), in microseconds.
-    pub cpu_pressure_micros: u64,
-    /// Memory charged now, in bytes.
-    pub memory_bytes: u64,
-}
-
 /// One cgroup in all hierarchies.
 #[derive(Debug)]
 pub struct Group {
@@ -391,25 +389,7 @@ impl Group {
     /// # Errors
     /// Where none of them can be read.
     pub fn usage(&self) -> io::Result<Usage> {
-        let mut usage = Usage::default();
-        if let Some(dir) = self.hierarchy.unified_dir(&self.name) {
-            let stat = fs::read_to_string(dir.join("cpu.stat"))?;
-            usage.cpu_micros = key(&stat, "usage_usec").unwrap_or(0);
-            usage.throttled_micros = key(&stat, "throttled_usec").unwrap_or(0);
-            let pressure = fs::read_to_string(dir.join("cpu.pressure")).unwrap_or_default();
-            usage.cpu_pressure_micros = pressure_total(&pressure).unwrap_or(0);
-            let current = fs::read_to_string(dir.join("memory.current")).unwrap_or_default();
-            usage.memory_bytes = current.trim().parse().unwrap_or(0);
-        }
-        if let Some(cpu) = &self.hierarchy.cpu {
-            let stat = fs::read_to_string(cpu.join(&self.name).join("cpu.stat"))?;
-            usage.throttled_micros = key(&stat, "throttled_time").unwrap_or(0) / 1_000;
-        }
-        if let Some(memory) = &self.hierarchy.memory {
-            let path = memory.join(&self.name).join("memory.usage_in_bytes");
-            usage.memory_bytes = fs::read_to_string(path)?.trim().parse().unwrap_or(0);
-        }
-        Ok(usage)
+        Usage::of(&self.hierarchy, &self.name)
     }
 
     /// Kills all that runs in it and removes it everywhere.
@@ -423,21 +403,6 @@ impl Group {
         }
         Ok(())
     }
-}
-
-/// Value of `name` in a file of "name value" lines.
-fn key(text: &str, name: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// `total` of the "some" line of a pressure file.
-fn pressure_total(text: &str) -> Option<u64> {
-    let some = text.lines().find(|l| l.starts_with("some "))?;
-    some.split(' ')
-        .find_map(|f| f.strip_prefix("total="))?
-        .parse()
-        .ok()
 }
 
 #[cfg(test)]
@@ -494,13 +459,5 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         fs::create_dir(dir.path().join("pool/a/i1")).expect("made");
         assert_eq!(hierarchy.remove("pool/a").expect("removed"), 2);
         assert_eq!(hierarchy.remove("pool/a").expect("nothing"), 0);
-    }
-
-    #[test]
-    fn files_are_read_by_key() {
-        assert_eq!(key("usage_usec 12\nuser_usec 3\n", "usage_usec"), Some(12));
-        assert_eq!(key("usage_usec_x 12\n", "usage_usec"), None);
-        let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=77\nfull avg10=0 total=5\n";
-        assert_eq!(pressure_total(pressure), Some(77));
     }
 }

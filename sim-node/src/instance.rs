@@ -42,6 +42,8 @@ pub(crate) struct Instance {
     pub(crate) pid: u32,
     pub(crate) limits: Limits,
     pub(crate) readings: Readings,
+    /// Its limit.
+    pub(crate) memory_bytes: u64,
     /// Control asked for its end.
     pub(crate) stopping: bool,
     /// It gave its proof, so long after its start.
@@ -86,6 +88,7 @@ impl Instance {
                 pid,
                 limits,
                 readings: Readings::first(None, None),
+                memory_bytes: start.memory_bytes,
                 stopping: false,
                 ready: None,
                 tasks,
@@ -118,6 +121,8 @@ impl Instance {
             command.arg("--parent").arg(std::process::id().to_string());
         }
         command.arg("--").args(start.command.iter().map(fill));
+        // A common convention among services; what the operator sets goes before it.
+        command.env("PORT", address.port().to_string());
         command.envs(
             start
                 .environment
@@ -170,6 +175,12 @@ impl Instance {
             tell(&facts, fact).await;
         }));
         Ok((pid, tasks))
+    }
+
+    /// The kernel killed for want of memory here since the last sample.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        let killed = self.limits.usage(self.pid).map_or(0, |u| u.oom_kills);
+        killed > self.readings.oom_kills()
     }
 
     /// Asks the main process to end; SIGKILL follows by [`Limits::destroy`] after the grace.

@@ -6,6 +6,7 @@
 
 mod agent;
 pub mod cgroup;
+pub mod host;
 mod instance;
 mod launch;
 mod limits;
@@ -14,7 +15,9 @@ mod process_tree;
 mod readiness;
 mod sense;
 mod session;
+mod usage;
 
 pub use agent::{NodeConfig, NodeError, run};
 pub use launch::launch;
 pub use limits::hold_to_duty_cycle;
+pub use process_tree::usage as process_group_usage;

@@ -14,7 +14,10 @@ const RELIST: Duration = Duration::from_millis(250);
 
 /// CPU time and memory of all live processes of the group `pgid`, plus what its leader's
 /// reaped children used.
-pub(crate) fn usage(pgid: u32) -> io::Result<Usage> {
+///
+/// # Errors
+/// There is no such group.
+pub fn usage(pgid: u32) -> io::Result<Usage> {
     let ticks_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
         .ok()
         .flatten()

@@ -43,8 +43,10 @@ pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), Stri
         return Ok(());
     }
     Err(format!(
-        "not ready within {:.0} s: {last}",
-        proof.timeout.as_secs_f64()
+        "not ready within {:.0} s: http://{address}{}: {last}; it must listen on the {{address}} and \
+         {{port}} it is given, and answer 2xx there (workload.readiness)",
+        proof.timeout.as_secs_f64(),
+        proof.path
     ))
 }
 
@@ -61,7 +63,7 @@ async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
         let response = sender.send_request(request).await?;
         let status = response.status();
         response.into_body().collect().await?;
-        anyhow::ensure!(status.is_success(), "{path} answered {}", status.as_u16());
+        anyhow::ensure!(status.is_success(), "answered {}", status.as_u16());
         Ok(())
     };
     tokio::pin!(exchange, connection);

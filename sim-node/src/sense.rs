@@ -23,6 +23,11 @@ impl Readings {
         }
     }
 
+    /// Kills for want of memory up to the last reading.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.files.map_or(0, |f| f.oom_kills)
+    }
+
     /// The sample since the last call, and the readings it ends with.
     pub(crate) fn next(
         &mut self,
@@ -37,7 +42,7 @@ impl Readings {
             _ => None,
         };
         let filed = match (&files, &self.files) {
-            (Some(now), Some(before)) => Some(difference(now, before)),
+            (Some(now), Some(before)) => Some(now.since(before)),
             _ => None,
         };
         let sample = sample(
@@ -52,17 +57,6 @@ impl Readings {
             files,
         };
         sample
-    }
-}
-
-fn difference(now: &Usage, before: &Usage) -> Usage {
-    Usage {
-        cpu_micros: now.cpu_micros.saturating_sub(before.cpu_micros),
-        throttled_micros: now.throttled_micros.saturating_sub(before.throttled_micros),
-        cpu_pressure_micros: now
-            .cpu_pressure_micros
-            .saturating_sub(before.cpu_pressure_micros),
-        memory_bytes: now.memory_bytes,
     }
 }
 

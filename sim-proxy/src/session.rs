@@ -154,7 +154,9 @@ impl ControlSession {
 
     fn draft(&self, ledger: &mut Ledger) -> v1::ProxyReport {
         let sample = ledger.draft(&self.routes, &self.counters, monotonic_ns());
-        sim_api::proxy_report(&self.config.name, &self.config.workload, &sample)
+        let mut report = sim_api::proxy_report(&self.config.name, &self.config.workload, &sample);
+        report.listen = self.config.listen.to_string();
+        report
     }
 
     fn apply(&self, table: v1::RoutingTable) {

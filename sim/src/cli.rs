@@ -1,9 +1,9 @@
 //! The command line.
 
 use crate::config::{Config, ConfigError};
-use crate::{client, launch, logging, roles, supervisor};
+use crate::{client, launch, logging, roles, sense, supervisor};
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit code for what the user can mend: configuration, an address in use, a missing file.
@@ -46,6 +46,9 @@ enum Verb {
         /// `always`, `predicted` or `none`.
         standby: String,
     },
+    /// Show what every cgroup of this machine does, live: CPU, waits and who caused them, disk,
+    /// network, requests, memory.
+    Sense(sense::SenseArgs),
     /// Enter cgroups and become a command: what a node starts instances with.
     #[command(hide = true)]
     Launch {
@@ -83,12 +86,26 @@ struct NodeArgs {
 /// How a tool finds the control plane.
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
-    /// Control plane's socket.
-    #[arg(long, default_value = "/run/sim/control.sock")]
-    pub(crate) socket: PathBuf,
+    /// Control plane's socket; /run/sim/control.sock where neither this nor --config is given.
+    #[arg(long, conflicts_with = "config")]
+    socket: Option<PathBuf>,
+    /// Configuration file of the run that is asked.
+    #[arg(short, long)]
+    config: Option<PathBuf>,
     /// JSON, one value a line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl ClientArgs {
+    /// Where the control plane listens.
+    pub(crate) fn socket(&self) -> Result<PathBuf, ConfigError> {
+        match (&self.socket, &self.config) {
+            (Some(socket), _) => Ok(socket.clone()),
+            (None, Some(path)) => Ok(Config::read(path)?.control_socket()),
+            (None, None) => Ok(PathBuf::from("/run/sim/control.sock")),
+        }
+    }
 }
 
 /// What of the journal is printed.
@@ -102,6 +119,9 @@ pub(crate) struct JournalArgs {
     /// Go on with what comes.
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Below each placement, every server with its score or why it was refused.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
 }
 
 impl Cli {
@@ -113,9 +133,8 @@ impl Cli {
                 parent,
                 command,
             } => return launch::run(&cgroups, parent, &command),
-            Verb::Check { config } => Config::read(&config)
-                .map_err(Into::into)
-                .map(|c| client::say(&c.describe())),
+            Verb::Sense(args) => sense::run(&args),
+            Verb::Check { config } => check(&config),
             Verb::Journal(args) => client::journal(&args),
             Verb::Status(args) => client::status(&args),
             Verb::Standby {
@@ -141,6 +160,16 @@ impl Cli {
             }
         }
     }
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let config = Config::read(path)?;
+    config.check_files()?;
+    client::say(&config.describe());
+    for note in config.notes() {
+        client::say(&format!("note: {note}"));
+    }
+    Ok(())
 }
 
 fn with_config(

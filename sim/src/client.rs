@@ -7,13 +7,17 @@
 
 use crate::cli::{ClientArgs, JournalArgs};
 use crate::roles::{CannotStart, block_on};
+use chrono::{DateTime, SecondsFormat};
 use serde_json::{Value, json};
 use sim_api::v1;
 use sim_api::v1::control_plane_client::ControlPlaneClient;
 use sim_core::journal::Record;
+use sim_core::name::InstanceId;
+use sim_core::time::Time;
 use std::io::Write;
 use std::path::Path;
 use tokio_stream::StreamExt;
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// Prints to standard output. A reader that has gone away is no error of ours.
@@ -28,26 +32,45 @@ pub(crate) fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-async fn dial(socket: &Path) -> anyhow::Result<ControlPlaneClient<Channel>> {
+async fn dial(args: &ClientArgs) -> anyhow::Result<ControlPlaneClient<Channel>> {
+    let socket = args.socket()?;
     let refused = |_| {
         CannotStart(format!(
-            "--socket {}: no control plane answers here",
+            "{}: no control plane answers here; is SIM running? --config FILE looks where that file says, --socket PATH there",
             socket.display()
         ))
     };
     Ok(ControlPlaneClient::new(
-        sim_api::socket::dial(socket).await.map_err(refused)?,
+        sim_api::socket::dial(&socket).await.map_err(refused)?,
     ))
 }
 
+/// What the control plane answered, in its words and not the protocol's.
 fn refused(status: tonic::Status) -> anyhow::Error {
-    CannotStart(status.message().to_owned()).into()
+    match status.code() {
+        Code::NotFound | Code::InvalidArgument => CannotStart(status.message().to_owned()).into(),
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal => {
+            tracing::debug!("{status}");
+            anyhow::anyhow!("the control plane has ended")
+        }
+        _ => anyhow::anyhow!("{}", status.message()),
+    }
+}
+
+/// Tells a control plane that the whole run ends.
+pub(crate) async fn close(socket: &Path) -> anyhow::Result<()> {
+    let channel = sim_api::socket::dial(socket).await?;
+    ControlPlaneClient::new(channel)
+        .close(v1::CloseRequest {})
+        .await
+        .map_err(refused)?;
+    Ok(())
 }
 
 /// `sim journal`.
 pub(crate) fn journal(args: &JournalArgs) -> anyhow::Result<()> {
     block_on(async {
-        let mut client = dial(&args.client.socket).await?;
+        let mut client = dial(&args.client).await?;
         let request = v1::JournalRequest {
             from: args.from,
             follow: args.follow,
@@ -60,21 +83,24 @@ pub(crate) fn journal(args: &JournalArgs) -> anyhow::Result<()> {
                 record["sequence"] = json!(line.sequence);
                 say(&record.to_string());
             } else {
-                say(&describe(line.sequence, &serde_json::from_str(&line.json)?));
+                let record = serde_json::from_str(&line.json)?;
+                say(&describe(line.sequence, &record, args.verbose));
             }
         }
         Ok(())
     })?
 }
 
-fn describe(sequence: u64, record: &Record) -> String {
-    let kind = serde_json::to_value(record.kind).unwrap_or_default();
-    let kind = kind.as_str().unwrap_or_default();
+fn describe(sequence: u64, record: &Record, verbose: bool) -> String {
     let mut text = format!(
-        "{sequence:>5}  {}  {}  {kind:<12} {}",
-        record.at, record.workload, record.reason
+        "{sequence:>5}  {}  {}  {:<12} {}",
+        moment(record.at),
+        record.workload,
+        record.kind,
+        record.reason
     );
-    for candidate in record.report.iter().flat_map(|r| &r.candidates) {
+    let candidates = record.report.iter().flat_map(|r| &r.candidates);
+    for candidate in candidates.filter(|_| verbose) {
         let score = candidate
             .score
             .map_or("refused".into(), |s| format!("{s:.3}"));
@@ -86,10 +112,21 @@ fn describe(sequence: u64, record: &Record) -> String {
     text
 }
 
+/// RFC 3339, UTC, with milliseconds.
+fn moment(at: Time) -> String {
+    i64::try_from(at.0)
+        .ok()
+        .and_then(DateTime::from_timestamp_micros)
+        .map_or_else(
+            || at.to_string(),
+            |at| at.to_rfc3339_opts(SecondsFormat::Millis, true),
+        )
+}
+
 /// `sim status`.
 pub(crate) fn status(args: &ClientArgs) -> anyhow::Result<()> {
     block_on(async {
-        let reply = dial(&args.socket).await?.status(v1::StatusRequest {}).await;
+        let reply = dial(args).await?.status(v1::StatusRequest {}).await;
         let reply = reply.map_err(refused)?.into_inner();
         let value = status_json(&reply)?;
         if args.json {
@@ -108,11 +145,12 @@ fn status_json(reply: &v1::StatusReply) -> anyhow::Result<Value> {
         .map(|text| serde_json::from_str(text))
         .collect::<Result<_, _>>()?;
     let servers: Vec<Value> = reply.servers.iter().map(server_json).collect();
+    let proxy = |p: &v1::ProxyStatus| json!({ "proxy": p.proxy, "workload": p.workload, "listen": p.listen });
     Ok(json!({
         "epoch": reply.epoch,
         "workloads": workloads,
         "servers": servers,
-        "proxies": reply.proxies,
+        "proxies": reply.proxies.iter().map(proxy).collect::<Vec<_>>(),
     }))
 }
 
@@ -147,27 +185,18 @@ fn server_json(server: &v1::ServerStatus) -> Value {
 }
 
 fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
-    let mut lines = vec![format!(
-        "epoch {}, proxies: {}",
-        reply.epoch,
-        reply.proxies.join(", ")
-    )];
-    for workload in value["workloads"].as_array().into_iter().flatten() {
-        let number = |key: &str| workload[key].as_f64().unwrap_or(0.0);
-        let capacity = workload["capacity_rps"][1]
-            .as_f64()
-            .map_or("unknown".into(), |c| format!("{c:.0}/s"));
+    let mut lines = vec![format!("epoch {}", reply.epoch)];
+    for proxy in &reply.proxies {
         lines.push(format!(
-            "workload {}: {}, {:.0}/s, capacity {capacity}, {:.0} % utilised, primary {}, shadow {} at {:.1} %, standby {}",
-            workload["workload"].as_str().unwrap_or_default(),
-            workload["phase"].as_str().unwrap_or_default(),
-            number("demand_rps"),
-            number("utilisation") * 100.0,
-            workload["primary"],
-            workload["shadow"],
-            number("shadow_bp") / 100.0,
-            workload["standby"].as_str().unwrap_or_default(),
+            "proxy {}: {} at http://{}",
+            proxy.proxy, proxy.workload, proxy.listen
         ));
+    }
+    if reply.proxies.is_empty() {
+        lines.push("proxy: none is connected".into());
+    }
+    for workload in value["workloads"].as_array().into_iter().flatten() {
+        lines.push(describe_workload(reply, workload));
     }
     for server in &reply.servers {
         let state = if server.connected {
@@ -176,26 +205,82 @@ fn describe_status(reply: &v1::StatusReply, value: &Value) -> String {
             "not connected"
         };
         lines.push(format!(
-            "server {}: {state}, {:.2} of {:.2} CPUs given",
-            server.server, server.cpus_allocated, server.cpus
+            "server {}: {state}, {:.2} of {:.2} CPUs given, {}",
+            server.server,
+            server.cpus_allocated,
+            server.cpus,
+            describe_probes(server.probes.as_ref())
         ));
-        let groups = server.probes.as_ref().map_or(&[][..], |p| &p.groups);
-        if let (Some(first), true) = (groups.first(), groups.iter().all(|g| !g.active)) {
-            lines.push(format!("  no kernel probes: {}", first.refused));
-        } else {
-            for group in groups.iter().filter(|g| !g.active) {
-                lines.push(format!("  no {} probes: {}", group.name, group.refused));
-            }
-        }
         for i in server.instances.iter().filter(|i| i.pid != 0) {
             let state = if i.ready { "ready" } else { "starting" };
             lines.push(format!(
-                "  i{} of {} at {}: {state}, {:.2} CPUs, pid {}",
-                i.instance, i.workload, i.address, i.cpus, i.pid
+                "  {} of {} at {}: {state}, {:.2} CPUs, pid {}",
+                InstanceId(i.instance),
+                i.workload,
+                i.address,
+                i.cpus,
+                i.pid
             ));
         }
     }
     lines.join("\n")
+}
+
+fn describe_workload(reply: &v1::StatusReply, workload: &Value) -> String {
+    let number = |key: &str| workload[key].as_f64().unwrap_or(0.0);
+    let word = |key: &str| workload[key].as_str().unwrap_or_default().to_owned();
+    let capacity = workload["capacity_rps"][1]
+        .as_f64()
+        .map_or("not known yet".into(), |c| format!("{c:.0}/s"));
+    let instance = |key: &str| {
+        let id = workload[key].as_u64()?;
+        let runs = |s: &&v1::ServerStatus| s.instances.iter().any(|i| i.instance == id);
+        let server = reply.servers.iter().find(runs);
+        let place = server.map_or(String::new(), |s| format!(" on {}", s.server));
+        Some(format!("{}{place}", InstanceId(id)))
+    };
+    let mut text = format!(
+        "workload {}: {}, {:.0}/s, usable capacity {capacity}, {:.0} % of its CPUs used, primary {}",
+        word("workload"),
+        word("phase"),
+        number("demand_rps"),
+        number("utilisation") * 100.0,
+        instance("primary").unwrap_or_else(|| "none".into()),
+    );
+    match instance("shadow") {
+        Some(shadow) => text.push_str(&format!(
+            ", shadow {shadow} with {:.1} % of the traffic",
+            number("shadow_bp") / 100.0
+        )),
+        None => text.push_str(", no shadow"),
+    }
+    if let Some(retiring) = instance("retiring") {
+        text.push_str(&format!(", {retiring} on its way out"));
+    }
+    text.push_str(&format!(", standby '{}'", word("standby")));
+    if workload["frozen"].as_bool() == Some(true) {
+        text.push_str(", planned moves are frozen: telemetry is missing");
+    }
+    if let Some(waits) = workload["waits_for"].as_str() {
+        text.push_str(&format!("; {waits}"));
+    }
+    text
+}
+
+fn describe_probes(probes: Option<&v1::ProbeReport>) -> String {
+    let groups = probes.map_or(&[][..], |p| &p.groups);
+    let missing: Vec<&v1::ProbeGroup> = groups.iter().filter(|g| !g.active).collect();
+    match (groups.len(), missing.as_slice()) {
+        (0, _) => "its probes are not known yet".into(),
+        (_, []) => "all kernel probes".into(),
+        (all, [first, ..]) if missing.len() == all => {
+            format!("no kernel probes: {}", first.refused)
+        }
+        _ => {
+            let why = |g: &&v1::ProbeGroup| format!("no {} probes ({})", g.name, g.refused);
+            missing.iter().map(why).collect::<Vec<_>>().join(", ")
+        }
+    }
 }
 
 /// `sim standby`.
@@ -206,11 +291,14 @@ pub(crate) fn standby(args: &ClientArgs, workload: &str, standby: &str) -> anyho
             workload: workload.into(),
             standby: standby.into(),
         };
-        dial(&args.socket)
+        dial(args)
             .await?
             .set_standby(request)
             .await
             .map_err(refused)?;
+        if !args.json {
+            say(&format!("standby of {workload} is now '{standby}'"));
+        }
         Ok(())
     })?
 }

@@ -7,6 +7,7 @@ mod ending;
 mod launch;
 mod logging;
 mod roles;
+mod sense;
 mod supervisor;
 
 use clap::Parser;

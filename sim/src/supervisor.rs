@@ -1,6 +1,7 @@
 //! `sim run`: one process tree for all roles, restarted when they fall, ended in order.
 
 use crate::cli::EXIT_USAGE;
+use crate::client;
 use crate::config::Config;
 use crate::ending::Ending;
 use crate::roles::{CannotStart, block_on, own_program};
@@ -19,6 +20,8 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(15);
 const RESTARTS_WINDOW: Duration = Duration::from_secs(60);
 /// A role that can't start says so within this time; later on the same error is a fault to outlive.
 const FIRST_START: Duration = Duration::from_secs(10);
+/// Longest time that the control plane may take to hear of the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time that a role may take to end. A node ends instances in it.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -45,11 +48,28 @@ async fn supervise(config: &Config) -> anyhow::Result<()> {
     let mut ending = Ending::listen()?;
     let mut roles = Vec::new();
     let result = match start_all(config, &program, &mut roles) {
-        Ok(()) => watch(&program, &mut roles, &mut ending).await,
+        Ok(()) => {
+            tracing::info!(
+                "{} is served at http://{}; metrics at http://{}/metrics; ask with: sim status --config {}",
+                config.workload.name,
+                config.front.listen,
+                config.front.admin,
+                config.path.display()
+            );
+            watch(&program, &mut roles, &mut ending).await
+        }
         Err(error) => Err(error),
     };
     // Users first, then instances, then the one that everyone reports to.
-    for name in ["proxy", "node", "control"] {
+    end(&mut roles, "proxy").await;
+    let socket = config.control_socket();
+    let closing = client::close(&socket);
+    match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("control can't be told that this is the end: {error:#}"),
+        Err(_) => tracing::debug!("control does not answer"),
+    }
+    for name in ["node", "control"] {
         end(&mut roles, name).await;
     }
     config.remove_leftovers();

@@ -87,7 +87,7 @@ fn what_a_file_gets_wrong_is_named() {
         ),
         (
             good.replace("cpus = 0.5", "cpus = \"half\""),
-            vec![":17:", "expected f64"],
+            vec![":17:", "workload[0].cpus: ", "expected a number"],
         ),
     ];
     for (text, expected) in cases {
@@ -161,7 +161,7 @@ fn asking_a_control_plane_that_is_not_there_names_the_socket() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(
-            said.contains("--socket /no/such/control.sock: no control plane"),
+            said.contains("/no/such/control.sock: no control plane answers here"),
             "{said}"
         );
     }

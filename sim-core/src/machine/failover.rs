@@ -10,12 +10,23 @@ use crate::name::InstanceId;
 use crate::policy::Policy;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
+
+/// A primary that served for so long has not failed at its start.
+pub(super) const LIFE: Duration = Duration::from_secs(60);
+/// Pause before a service that is down is started again, doubled for each failed life in a row.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 fn describe(cause: &ExitCause) -> String {
     match cause {
         ExitCause::Code(code) => format!("exit code {code}"),
         ExitCause::Signal(signal) => format!("signal {signal}"),
+        ExitCause::OutOfMemory(limit_bytes) => format!(
+            "killed by the kernel: more memory wanted than its limit of {} MiB (workload.memory_mib)",
+            limit_bytes >> 20
+        ),
         ExitCause::NotStarted(why) => format!("not started: {why}"),
         ExitCause::NodeLost => "its server is gone or has forgotten it".into(),
     }
@@ -38,6 +49,7 @@ impl Workload {
         }
         let expected = expected || instance.state == State::Stopping;
         let was_ready = instance.state == State::Ready;
+        let lived = out.now.since(instance.asked_at);
         let (server, cpus) = (instance.server.clone(), instance.cpus);
         instance.state = State::Gone;
         if !expected {
@@ -52,6 +64,11 @@ impl Workload {
             });
         }
         if self.primary == Some(id) {
+            self.failed_lives = if was_ready && lived >= LIFE {
+                0
+            } else {
+                self.failed_lives.saturating_add(1)
+            };
             self.primary_gone(out, policy, id);
         } else if self.shadow == Some(id) {
             self.shadow_gone(out, policy, cause, was_ready);
@@ -84,9 +101,9 @@ impl Workload {
         self.saturated = 0;
         let Some(heir) = heir else {
             self.publish(out, policy, true);
-            // Pauses are for moves: a service that is down is started again soon.
-            let soon = out.now.after(Duration::from_secs(1));
-            self.next_start_at = self.next_start_at.min(soon);
+            // Pauses are for moves: a service that is down is started again soon, unless that has been
+            // of no use again and again.
+            self.next_start_at = out.now.after(self.restart_pause());
             if self.shadow.is_none() {
                 self.enter(out, Phase::Baseline);
             }
@@ -99,6 +116,14 @@ impl Workload {
         if self.retiring.is_none() {
             self.settle_again(out);
         }
+    }
+
+    /// From a primary's death without an heir to the next start.
+    pub(super) fn restart_pause(&self) -> Duration {
+        let doublings = self.failed_lives.saturating_sub(1).min(16);
+        RESTART_PAUSE
+            .saturating_mul(1 << doublings)
+            .min(RESTART_PAUSE_MAX)
     }
 
     fn shadow_gone(
@@ -130,8 +155,32 @@ impl Workload {
         self.next_start_at = self.next_move_at;
     }
 
+    /// The whole run ends, and every instance with it: none of these ends is a death.
+    pub(super) fn close(&mut self, out: &mut Outbox, policy: &Policy) {
+        let running: Vec<String> = self.instances.keys().map(|id| format!("{id}")).collect();
+        let reason = if running.is_empty() {
+            "SIM ends".into()
+        } else {
+            format!("SIM ends, and with it {}", running.join(", "))
+        };
+        self.record(out, Kind::Operator, self.primary, reason, None);
+        self.instances.clear();
+        (self.primary, self.shadow, self.retiring) = (None, None, None);
+        self.shadow_bp = 0;
+        self.saturated = 0;
+        self.failed_lives = 0;
+        self.frozen = false;
+        self.bake = false;
+        // Pauses between moves and tries are of a run.
+        self.next_move_at = out.now;
+        self.next_start_at = out.now;
+        self.settle_again(out);
+        // A proxy of the next run must not begin with addresses of this one.
+        self.publish(out, policy, true);
+    }
+
     /// Back to Steady, or to Baseline where that was never over.
-    fn settle_again(&mut self, out: &Outbox) {
+    pub(super) fn settle_again(&mut self, out: &Outbox) {
         self.enter(
             out,
             if self.calibrated {

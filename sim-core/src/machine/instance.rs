@@ -1,5 +1,6 @@
 //! One instance as the core knows it.
 
+use crate::capacity::Window;
 use crate::event::{ResourceSample, Source};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::Arm;
@@ -41,6 +42,12 @@ pub struct Instance {
     pub(crate) throttled: f64,
     /// First attempts since the last tick.
     pub(crate) tick: Arm,
+    /// What was seen since the last window that was long enough, and how many requests of it were
+    /// slower than the objective's bound, or failed.
+    pub(crate) window: Window,
+    pub(crate) slow: u64,
+    /// The objective was broken in the last window that was long enough.
+    pub(crate) violated: bool,
     /// First attempts since the last step of a move, for parity.
     pub(crate) arm: Arm,
     /// Utilisation of the quota in the last tick.
@@ -68,6 +75,9 @@ impl Instance {
             covered: Duration::ZERO,
             throttled: 0.0,
             tick: Arm::default(),
+            window: Window::default(),
+            slow: 0,
+            violated: false,
             arm: Arm::default(),
             utilisation: 0.0,
         }
@@ -94,19 +104,29 @@ impl Instance {
         self.throttled = self.throttled.max(sample.throttled_ratio);
     }
 
-    /// Empties the tick's windows: CPU seconds, seconds covered, throttled share, first attempts.
-    pub(crate) fn close_tick(&mut self) -> (f64, f64, f64, Arm) {
+    /// Closes the tick: seconds covered and throttled share. A request above `bound_micros` is slow.
+    pub(crate) fn close_tick(&mut self, bound_micros: u64) -> (f64, f64) {
         let covered = core::mem::take(&mut self.covered).as_secs_f64();
         let cpu_seconds = core::mem::take(&mut self.cpu_seconds);
         let throttled = core::mem::take(&mut self.throttled);
+        let tick = core::mem::take(&mut self.tick);
         if covered > 0.0 {
             self.utilisation = cpu_seconds / (covered * self.cpus);
+            self.window.requests += tick.total();
+            self.window.cpu_seconds += cpu_seconds;
+            self.window.quota_seconds += covered * self.cpus;
+            self.slow += tick.latency.count_above(bound_micros) + tick.failed;
         }
-        (
-            cpu_seconds,
-            covered,
-            throttled,
-            core::mem::take(&mut self.tick),
-        )
+        (covered, throttled)
+    }
+
+    /// What was seen since the last window, and its slow requests, once that are `requests_min` requests.
+    pub(crate) fn close_window(&mut self, requests_min: u64) -> Option<(Window, u64)> {
+        (self.window.requests >= requests_min).then(|| {
+            (
+                core::mem::take(&mut self.window),
+                core::mem::take(&mut self.slow),
+            )
+        })
     }
 }

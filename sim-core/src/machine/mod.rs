@@ -57,6 +57,8 @@ pub struct Core {
     epoch: u64,
     /// The latest time seen.
     now: Time,
+    /// The whole run ends.
+    closing: bool,
     next_instance: u64,
     servers: BTreeMap<ServerName, Server>,
     workloads: BTreeMap<WorkloadName, Workload>,
@@ -87,6 +89,7 @@ impl Core {
         Self {
             epoch,
             now: Time::default(),
+            closing: false,
             next_instance: 1,
             servers: servers.into_iter().map(server).collect(),
             workloads,
@@ -98,6 +101,7 @@ impl Core {
     /// unknown until nodes and proxies dial in again, and every table will be published anew.
     pub fn take_lead(&mut self, epoch: u64) {
         self.epoch = epoch;
+        self.closing = false;
         for server in self.servers.values_mut() {
             // Since when it is away is unknown; the first tick begins to count.
             server.up = false;
@@ -246,6 +250,7 @@ impl Core {
         self.now = now;
         let mut out = Outbox::new(now, self.epoch);
         match event {
+            Event::Tick if self.closing => {}
             Event::Tick => self.tick(&mut out),
             Event::ServerUp { server, running } => self.server_up(&mut out, &server, &running),
             Event::ServerDown(server) => {
@@ -292,8 +297,14 @@ impl Core {
                     && found.standby != standby
                 {
                     found.standby = standby;
-                    let reason = alloc::format!("standby is now {standby:?}");
+                    let reason = alloc::format!("standby is now '{standby}'");
                     found.record(&mut out, Kind::Operator, None, reason, None);
+                }
+            }
+            Event::Closing => {
+                self.closing = true;
+                for workload in self.workloads.values_mut() {
+                    workload.close(&mut out, &self.policy);
                 }
             }
         }

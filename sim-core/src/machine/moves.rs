@@ -3,7 +3,7 @@
 use super::instance::{Instance, State};
 use super::outbox::Outbox;
 use super::placing::{Found, HELPS};
-use super::workload::{Goal, Phase, Pool, Workload};
+use super::workload::{FIRST_ANSWERS, Goal, Phase, Pool, Workload};
 use crate::command::Command;
 use crate::journal::{Kind, Report};
 use crate::name::{InstanceId, ServerName};
@@ -13,8 +13,6 @@ use crate::table::FULL_BP;
 use alloc::format;
 use core::time::Duration;
 
-/// Answers that the shadow must have given before its share rises to the second warm step.
-const FIRST_ANSWERS: u64 = 5;
 /// Extra time over the readiness timeout before a silent creation is given up.
 const CREATE_SLACK: Duration = Duration::from_secs(10);
 /// Undo needs this many first attempts in a window, and more than this share of them failed.
@@ -199,7 +197,7 @@ impl Workload {
         if self.primary == Some(id) {
             self.publish(out, policy, true);
         } else if self.shadow == Some(id) {
-            self.shadow_bp = policy.warm_bp[0];
+            self.shadow_bp = self.first_share_bp(policy);
             self.enter(out, Phase::Warming);
             self.reset_arms();
             let mut reason = format!("{:.0} % of live traffic to {id}", percent(self.shadow_bp));
@@ -224,8 +222,9 @@ impl Workload {
     }
 
     pub(crate) fn warming(&mut self, out: &mut Outbox, policy: &Policy) {
-        if out.now.since(self.phase_since) > Duration::from_millis(policy.phase_timeout_ms) {
-            self.abort(out, policy, "parity was not proven in time");
+        let limit = self.proof_limit(policy, policy.warm_bp[1]);
+        if out.now.since(self.phase_since) > limit {
+            self.unproven(out, policy, limit);
             return;
         }
         if !self.is_table_applied() {
@@ -253,6 +252,29 @@ impl Workload {
                 Verdict::Undecided(_) => {}
             }
         }
+    }
+
+    /// The shadow's time to prove itself is over. One that only stands by is better than none, if it
+    /// never failed.
+    fn unproven(&mut self, out: &mut Outbox, policy: &Policy, limit: Duration) {
+        let (ok, failed) = self
+            .get(self.shadow)
+            .map_or((0, 0), |i| (i.arm.ok, i.arm.failed));
+        let seen = format!(
+            "{ok} good answers and {failed} bad ones in {:.0} s, {} are needed for a proof",
+            limit.as_secs_f64(),
+            policy.parity_requests_min
+        );
+        if self.goal == Goal::Standby && failed == 0 && self.is_table_applied() {
+            self.settle_again(out);
+            let reason = format!(
+                "stands by with {:.0} % of the traffic, unproven: {seen}",
+                percent(self.shadow_bp)
+            );
+            self.record(out, Kind::StandbyWarm, self.shadow, reason, None);
+            return;
+        }
+        self.abort(out, policy, &format!("parity was not proven: {seen}"));
     }
 
     /// What a move does while telemetry is stale: it waits, but not for ever for a shadow that alone
@@ -294,7 +316,7 @@ impl Workload {
                     "stands by with {:.0} % of the traffic",
                     percent(self.shadow_bp)
                 );
-                self.enter(out, Phase::Steady);
+                self.settle_again(out);
                 self.record(out, Kind::StandbyWarm, self.shadow, reason, None);
             }
         }
@@ -408,7 +430,7 @@ impl Workload {
             Some(i) if i.state == State::Stopping => {}
             Some(_) if over => self.stop_retiring(out, policy),
             Some(_) => {}
-            None => self.enter(out, Phase::Steady),
+            None => self.settle_again(out),
         }
     }
 

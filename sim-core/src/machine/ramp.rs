@@ -41,7 +41,9 @@ impl Workload {
             Verdict::Equal(why) => self.step_up(out, policy, &why),
             Verdict::Worse(why) => self.step_back(out, policy, &why),
             Verdict::Undecided(why) => {
-                if waited > Duration::from_millis(policy.phase_timeout_ms) {
+                // The side with the smaller share is the slower one to be proven.
+                let smaller_bp = self.shadow_bp.min(FULL_BP - self.shadow_bp);
+                if waited > self.proof_limit(policy, smaller_bp) {
                     self.abort(out, policy, &format!("no proof at this step: {why}"));
                 }
             }

@@ -6,6 +6,7 @@ use crate::name::{InstanceId, WorkloadName};
 use crate::policy::Policy;
 use crate::table::Version;
 use crate::workload::Standby;
+use alloc::string::String;
 use alloc::vec::Vec;
 use serde::Serialize;
 
@@ -42,6 +43,8 @@ pub struct Status {
     pub calibrated: bool,
     /// Planned moves are frozen.
     pub frozen: bool,
+    /// What the baseline still waits for, while it does.
+    pub waits_for: Option<String>,
     /// Forecast at each step: mean, median, q95, q99.
     pub forecast: Vec<[f64; 4]>,
     /// Levels the forecast's quantiles are kept at.
@@ -73,6 +76,7 @@ pub(super) fn of(workload: &Workload, policy: &Policy) -> Status {
         lead_seconds: workload.lead_seconds(policy),
         calibrated: workload.demand.is_calibrated(),
         frozen: workload.frozen,
+        waits_for: workload.waits_for(),
         forecast: forecast.steps.iter().map(step).collect(),
         levels: LEVELS,
     }

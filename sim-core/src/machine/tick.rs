@@ -12,10 +12,9 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// Requests that a window needs before it says something of CPU per request.
-const WINDOW_REQUESTS_MIN: u64 = 20;
-/// Requests that a window needs before it says something of the SLO's tail.
-const SLO_REQUESTS_MIN: u64 = 50;
+/// Requests that a window needs before it says something of CPU per request and of the SLO's tail. It
+/// spans as many steps as that takes.
+const WINDOW_REQUESTS_MIN: u64 = 50;
 /// A window breaks the SLO where this many times the allowed share is too slow: one window's
 /// tail is a handful of requests.
 const SLO_EXCESS: f64 = 2.0;
@@ -137,7 +136,8 @@ impl Workload {
         report: Report,
     ) {
         let missing = self.shadow.is_none() && self.retiring.is_none();
-        if missing && self.phase == Phase::Steady && out.now >= self.next_start_at {
+        let settled = matches!(self.phase, Phase::Baseline | Phase::Steady);
+        if missing && settled && out.now >= self.next_start_at {
             self.begin_standby(out, policy, pool, next_instance, report);
         }
     }
@@ -202,22 +202,16 @@ impl Workload {
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
         };
-        let (cpu_seconds, seconds, throttled, arm) = instance.close_tick();
-        let quota_seconds = seconds * instance.cpus;
-        let utilisation = instance.utilisation;
         let bound_micros = u64::try_from(slo.bound.as_micros()).unwrap_or(u64::MAX);
-        let slow = arm.latency.count_above(bound_micros) + arm.failed;
-        let violated = arm.total() >= SLO_REQUESTS_MIN
-            && slow as f64 > SLO_EXCESS * (1.0 - slo.quantile) * arm.total() as f64;
-        if arm.total() >= WINDOW_REQUESTS_MIN && seconds > 0.0 {
-            let requests = arm.total();
-            self.capacity.observe(Window {
-                requests,
-                cpu_seconds,
-                quota_seconds,
-                violated,
-            });
+        let (seconds, throttled) = instance.close_tick(bound_micros);
+        let utilisation = instance.utilisation;
+        if let Some((seen, slow)) = instance.close_window(WINDOW_REQUESTS_MIN) {
+            instance.violated =
+                slow as f64 > SLO_EXCESS * (1.0 - slo.quantile) * seen.requests as f64;
+            let violated = instance.violated;
+            self.capacity.observe(Window { violated, ..seen });
         }
+        let violated = self.instances.get(&id).is_some_and(|i| i.violated);
         if is_primary && seconds > 0.0 {
             // Throttling and a broken SLO alone may have other causes, which a move won't mend.
             let held_back = throttled >= policy.throttled_saturated || violated;
@@ -257,7 +251,17 @@ impl Workload {
             return;
         };
         let name = server.spec.name.clone();
-        let reason = format!("first instance starts on {name} with {cpus:.2} CPUs");
+        let reason = match self.failed_lives {
+            0 if self.table.is_none() => {
+                format!("first instance starts on {name} with {cpus:.2} CPUs")
+            }
+            0 => format!("starts again on {name} with {cpus:.2} CPUs"),
+            lives => format!(
+                "starts again on {name} with {cpus:.2} CPUs, after {lives} in a row that died at their start or within {:.0} s; the pauses between tries grow, the last was {:.0} s",
+                super::failover::LIFE.as_secs_f64(),
+                self.restart_pause().as_secs_f64(),
+            ),
+        };
         self.next_start_at = out
             .now
             .after(Duration::from_millis(policy.move_pause_ms.min(5_000)));

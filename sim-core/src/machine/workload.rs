@@ -24,6 +24,12 @@ use serde::{Deserialize, Serialize};
 
 /// Samples scored before forecast intervals count as calibrated.
 const CALIBRATED_AFTER: u32 = 30;
+/// A parity proof is waited for at most so many times as long as a phase that has requests enough.
+const PROOF_PATIENCE: u32 = 20;
+/// Answers that the shadow must have given before its share rises to the second warm step, and the
+/// time in which they should come.
+pub(super) const FIRST_ANSWERS: u64 = 5;
+const FIRST_ANSWERS_SECONDS: f64 = 10.0;
 /// Longest season that is looked for, in steps.
 const SEASON_STEPS_MAX: u32 = 120;
 
@@ -130,6 +136,8 @@ pub(crate) struct Workload {
     pub(crate) ramp_at: usize,
     pub(crate) ramp_since: Time,
     pub(crate) steps_back: u32,
+    /// Primaries in a row that died before they served, or soon after.
+    pub(crate) failed_lives: u32,
     pub(crate) next_move_at: Time,
     pub(crate) next_start_at: Time,
 }
@@ -179,9 +187,31 @@ impl Workload {
             ramp_at: 0,
             ramp_since: Time::default(),
             steps_back: 0,
+            failed_lives: 0,
             next_move_at: Time::default(),
             next_start_at: Time::default(),
         }
+    }
+
+    /// What keeps it in `Baseline`, in a few words.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        if self.phase != Phase::Baseline {
+            return None;
+        }
+        if !self.is_healthy(self.primary) {
+            return Some("waits for an instance that is ready".into());
+        }
+        let samples = (!self.demand.is_calibrated())
+            .then(|| alloc::format!("{} samples of demand so far", self.demand.samples_seen()));
+        let requests = self.capacity.service_seconds().is_none().then(|| {
+            alloc::format!(
+                "{:.0} of {:.0} requests that tell its capacity",
+                self.capacity.requests_seen(),
+                crate::capacity::REQUESTS_MIN
+            )
+        });
+        let missing: Vec<String> = samples.into_iter().chain(requests).collect();
+        (!missing.is_empty()).then(|| alloc::format!("learns: {}", missing.join(", ")))
     }
 
     pub(crate) fn get(&self, id: Option<InstanceId>) -> Option<&Instance> {
@@ -382,18 +412,38 @@ impl Workload {
     /// Upper lead time without margin, in seconds.
     pub(crate) fn lead_seconds(&self, policy: &Policy) -> f64 {
         let step = policy.step_ms as f64 / 1e3;
-        let share = f64::from(policy.warm_bp[1]) / f64::from(FULL_BP);
-        let rate = (self.demand_rps * share).max(0.1);
-        let warm_prior = 2.0 * step + policy.parity_requests_min as f64 / rate;
+        let warm_prior = 2.0 * step + self.proof_seconds(policy, policy.warm_bp[1]);
         let stay = (policy.ramp_step_ms as f64 / 1e3).max(step);
         let shift_prior = stay * policy.ramp_bp.len() as f64;
         let timeout = self.spec.readiness.timeout.as_secs_f64();
         self.lead.create.upper_seconds(timeout)
-            + self
-                .lead
-                .warm
-                .upper_seconds(warm_prior.min(policy.phase_timeout_ms as f64 / 1e3))
+            + self.lead.warm.upper_seconds(
+                warm_prior.min(self.proof_limit(policy, policy.warm_bp[1]).as_secs_f64()),
+            )
             + self.lead.shift.upper_seconds(shift_prior)
+    }
+
+    /// How long the requests of one parity proof take to come at a share of `share_bp`, in seconds.
+    fn proof_seconds(&self, policy: &Policy, share_bp: u16) -> f64 {
+        let share = f64::from(share_bp.max(1)) / f64::from(FULL_BP);
+        policy.parity_requests_min as f64 / (self.demand_rps * share).max(0.001)
+    }
+
+    /// How long a proof at a share of `share_bp` is waited for: a service with few users needs longer to
+    /// show what it is, up to a limit.
+    pub(crate) fn proof_limit(&self, policy: &Policy, share_bp: u16) -> Duration {
+        let least = Duration::from_millis(policy.phase_timeout_ms);
+        let twice = Duration::try_from_secs_f64(2.0 * self.proof_seconds(policy, share_bp));
+        let most = least * PROOF_PATIENCE;
+        twice.map_or(most, |wanted| wanted.clamp(least, most))
+    }
+
+    /// First share of a shadow, in basis points: the least of the allowed ones that brings the first
+    /// answers soon.
+    pub(crate) fn first_share_bp(&self, policy: &Policy) -> u16 {
+        let wanted = FIRST_ANSWERS as f64 / FIRST_ANSWERS_SECONDS / self.demand_rps.max(0.001);
+        let wanted_bp = libm::ceil(wanted * f64::from(FULL_BP)).min(f64::from(FULL_BP)) as u16;
+        wanted_bp.clamp(policy.warm_bp[0], policy.warm_bp[1])
     }
 
     /// Drops what has ended.

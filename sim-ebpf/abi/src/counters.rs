@@ -16,6 +16,10 @@ pub struct CgroupCounters {
     pub net: NetCounters,
     /// From TCP.
     pub tcp: TcpCounters,
+    /// From clear-text HTTP/1.
+    pub http: HttpCounters,
+    /// From reclaim.
+    pub memory: MemoryCounters,
 }
 
 /// What the scheduler says.
@@ -26,11 +30,18 @@ pub struct CpuCounters {
     pub on_cpu_ns: u64,
     /// Times that a task of the cgroup left the CPU.
     pub switches: u64,
+    /// Times that a task of the cgroup left another CPU than the time before.
+    pub migrations: u64,
     /// Sum of the waits in `run_queue`.
     pub run_queue_ns: u64,
     /// Number of the waits in `run_queue`.
     pub run_queue_waits: u64,
-    /// From runnable (woken or preempted) to running.
+    /// Sum of the waits that began because the own quota, or an ancestor's, was used up. They are
+    /// in none of the three around this.
+    pub throttled_ns: u64,
+    /// Number of those waits.
+    pub throttled_waits: u64,
+    /// From runnable (woken or preempted) to running, while there was quota.
     pub run_queue: Histogram,
 }
 
@@ -54,6 +65,10 @@ pub struct BlockCounters {
     pub latency_ns: u64,
     /// From issue to the device to completion.
     pub latency: Histogram,
+    /// Sum of the delays in `queue`.
+    pub queue_ns: u64,
+    /// From the request's allocation to its issue, where the kernel stamps requests.
+    pub queue: Histogram,
 }
 
 /// Packets of the cgroup's sockets.
@@ -80,10 +95,60 @@ pub struct TcpCounters {
     pub retransmits: u64,
 }
 
+/// Clear-text HTTP/1 requests to server sockets of the cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpCounters {
+    /// Request heads that came.
+    pub requests: u64,
+    /// Final responses by the first digit of their status: 1xx (101 only), 2xx, 3xx, 4xx, 5xx.
+    pub responses: [u64; 5],
+    /// Sum of the times in `service`.
+    pub service_ns: u64,
+    /// From a request's first packet to the first packet of its final response.
+    pub service: Histogram,
+}
+
+/// What lack of memory costs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryCounters {
+    /// Time that tasks of the cgroup spent freeing memory instead of running: direct reclaim, for the
+    /// whole machine or for a limit.
+    pub reclaim_ns: u64,
+    /// Number of those times.
+    pub reclaims: u64,
+}
+
+/// Who held the CPU while a task of a cgroup waited: key of the `NEIGHBOURS` hash. The value is the
+/// waits in nanoseconds, all CPUs together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Neighbour {
+    /// The cgroup that waited.
+    pub waiting: u64,
+    /// The cgroup whose task was on the CPU just before the wait ended there.
+    pub running: u64,
+}
+
+/// An HTTP/1 connection to a server socket; value of the `CONNECTIONS` socket storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// When the request came that is served; 0 while none is.
+    pub since_ns: u64,
+    /// TCP sequence number of the latest request head: the same again is a retransmission.
+    pub request_seq: u32,
+    /// Requests that came and have no response yet.
+    pub pending: u32,
+}
+
 /// A block request between issue and completion; shared by all CPUs, keyed by the request's address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlight {
+    /// When it was made; 0 where the kernel doesn't stamp requests.
+    pub queued_ns: u64,
     /// When it was handed to the device.
     pub issued_ns: u64,
     /// Whom it is charged to.
@@ -98,6 +163,10 @@ pub enum Loss {
     TaskStorage = 0,
     /// The in-flight table was full: this block request isn't counted.
     InFlight = 1,
+    /// No memory for a socket's state: this HTTP request isn't counted.
+    Connection = 2,
+    /// The table of neighbours was full: this wait has no name beside it.
+    Neighbour = 3,
 }
 
 /// Entries of the `LOSSES` array; more than there are kinds, so that a new kind needs no new layout.

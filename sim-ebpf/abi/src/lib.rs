@@ -13,8 +13,8 @@ mod offsets;
 mod pod;
 
 pub use counters::{
-    BlockCounters, CgroupCounters, CpuCounters, InFlight, LOSS_KINDS, Loss, NetCounters,
-    TcpCounters,
+    BlockCounters, CgroupCounters, Connection, CpuCounters, HttpCounters, InFlight, LOSS_KINDS,
+    Loss, MemoryCounters, Neighbour, NetCounters, TcpCounters,
 };
 pub use histogram::{HISTOGRAM_BUCKETS, Histogram, bucket_lower_ns, bucket_of};
 pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
@@ -23,5 +23,7 @@ pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
 pub const CGROUPS_MAX: u32 = 16_384;
 /// Block requests of tracked cgroups that can be in flight at once.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
+/// Pairs of a waiting and a running cgroup that can be told apart at once.
+pub const NEIGHBOURS_MAX: u32 = 4_096;
 /// Death-flag slots unless the loader says otherwise.
 pub const SLOTS_MAX: u32 = 1_024;

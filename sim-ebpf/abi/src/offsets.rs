@@ -22,6 +22,10 @@ pub struct KernelOffsets {
     pub task_runtime: u32,
     /// `task_struct.cgroups`
     pub task_cgroups: u32,
+    /// `task_struct.se.cfs_rq`
+    pub task_cfs_rq: u32,
+    /// `cfs_rq.throttle_count`; 0 where the kernel has no CPU quotas
+    pub cfs_rq_throttle_count: u32,
     /// `task_struct.signal`
     pub task_signal: u32,
     /// `signal_struct.live`
@@ -36,6 +40,8 @@ pub struct KernelOffsets {
     pub request_data_len: u32,
     /// `request.cmd_flags`
     pub request_cmd_flags: u32,
+    /// `request.start_time_ns`
+    pub request_start_ns: u32,
     /// `request.bio`
     pub request_bio: u32,
     /// `bio.bi_blkg`

@@ -4,13 +4,15 @@
     reason = "aya::Pod is an unsafe marker trait, and there is no safe way to implement it"
 )]
 
-use crate::{CgroupCounters, KernelOffsets};
+use crate::{CgroupCounters, KernelOffsets, Neighbour};
 
 // SAFETY: `Pod` asks that every bit pattern be a valid value and that there be no padding to leak. The
 // type is `repr(C)` and made of `u64`s only, all the way down; a test holds its size against their number.
 unsafe impl aya::Pod for CgroupCounters {}
 // SAFETY: as above, with `u32`s.
 unsafe impl aya::Pod for KernelOffsets {}
+// SAFETY: as above, two `u64`s.
+unsafe impl aya::Pod for Neighbour {}
 
 #[cfg(test)]
 mod tests {
@@ -20,11 +22,12 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        let (cpu, block, net, tcp) = (4, 7, 4, 1);
+        let (cpu, block, net, tcp, http, memory) = (7, 8, 4, 1, 7, 2);
         assert_eq!(
             size_of::<CgroupCounters>(),
-            8 * (cpu + block + net + tcp + 3 * HISTOGRAM_BUCKETS)
+            8 * (cpu + block + net + tcp + http + memory + 5 * HISTOGRAM_BUCKETS)
         );
-        assert_eq!(size_of::<KernelOffsets>(), 4 * 18);
+        assert_eq!(size_of::<KernelOffsets>(), 4 * 21);
+        assert_eq!(size_of::<Neighbour>(), 16);
     }
 }

@@ -35,11 +35,17 @@ pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: a helper without arguments.
     let issued_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the request comes from the context; read only where the kernel has the member.
+    let queued_ns: u64 = match offset!(request_start_ns) {
+        0 => 0,
+        at => unsafe { member(request, at) },
+    };
     // A requeued request is issued again: the later issue counts.
     if IN_FLIGHT
         .insert(
             &(request as u64),
             &InFlight {
+                queued_ns,
                 issued_ns,
                 cgroup_id,
             },
@@ -95,6 +101,11 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
             let latency_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(in_flight.issued_ns);
             counters.latency_ns += latency_ns;
             counters.latency.buckets[bucket_of(latency_ns)] += 1;
+            if in_flight.queued_ns != 0 {
+                let queue_ns = in_flight.issued_ns.saturating_sub(in_flight.queued_ns);
+                counters.queue_ns += queue_ns;
+                counters.queue.buckets[bucket_of(queue_ns)] += 1;
+            }
         }
     }
     if last {

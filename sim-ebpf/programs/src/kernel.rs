@@ -17,6 +17,8 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     task_state: 0,
     task_runtime: 0,
     task_cgroups: 0,
+    task_cfs_rq: 0,
+    cfs_rq_throttle_count: 0,
     task_signal: 0,
     signal_live: 0,
     css_set_dfl_cgrp: 0,
@@ -24,6 +26,7 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     kernfs_node_id: 0,
     request_data_len: 0,
     request_cmd_flags: 0,
+    request_start_ns: 0,
     request_bio: 0,
     bio_blkg: 0,
     blkg_blkcg: 0,
@@ -74,6 +77,22 @@ pub unsafe fn pid(task: *const task_struct) -> i32 {
 pub unsafe fn runtime_ns(task: *const task_struct) -> u64 {
     // SAFETY: as the caller promises.
     unsafe { member(task.cast(), offset!(task_runtime)) }
+}
+
+/// Whether the quota of a task's cgroup, or of an ancestor, is used up on the task's CPU.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn is_throttled(task: *const task_struct) -> bool {
+    if offset!(cfs_rq_throttle_count) == 0 {
+        return false;
+    }
+    // SAFETY: each pointer is loaded through the one before, from the task the caller vouches for.
+    unsafe {
+        let queue: *const u8 = member(task.cast(), offset!(task_cfs_rq));
+        member::<i32>(queue, offset!(cfs_rq_throttle_count)) > 0
+    }
 }
 
 /// The id of the process that a task belongs to.

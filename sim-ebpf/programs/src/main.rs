@@ -11,14 +11,17 @@
 // Every compiler that builds this is a nightly or is told to act as one, for -Zbuild-std.
 #![feature(asm_experimental_arch)]
 
+mod atomic;
 mod block;
 mod cgroups;
+mod http;
 mod kernel;
 mod life;
 mod losses;
+mod memory;
 mod net;
 mod sched;
-mod task_storage;
+mod storage;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -5,6 +5,7 @@
 //! stays where it was. Bytes are those of the IP packets: of a segmented one the headers count once.
 
 use crate::{
+    atomic::add,
     cgroups,
     kernel::{self, member, offset},
 };
@@ -16,14 +17,19 @@ use aya_ebpf::{
     macros::{btf_tracepoint, cgroup_skb},
     programs::{BtfTracePointContext, SkBuffContext},
 };
-use core::arch::asm;
 use sim_ebpf_abi::{CgroupCounters, bucket_of};
 
 /// Verdict of a `cgroup_skb` program: let the packet through.
 const PASS: i32 = 1;
 
+/// The kernel gives a segment up for lost after two minutes (`TCP_RTO_MAX`). An estimate above that is
+/// no round trip but an echoed time stamp that was never sent.
+const RTT_MAX_US: u32 = 120_000_000;
+
 #[cgroup_skb(ingress)]
 pub fn net_ingress(ctx: SkBuffContext) -> i32 {
+    // Atomic, because a packet sent from process context can be interrupted by one that a softirq on
+    // the same CPU sends or receives.
     if let Some(counters) = counters(&ctx) {
         // SAFETY: a live map value; `add` is atomic.
         unsafe {
@@ -98,24 +104,7 @@ fn smoothed_rtt_ns(ctx: &SkBuffContext) -> Option<u64> {
         // The kernel keeps it in eighths.
         (*tcp).srtt_us >> 3
     };
-    if srtt_us == 0 {
-        None
-    } else {
-        Some(u64::from(srtt_us) * 1_000)
-    }
-}
-
-/// Adds to a counter of this CPU. Atomic, because a packet sent from process context can be interrupted
-/// by one sent from a softirq on the same CPU. No ordering, because no other memory is published with it.
-///
-/// In assembly, because `core` gives this target no `fetch_add` (it has no compare-and-swap before v3).
-///
-/// # Safety
-/// `counter` points into a live map value.
-#[inline(always)]
-unsafe fn add(counter: *mut u64, value: u64) {
-    // SAFETY: as the caller promises; map values are 8-byte aligned.
-    unsafe {
-        asm!("lock *(u64 *)({counter} + 0) += {value}", counter = in(reg) counter, value = in(reg) value, options(nostack))
-    };
+    (1..=RTT_MAX_US)
+        .contains(&srtt_us)
+        .then(|| u64::from(srtt_us) * 1_000)
 }

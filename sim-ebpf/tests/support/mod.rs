@@ -150,6 +150,25 @@ impl Actor {
             .unwrap();
     }
 
+    /// What the actor says after `word`, on the line that has it.
+    #[allow(dead_code, reason = "each test file uses its part")]
+    pub(crate) fn hears(&mut self, word: &str) -> String {
+        let mut line = String::new();
+        while self.output.read_line(&mut line).unwrap() > 0 {
+            if let Some((_, rest)) = line.split_once(word) {
+                return rest.trim().to_owned();
+            }
+            line.clear();
+        }
+        panic!("the actor left before it said {word}");
+    }
+
+    /// Puts it into another hierarchy's cgroup as well.
+    #[allow(dead_code, reason = "each test file uses its part")]
+    pub(crate) fn join(&self, cgroup: &Cgroup) {
+        fs::write(cgroup.path.join("cgroup.procs"), self.pid().to_string()).unwrap();
+    }
+
     /// Waits until the actor has done its part (it then stays until it is dropped).
     pub(crate) fn done(&mut self) {
         wait_line(&mut self.output, "done");
@@ -240,9 +259,52 @@ pub(crate) fn play() {
             wait_for_the_end();
             return;
         }
+        "serve" => {
+            serve(Duration::from_millis(argument.parse().unwrap()));
+            return;
+        }
+        "write-file" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            let (path, mib) = argument.split_once(' ').unwrap();
+            let mut file = fs::File::create(path).unwrap();
+            for _ in 0..mib.parse().unwrap() {
+                file.write_all(&vec![1; 1 << 20]).unwrap();
+            }
+        }
         other => panic!("no role {other}"),
     }
     say("done");
+    wait_for_the_end();
+}
+
+/// A small HTTP/1.1 server that thinks for `think` over each request, until the test closes our input:
+/// says its port, answers 200, or 503 where the path says so.
+fn serve(think: Duration) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    say(&format!("port {}", listener.local_addr().unwrap().port()));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut head = String::new();
+                while reader.read_line(&mut head).unwrap_or(0) > 0 {
+                    if !head.ends_with("\r\n\r\n") {
+                        continue;
+                    }
+                    thread::sleep(think);
+                    let status = if head.contains("/bad") {
+                        "503 Busy"
+                    } else {
+                        "200 OK"
+                    };
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
+                    (&stream).write_all(answer.as_bytes()).unwrap();
+                    head.clear();
+                }
+            });
+        }
+    });
     wait_for_the_end();
 }
 

@@ -156,4 +156,11 @@ impl ControlPlane for Service {
     ) -> Result<Response<v1::SetStandbyReply>, Status> {
         not_here()
     }
+
+    async fn close(
+        &self,
+        _: Request<v1::CloseRequest>,
+    ) -> Result<Response<v1::CloseReply>, Status> {
+        not_here()
+    }
 }

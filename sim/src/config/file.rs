@@ -155,17 +155,49 @@ impl Default for ReadinessTable {
     }
 }
 
-/// Parses; a problem is told in one line with its place.
+/// Parses; a problem is told in one line with its place and its key.
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    toml::from_str(text).map_err(|error| {
+    let problem = |error: &toml::de::Error, key: String| {
         let line = error
             .span()
             .map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let place = line.map_or(String::new(), |l| format!(":{l}"));
-        let problem = error.message().replace('\n', " ");
         ConfigError {
             path: format!("{}{place}", path.display()),
-            problem,
+            problem: format!("{key}{}", in_plain_words(error.message())),
         }
+    };
+    let document =
+        toml::Deserializer::parse(text).map_err(|error| problem(&error, String::new()))?;
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let key = match error.path().to_string() {
+            whole if whole == "." => String::new(),
+            key => format!("{key}: "),
+        };
+        problem(error.inner(), key)
     })
+}
+
+/// The parser names Rust's types; an operator knows TOML's.
+fn in_plain_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 9] = [
+        ("expected f64", "expected a number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected u16", "expected a whole number"),
+        ("expected usize", "expected a whole number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected a table"),
+        ("invalid type: sequence", "found a list"),
+        ("invalid type: map", "found a table"),
+    ];
+    let mut text = message.replace('\n', " ");
+    for (from, to) in WORDS {
+        text = text.replace(from, to);
+    }
+    // A struct is named by its Rust name.
+    match text.split_once("expected struct ") {
+        Some((found, _)) => format!("{found}expected a table"),
+        None => text,
+    }
 }

@@ -1,10 +1,11 @@
 //! The configuration: TOML in, validated values out. Nothing else of the program sees raw ones.
 
+mod describe;
 mod file;
 mod validate;
 
 use sim_control::ControlConfig;
-use sim_core::name::{ProxyName, WorkloadName};
+use sim_core::name::ProxyName;
 use sim_core::policy::Policy;
 use sim_core::server::ServerSpec;
 use sim_core::workload::WorkloadSpec;
@@ -71,38 +72,23 @@ impl Config {
         }
     }
 
-    /// What only this machine can tell, before anything is started: the program and the network
-    /// namespaces are there, the addresses, the control socket and the cgroups are free.
+    /// What only this machine can tell, before anything is started: files are there, and the addresses,
+    /// the control socket and the cgroups are free.
     pub(crate) fn check_machine(&self) -> Result<(), ConfigError> {
-        let program = self.workload.command.first().map_or("", String::as_str);
-        if !is_program(program) {
+        let socket = self.control_socket();
+        if UnixStream::connect(&socket).is_ok() {
             return Err(self.problem(format!(
-                "workload.command: {program:?} is no program that can be executed here; give a path or a name found in PATH"
+                "runtime_dir: SIM runs here already: another control plane listens on {}; give each run its own directory",
+                socket.display()
             )));
         }
+        self.check_files()?;
         for (key, address) in [("listen", self.front.listen), ("admin", self.front.admin)] {
             if let Err(error) = TcpListener::bind(address) {
                 return Err(self.problem(format!(
                     "proxy.{key}: {address} can't be listened on ({error}); give a free address of this machine"
                 )));
             }
-        }
-        for (at, server) in self.servers.iter().enumerate() {
-            if let Some(path) = &server.netns
-                && let Err(error) = std::fs::File::open(path)
-            {
-                return Err(self.problem(format!(
-                    "server[{at}].netns: {} can't be opened ({error}); give the path of a network namespace, such as /run/netns/NAME",
-                    path.display()
-                )));
-            }
-        }
-        let socket = self.control_socket();
-        if UnixStream::connect(&socket).is_ok() {
-            return Err(self.problem(format!(
-                "runtime_dir: another control plane listens on {}; give each its own directory",
-                socket.display()
-            )));
         }
         let hierarchy = Hierarchy::detect().unwrap_or_default();
         let taken = self
@@ -114,6 +100,47 @@ impl Config {
             return Err(self.problem(format!(
                 "cgroup: another node runs in {name}; give each run a cgroup of its own"
             )));
+        }
+        Ok(())
+    }
+
+    /// Files and directories that the configuration names: the program can be executed, namespaces and
+    /// the probes' object can be read, directories can be made.
+    pub(crate) fn check_files(&self) -> Result<(), ConfigError> {
+        let program = self.workload.command.first().map_or("", String::as_str);
+        if !is_program(program) {
+            return Err(self.problem(format!(
+                "workload.command: {program:?} is no program that can be executed here; give a path or a name found in PATH"
+            )));
+        }
+        for (at, server) in self.servers.iter().enumerate() {
+            if let Some(path) = &server.netns
+                && let Err(error) = std::fs::File::open(path)
+            {
+                return Err(self.problem(format!(
+                    "server[{at}].netns: {} can't be opened ({error}); give the path of a network namespace, such as /run/netns/NAME",
+                    path.display()
+                )));
+            }
+        }
+        if let Some(path) = &self.probes_object
+            && let Err(error) = std::fs::File::open(path)
+        {
+            return Err(self.problem(format!(
+                "probes_object: {} can't be read ({error}); `cargo xtask ebpf` makes it, and without this key it is looked for beside the program",
+                path.display()
+            )));
+        }
+        for (key, dir) in [
+            ("data_dir", &self.data_dir),
+            ("runtime_dir", &self.runtime_dir),
+        ] {
+            if let Err(error) = can_be_made(dir) {
+                return Err(self.problem(format!(
+                    "{key}: {} can't be used ({error}); give a directory that you may write",
+                    dir.display()
+                )));
+            }
         }
         Ok(())
     }
@@ -133,7 +160,10 @@ impl Config {
                 .mode(0o700)
                 .create(dir)
                 .map_err(|error| {
-                    self.problem(format!("{key}: {} can't be made: {error}", dir.display()))
+                    self.problem(format!(
+                        "{key}: {} can't be made ({error}); give a directory that you may write",
+                        dir.display()
+                    ))
                 })?;
         }
         Ok(())
@@ -196,18 +226,6 @@ impl Config {
         proxy.threads = self.front.threads;
         Ok(proxy)
     }
-
-    /// The configuration in a few words.
-    pub(crate) fn describe(&self) -> String {
-        let name: &WorkloadName = &self.workload.name;
-        format!(
-            "{}: {name} behind {}, {} servers, home {}: valid",
-            self.path.display(),
-            self.front.listen,
-            self.servers.len(),
-            self.workload.home
-        )
-    }
 }
 
 /// Whether `program` is a path to, or names in PATH, an executable file.
@@ -222,8 +240,19 @@ fn is_program(program: &str) -> bool {
     !program.is_empty() && std::env::split_paths(&path).any(|dir| executable(&dir.join(program)))
 }
 
+/// Whether this user may make `dir`, or write it where it is there.
+fn can_be_made(dir: &Path) -> Result<(), nix::errno::Errno> {
+    let there = dir.ancestors().find(|path| path.exists());
+    let there = there.filter(|path| !path.as_os_str().is_empty());
+    let there = there.unwrap_or(Path::new("."));
+    if !there.is_dir() {
+        return Err(nix::errno::Errno::ENOTDIR);
+    }
+    sim_node::cgroup::may(there, nix::unistd::AccessFlags::W_OK)
+}
+
 /// The probes' object where it is installed: beside the program, or where packages put it.
-fn installed_object(program: &Path) -> Option<PathBuf> {
+pub(crate) fn installed_object(program: &Path) -> Option<PathBuf> {
     let named = std::env::var_os("SIM_EBPF_OBJECT").map(PathBuf::from);
     let beside = program.parent().map(|dir| dir.join("sim-ebpf.o"));
     let packaged = Some(PathBuf::from("/usr/lib/sim/sim-ebpf.o"));

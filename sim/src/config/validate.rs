@@ -298,7 +298,18 @@ slo = { bound_ms = 100 }
             (
                 "bound_ms = 100",
                 "bound_ms = 1, nonsense = 2",
-                "sim.toml:14: unknown field `nonsense`, expected one of",
+                "sim.toml:14: workload[0].slo.nonsense: unknown field `nonsense`, expected one of",
+            ),
+            (
+                "cpus = 0.5",
+                "cpus = \"many\"",
+                "sim.toml:12: workload[0].cpus: invalid type: string \"many\", expected a number",
+            ),
+            ("cpus = 0.5\n", "", "workload[0]: missing field `cpus`"),
+            (
+                "command = [\"true\"]",
+                "command = 7",
+                "workload[0].command: invalid type: integer `7`, expected a list",
             ),
             (
                 "home = \"a\"",
@@ -344,6 +355,45 @@ slo = { bound_ms = 100 }
             error.contains("policy.parity_alpha: must be between 0 and 1"),
             "{error}"
         );
+    }
+
+    /// The names of a table's keys, as the parser lists them where it meets an unknown one.
+    fn keys(table: &str) -> Vec<String> {
+        let error = read(&format!("{table}\nnonsense_key = 1\n"))
+            .expect_err("unknown")
+            .to_string();
+        let (_, listed) = error.split_once("expected one of ").expect("a list");
+        listed
+            .split(", ")
+            .map(|key| key.trim_matches('`').to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn every_key_is_in_the_reference() {
+        let reference = include_str!("../../../docs/configuration.md");
+        let server = "[[server]]\nname = \"a\"\ncpus = 1.0";
+        let tables = [
+            ("", String::new()),
+            ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
+            ("server.", server.to_owned()),
+            ("workload.", "[[workload]]\nname = \"w\"".to_owned()),
+            ("workload.slo.", "[[workload]]\n[workload.slo]".to_owned()),
+            (
+                "workload.readiness.",
+                "[[workload]]\n[workload.readiness]".to_owned(),
+            ),
+            ("policy.", "[policy]".to_owned()),
+        ];
+        for (prefix, table) in tables {
+            for key in keys(&table) {
+                let row = format!("| `{prefix}{key}` |");
+                assert!(
+                    reference.contains(&row),
+                    "docs/configuration.md lacks {row}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,324 @@
+//! Why is it slow? Waits for want of quota and waits for a neighbour, requests, migrations, reclaim: each
+//! held against a cause that the test itself makes, or another source in the same run.
+//!
+//! Needs root and `SIM_EBPF_OBJECT`; with `SIM_REQUIRE_PRIVILEGED=1` a lack of either is a failure.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    dead_code,
+    reason = "a test's helpers are tests too, and each file uses its part of them"
+)]
+
+mod support;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use sim_ebpf::{Counters, Group, Probes};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
+use support::tools::{cgroup1_mount, write_direct_in};
+use support::{Actor, Cgroup, Privileged, assert_close, eventually};
+
+/// Not a test: what [`Actor`] runs.
+#[test]
+fn actor() {
+    support::play();
+}
+
+/// A cgroup that holds its tasks to a fifth of a CPU, and its own account of the throttled time.
+struct Quota {
+    cgroup: Cgroup,
+    legacy: bool,
+}
+
+impl Quota {
+    fn new(name: &str) -> Option<Self> {
+        if let Some(mount) = cgroup1_mount("cpu") {
+            let cgroup = Cgroup::below(&mount, name);
+            fs::write(cgroup.path.join("cpu.cfs_period_us"), "20000").unwrap();
+            fs::write(cgroup.path.join("cpu.cfs_quota_us"), "4000").unwrap();
+            return Some(Self {
+                cgroup,
+                legacy: true,
+            });
+        }
+        let cgroup = Cgroup::new(name);
+        fs::write(cgroup.path.join("cpu.max"), "4000 20000").ok()?;
+        Some(Self {
+            cgroup,
+            legacy: false,
+        })
+    }
+
+    fn throttled_ns(&self) -> u64 {
+        let stat = fs::read_to_string(self.cgroup.path.join("cpu.stat")).unwrap();
+        let (name, unit_ns) = if self.legacy {
+            ("throttled_time ", 1)
+        } else {
+            ("throttled_usec ", 1_000)
+        };
+        let value = stat.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().trim().parse::<u64>().unwrap() * unit_ns
+    }
+}
+
+fn watch(probes: &Probes, cgroup: &Cgroup, span: Duration) -> (Counters, u64) {
+    probes.settle();
+    let (start, before) = (Instant::now(), probes.read(cgroup.id()).unwrap());
+    thread::sleep(span);
+    probes.settle();
+    let after = probes.read(cgroup.id()).unwrap();
+    (after.since(&before), start.elapsed().as_nanos() as u64)
+}
+
+#[test]
+fn waits_for_want_of_quota_are_the_throttled_time_and_nobody_elses_fault() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let Some(quota) = Quota::new("quota") else {
+        panic!("no cgroup has a cpu controller");
+    };
+    let cgroup = Cgroup::new("throttled");
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let mut actor = Actor::start(&cgroup, "spin-on 1");
+    actor.join(&quota.cgroup);
+    actor.go();
+    thread::sleep(Duration::from_millis(300));
+    let throttled_before = quota.throttled_ns();
+    let (spent, wall_ns) = watch(&probes, &cgroup, Duration::from_secs(3));
+    let throttled = quota.throttled_ns() - throttled_before;
+    eprintln!(
+        "on CPU {} %, throttled {} %, waiting {} % of the time",
+        spent.on_cpu_ns * 100 / wall_ns,
+        spent.throttled_ns * 100 / wall_ns,
+        spent.run_queue_delay_ns * 100 / wall_ns
+    );
+    assert_close("throttled ns", spent.throttled_ns, throttled, 0.10);
+    assert!(spent.throttled_waits > 50, "{}", spent.throttled_waits);
+    assert!(spent.run_queue_delay_ns < spent.throttled_ns / 2);
+    let blamed: u64 = probes
+        .neighbours()
+        .iter()
+        .filter(|wait| wait.waiting == cgroup.id())
+        .map(|wait| wait.wait_ns)
+        .sum();
+    assert!(blamed < spent.throttled_ns / 2, "{blamed} ns");
+}
+
+#[test]
+fn a_neighbour_that_holds_the_cpu_is_named() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let (victim, bully) = (Cgroup::new("victim"), Cgroup::new("bully"));
+    let mut probes = privileged.load();
+    probes.track(victim.id()).unwrap();
+    let mut actors = [
+        Actor::start(&victim, "spin-on 1"),
+        Actor::start(&bully, "spin-on 1"),
+        Actor::start(&bully, "spin-on 1"),
+    ];
+    actors.iter_mut().for_each(Actor::go);
+    let (spent, wall_ns) = watch(&probes, &victim, Duration::from_secs(3));
+    let mut waits = probes.neighbours();
+    waits.retain(|wait| wait.waiting == victim.id());
+    waits.sort_by_key(|wait| std::cmp::Reverse(wait.wait_ns));
+    let worst = waits.first().unwrap();
+    assert_eq!(worst.running, bully.id(), "{waits:?}");
+    assert!(worst.wait_ns > wall_ns / 3, "{waits:?}");
+    assert!(
+        worst.wait_ns > spent.run_queue_delay_ns / 2,
+        "{waits:?} of {}",
+        spent.run_queue_delay_ns
+    );
+    assert_eq!(spent.throttled_ns, 0);
+    // What is untracked is forgotten.
+    probes.untrack(victim.id());
+    assert!(
+        probes
+            .neighbours()
+            .iter()
+            .all(|wait| wait.waiting != victim.id())
+    );
+    assert_eq!(probes.losses().total(), 0);
+}
+
+#[test]
+fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
+    const MOVES: u64 = 40;
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    if thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("nothing to move to on one CPU");
+        return;
+    }
+    let cgroup = Cgroup::new("moved");
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let mut actor = Actor::start(&cgroup, "spin");
+    let process = actor.pid();
+    let pin = |cpu: usize| {
+        let mut set = CpuSet::new();
+        set.set(cpu).unwrap();
+        for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+            let name = task.unwrap().file_name();
+            let thread = name.to_str().unwrap().parse().unwrap();
+            sched_setaffinity(Pid::from_raw(thread), &set).unwrap();
+        }
+    };
+    pin(0);
+    let spun = || probes.read(cgroup.id()).unwrap().switches;
+    thread::sleep(Duration::from_millis(50));
+    let before = probes.read(cgroup.id()).unwrap();
+    actor.go();
+    for at in 1..=MOVES {
+        let switches = spun();
+        pin((at % 2) as usize);
+        eventually("it is moved", || (spun() > switches).then_some(()));
+    }
+    let moved = probes.read(cgroup.id()).unwrap().since(&before).migrations;
+    eprintln!("{moved} migrations for {MOVES} moves");
+    // The spinning thread for certain; its harness's other threads perhaps too.
+    assert!((MOVES - 1..=3 * MOVES).contains(&moved), "{moved}");
+}
+
+#[test]
+fn requests_are_timed_and_classed_without_touching_the_service() {
+    const GOOD: u64 = 40;
+    const BAD: u64 = 10;
+    const THINK_MS: u64 = 20;
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let root = Cgroup::new("http");
+    let cgroup = Cgroup::below(&root.path, "server");
+    let mut config = privileged.config();
+    config.cgroup_root = Some(root.path.clone());
+    let mut probes = Probes::load(&config).unwrap();
+    assert!(probes.is_active(Group::Http), "{:?}", probes.status());
+    probes.track(cgroup.id()).unwrap();
+    let mut server = Actor::start(&cgroup, &format!("serve {THINK_MS}"));
+    let port: u16 = server.hears("port ").parse().unwrap();
+    let mut spent_ns = 0;
+    for at in 0..GOOD + BAD {
+        // Every tenth on a connection of its own, the others kept alive: both are usual.
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        for _ in 0..2 {
+            let path = if at < GOOD { "/good" } else { "/bad" };
+            let began = Instant::now();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = [0; 256];
+            let mut read = 0;
+            while !answer[..read].ends_with(b"ok") {
+                read += stream.read(&mut answer[read..]).unwrap();
+            }
+            spent_ns += began.elapsed().as_nanos() as u64;
+        }
+    }
+    let counted = probes.read(cgroup.id()).unwrap();
+    assert_eq!(counted.http_requests, 2 * (GOOD + BAD));
+    assert_eq!(counted.http_responses, [0, 2 * GOOD, 0, 0, 2 * BAD]);
+    assert_eq!(counted.http_hist.total(), 2 * (GOOD + BAD));
+    let thought_ns = 2 * (GOOD + BAD) * THINK_MS * 1_000_000;
+    assert!(
+        counted.http_service_ns >= thought_ns,
+        "{}",
+        counted.http_service_ns
+    );
+    // The client sees the same time and the way there and back.
+    assert!(counted.http_service_ns <= spent_ns);
+    assert_close("service ns", counted.http_service_ns, spent_ns, 0.10);
+    let median = counted.http_hist.quantile_ns(0.5).unwrap();
+    assert!(
+        (THINK_MS as f64 * 0.8e6..=2.0 * THINK_MS as f64 * 1e6).contains(&median),
+        "{median}"
+    );
+}
+
+#[test]
+fn what_is_no_request_is_not_counted() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let root = Cgroup::new("no-http");
+    let cgroup = Cgroup::below(&root.path, "server");
+    let mut config = privileged.config();
+    config.cgroup_root = Some(root.path.clone());
+    let mut probes = Probes::load(&config).unwrap();
+    probes.track(cgroup.id()).unwrap();
+    let mut server = Actor::start(&cgroup, "serve 0");
+    let port: u16 = server.hears("port ").parse().unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(b"GETAWAY nothing\r\n").unwrap();
+    thread::sleep(Duration::from_millis(20));
+    stream
+        .write_all(b"a body that mentions GET / HTTP/1.1\r\n")
+        .unwrap();
+    thread::sleep(Duration::from_millis(20));
+    let counted = probes.read(cgroup.id()).unwrap();
+    assert_eq!(counted.http_requests, 0);
+    assert!(counted.net_rx_packets > 0);
+}
+
+#[test]
+fn time_lost_to_reclaim_is_charged_to_who_hit_the_limit() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let Some(mount) = cgroup1_mount("memory") else {
+        eprintln!("no cgroup1 memory hierarchy here");
+        return;
+    };
+    let limit = Cgroup::below(&mount, "limit");
+    let cgroup = Cgroup::new("reclaim");
+    fs::write(
+        limit.path.join("memory.limit_in_bytes"),
+        (24 << 20).to_string(),
+    )
+    .unwrap();
+    let mut probes = privileged.load();
+    assert!(probes.is_active(Group::Memory), "{:?}", probes.status());
+    probes.track(cgroup.id()).unwrap();
+    let file = std::env::temp_dir().join(format!("sim-reclaim-{}", std::process::id()));
+    let mut actor = Actor::start(&cgroup, &format!("write-file {} 96", file.display()));
+    actor.join(&limit);
+    actor.go();
+    actor.done();
+    let counted = probes.read(cgroup.id()).unwrap();
+    fs::remove_file(file).ok();
+    eprintln!("{} reclaims, {} ns", counted.reclaims, counted.reclaim_ns);
+    assert!(counted.reclaims > 0 && counted.reclaim_ns > 0);
+}
+
+#[test]
+fn time_in_the_block_queue_is_counted_where_requests_are_stamped() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("queue");
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let file = write_direct_in(&cgroup);
+    let counted = probes.read(cgroup.id()).unwrap();
+    fs::remove_file(file).unwrap();
+    eprintln!(
+        "{} of {} stamped",
+        counted.block_queue_hist.total(),
+        counted.block_ops()
+    );
+    assert!(counted.block_queue_hist.total() <= counted.block_ops());
+    assert_eq!(
+        counted.block_queue_ns == 0,
+        counted.block_queue_hist.total() == 0
+    );
+}

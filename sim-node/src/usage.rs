@@ -1,0 +1,201 @@
+//! What a cgroup used, as its own files tell it: the source of memory figures, and of all others
+//! where no probe runs.
+
+use crate::cgroup::Hierarchy;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Cumulative, but for the two that say how much memory is held now. 0 where a file is missing.
+///
+/// Files of a version 2 cgroup include the cgroups nested in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time used, in microseconds.
+    pub cpu_micros: u64,
+    /// Time held back by the own quota, in microseconds, of all CPUs together.
+    pub throttled_micros: u64,
+    /// Time that some task waited for a CPU (pressure, "some"), in microseconds.
+    pub cpu_pressure_micros: u64,
+    /// Time that some task waited for memory (pressure, "some"), in microseconds.
+    pub memory_pressure_micros: u64,
+    /// Time that some task waited for I/O (pressure, "some"), in microseconds.
+    pub io_pressure_micros: u64,
+    /// Memory charged now, in bytes.
+    pub memory_bytes: u64,
+    /// Memory charged now without file pages that nobody used lately, in bytes: what the kernel
+    /// can't take back without somebody feeling it.
+    pub working_set_bytes: u64,
+    /// Page faults that had to wait for a device.
+    pub major_faults: u64,
+    /// Processes that the OOM killer ended.
+    pub oom_kills: u64,
+}
+
+impl Usage {
+    /// Reads the files of the cgroup `name`.
+    ///
+    /// # Errors
+    /// Where none of them can be read.
+    pub fn of(hierarchy: &Hierarchy, name: &str) -> io::Result<Self> {
+        let mut usage = Self::default();
+        let mut found = false;
+        if let Some(dir) = hierarchy.unified_dir(name) {
+            found |= usage.read_unified(&dir);
+        }
+        if let Some(dir) = hierarchy.cpu_dir(name)
+            && let Ok(stat) = fs::read_to_string(dir.join("cpu.stat"))
+        {
+            found = true;
+            usage.throttled_micros = key(&stat, "throttled_time").unwrap_or(0) / 1_000;
+        }
+        if let Some(dir) = hierarchy.memory_dir(name) {
+            found |= usage.read_memory(&dir);
+        }
+        if found {
+            Ok(usage)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    fn read_unified(&mut self, dir: &Path) -> bool {
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let stat = read("cpu.stat");
+        self.cpu_micros = key(&stat, "usage_usec").unwrap_or(0);
+        self.throttled_micros = key(&stat, "throttled_usec").unwrap_or(0);
+        let pressure =
+            |resource: &str| pressure_total(&read(&format!("{resource}.pressure"))).unwrap_or(0);
+        self.cpu_pressure_micros = pressure("cpu");
+        self.memory_pressure_micros = pressure("memory");
+        self.io_pressure_micros = pressure("io");
+        // The files of a controller are there only where it is enabled.
+        self.memory_bytes = read("memory.current").trim().parse().unwrap_or(0);
+        if self.memory_bytes != 0 {
+            let stat = read("memory.stat");
+            let idle = key(&stat, "inactive_file").unwrap_or(0);
+            self.working_set_bytes = self.memory_bytes.saturating_sub(idle);
+            self.major_faults = key(&stat, "pgmajfault").unwrap_or(0);
+            self.oom_kills = key(&read("memory.events"), "oom_kill").unwrap_or(0);
+        }
+        !stat.is_empty()
+    }
+
+    fn read_memory(&mut self, dir: &Path) -> bool {
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let Ok(memory_bytes) = read("memory.usage_in_bytes").trim().parse() else {
+            return false;
+        };
+        let stat = read("memory.stat");
+        let idle = key(&stat, "total_inactive_file").unwrap_or(0);
+        self.memory_bytes = memory_bytes;
+        self.working_set_bytes = memory_bytes.saturating_sub(idle);
+        self.major_faults = key(&stat, "total_pgmajfault").unwrap_or(0);
+        self.oom_kills = key(&read("memory.oom_control"), "oom_kill").unwrap_or(0);
+        true
+    }
+
+    /// What was used since `before`, with the memory held now.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let grown = |field: fn(&Self) -> u64| field(self).saturating_sub(field(before));
+        Self {
+            cpu_micros: grown(|u| u.cpu_micros),
+            throttled_micros: grown(|u| u.throttled_micros),
+            cpu_pressure_micros: grown(|u| u.cpu_pressure_micros),
+            memory_pressure_micros: grown(|u| u.memory_pressure_micros),
+            io_pressure_micros: grown(|u| u.io_pressure_micros),
+            memory_bytes: self.memory_bytes,
+            working_set_bytes: self.working_set_bytes,
+            major_faults: grown(|u| u.major_faults),
+            oom_kills: grown(|u| u.oom_kills),
+        }
+    }
+}
+
+/// Value of `name` in a file of "name value" lines.
+fn key(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// `total` of the "some" line of a pressure file.
+fn pressure_total(text: &str) -> Option<u64> {
+    let some = text.lines().find(|l| l.starts_with("some "))?;
+    some.split(' ')
+        .find_map(|f| f.strip_prefix("total="))?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_by_key() {
+        assert_eq!(key("usage_usec 12\nuser_usec 3\n", "usage_usec"), Some(12));
+        assert_eq!(key("usage_usec_x 12\n", "usage_usec"), None);
+        let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=77\nfull avg10=0 total=5\n";
+        assert_eq!(pressure_total(pressure), Some(77));
+    }
+
+    #[test]
+    fn version_2_files_are_read_and_missing_ones_are_zero() {
+        let dir = tempfile::tempdir().expect("dir");
+        let write =
+            |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
+        write("cpu.stat", "usage_usec 900\nthrottled_usec 70\n");
+        write("memory.current", "5000\n");
+        write("memory.stat", "anon 1\ninactive_file 1500\npgmajfault 4\n");
+        write("memory.events", "low 0\noom 2\noom_kill 1\n");
+        write(
+            "io.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=33\n",
+        );
+        let mut usage = Usage::default();
+        assert!(usage.read_unified(dir.path()));
+        let expected = Usage {
+            cpu_micros: 900,
+            throttled_micros: 70,
+            io_pressure_micros: 33,
+            memory_bytes: 5_000,
+            working_set_bytes: 3_500,
+            major_faults: 4,
+            oom_kills: 1,
+            ..Usage::default()
+        };
+        assert_eq!(usage, expected);
+        assert_eq!(usage.since(&usage).working_set_bytes, 3_500);
+        assert_eq!(usage.since(&usage).cpu_micros, 0);
+    }
+
+    #[test]
+    fn version_1_memory_files_are_read() {
+        let dir = tempfile::tempdir().expect("dir");
+        let write =
+            |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
+        let mut usage = Usage::default();
+        assert!(!usage.read_memory(dir.path()));
+        write("memory.usage_in_bytes", "4096\n");
+        write(
+            "memory.stat",
+            "inactive_file 9\ntotal_inactive_file 96\ntotal_pgmajfault 3\n",
+        );
+        write(
+            "memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+        );
+        assert!(usage.read_memory(dir.path()));
+        let expected = (4_096, 4_000, 3, 2);
+        assert_eq!(
+            (
+                usage.memory_bytes,
+                usage.working_set_bytes,
+                usage.major_faults,
+                usage.oom_kills
+            ),
+            expected
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! A configuration in words: what it means with every default filled in, and what looks odd in it.
+
+use super::Config;
+
+impl Config {
+    /// Every value that matters, defaults included, a line each.
+    pub(crate) fn describe(&self) -> String {
+        let w = &self.workload;
+        let mut lines = vec![format!("{}: valid", self.path.display())];
+        let mut line = |name: &str, text: String| lines.push(format!("  {name:<12} {text}"));
+        line(
+            "workload",
+            format!(
+                "{}, first on {} with {:.2} CPUs and {} MiB of memory, standby '{}'",
+                w.name,
+                w.home,
+                w.cpus,
+                w.memory_bytes >> 20,
+                w.standby
+            ),
+        );
+        line("command", w.command.join(" "));
+        line(
+            "ready when",
+            format!(
+                "{} answers 2xx {} times in a row, within {:.0} s",
+                w.readiness.path,
+                w.readiness.successes,
+                w.readiness.timeout.as_secs_f64()
+            ),
+        );
+        line(
+            "objective",
+            format!(
+                "{:.4} % of requests within {:.0} ms, at most {:.4} % failed, over {:.0} s",
+                w.slo.quantile * 100.0,
+                w.slo.bound.as_secs_f64() * 1e3,
+                w.slo.error_budget * 100.0,
+                w.slo.window.as_secs_f64()
+            ),
+        );
+        line("proxy", format!("http://{}", self.front.listen));
+        line("metrics", format!("http://{}/metrics", self.front.admin));
+        for server in &self.servers {
+            let spec = &server.spec;
+            let netns = server.netns.as_ref();
+            let place = netns.map_or(String::new(), |path| format!(", in {}", path.display()));
+            line(
+                "server",
+                format!(
+                    "{} at {}: {:.2} CPUs, {} MiB, {} an hour, failure domain {}{place}",
+                    spec.name,
+                    spec.address,
+                    spec.cpus,
+                    spec.memory_bytes >> 20,
+                    spec.price_per_hour,
+                    spec.failure_domain
+                ),
+            );
+        }
+        line("data", self.data_dir.display().to_string());
+        line("socket", self.control_socket().display().to_string());
+        lines.join("\n")
+    }
+
+    /// What is allowed but rarely meant.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let values = self.workload.environment.iter().map(|(_, value)| value);
+        let texts: Vec<&String> = self.workload.command.iter().chain(values).collect();
+        if !texts.iter().any(|text| text.contains("{port}")) {
+            notes.push(
+                "workload.command has no {port}: the service must listen on the one in its variable PORT"
+                    .into(),
+            );
+        }
+        for name in texts.iter().flat_map(|text| placeholders(text)) {
+            if !["address", "port"].contains(&name) {
+                notes.push(format!(
+                    "workload.command: {{{name}}} is handed over as it is; only {{address}} and {{port}} are replaced"
+                ));
+            }
+        }
+        if let [only] = self.servers.as_slice() {
+            notes.push(format!(
+                "server {} is the only one: a shadow can only start beside its primary",
+                only.spec.name
+            ));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for server in &self.servers {
+            if server.netns.is_none() && server.spec.cpus > cores as f64 {
+                notes.push(format!(
+                    "server {}: cpus = {}, but this machine has {cores}",
+                    server.spec.name, server.spec.cpus
+                ));
+            }
+        }
+        notes
+    }
+}
+
+/// Names in braces, as `{port}` is one.
+fn placeholders(text: &str) -> impl Iterator<Item = &str> {
+    text.split('{').skip(1).filter_map(|rest| {
+        let (name, _) = rest.split_once('}')?;
+        let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        good.then_some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::placeholders;
+
+    #[test]
+    fn names_in_braces_are_placeholders_and_other_braces_are_not() {
+        let found = |text| placeholders(text).collect::<Vec<_>>();
+        assert_eq!(found("--listen={address}:{prt}"), ["address", "prt"]);
+        assert_eq!(found("{\"a\": {}} {A} {1}"), Vec::<&str>::new());
+    }
+}

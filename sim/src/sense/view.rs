@@ -1,0 +1,243 @@
+//! One cgroup's figures as they are shown and printed: rates a second, times in seconds.
+
+use serde::Serialize;
+use sim_ebpf::Log2Histogram;
+use sim_node::host::Reading;
+
+/// One cgroup in one look.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct View {
+    /// Path below the cgroup mount.
+    pub(crate) cgroup: String,
+    /// Time that the figures cover, in seconds.
+    pub(crate) window_seconds: f64,
+    /// `probes`, or `files`: then what is nested is included, and what no file tells is 0.
+    pub(crate) source: &'static str,
+    pub(crate) cpu: Cpu,
+    pub(crate) block: Block,
+    pub(crate) network: Network,
+    pub(crate) requests: Requests,
+    pub(crate) memory: Memory,
+    pub(crate) pressure: Pressure,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Cpu {
+    /// CPUs used.
+    pub(crate) cpus: f64,
+    pub(crate) switches_per_second: f64,
+    pub(crate) migrations_per_second: f64,
+    /// Runnable without running, while there was quota.
+    pub(crate) run_queue_delay: Times,
+    /// Runnable without running because the own quota was used up: seconds a second, all tasks.
+    pub(crate) throttled: f64,
+    /// Who held the CPU meanwhile, the longest first.
+    pub(crate) neighbours: Vec<Neighbour>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Neighbour {
+    pub(crate) cgroup: String,
+    pub(crate) seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Block {
+    pub(crate) read_bytes_per_second: f64,
+    pub(crate) write_bytes_per_second: f64,
+    pub(crate) operations_per_second: f64,
+    /// From issue to the device to completion.
+    pub(crate) latency: Times,
+    /// From the request's making to its issue.
+    pub(crate) queue: Times,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Network {
+    pub(crate) receive_bytes_per_second: f64,
+    pub(crate) transmit_bytes_per_second: f64,
+    pub(crate) retransmits_per_second: f64,
+    /// Smoothed round trip of its sockets.
+    pub(crate) round_trip: Times,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Requests {
+    pub(crate) per_second: f64,
+    /// Final responses a second by status class, 1xx to 5xx.
+    pub(crate) responses_per_second: [f64; 5],
+    /// Clear-text HTTP/1, at the server.
+    pub(crate) service: Times,
+    /// CPU time used over responses given, in seconds; none without responses.
+    pub(crate) demand_seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Memory {
+    pub(crate) bytes: u64,
+    pub(crate) working_set_bytes: u64,
+    pub(crate) major_faults_per_second: f64,
+    /// Seconds a second spent freeing memory.
+    pub(crate) reclaim: f64,
+    pub(crate) oom_kills: u64,
+}
+
+/// Seconds a second that some task waited (PSI, "some").
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Pressure {
+    pub(crate) cpu: f64,
+    pub(crate) memory: f64,
+    pub(crate) io: f64,
+}
+
+/// A histogram's summary; quantiles are off by less than a factor of two.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Times {
+    pub(crate) count: u64,
+    pub(crate) mean_seconds: Option<f64>,
+    pub(crate) p50_seconds: Option<f64>,
+    pub(crate) p99_seconds: Option<f64>,
+    #[serde(skip)]
+    pub(crate) histogram: Log2Histogram,
+}
+
+impl Times {
+    fn of(histogram: Log2Histogram, sum_ns: Option<u64>) -> Self {
+        let count = histogram.total();
+        let quantile = |q| histogram.quantile_ns(q).map(|ns| ns / 1e9);
+        let mean = |sum: u64| sum as f64 / count as f64 / 1e9;
+        Self {
+            count,
+            mean_seconds: sum_ns.filter(|_| count > 0).map(mean),
+            p50_seconds: quantile(0.50),
+            p99_seconds: quantile(0.99),
+            histogram,
+        }
+    }
+}
+
+impl View {
+    pub(crate) fn of(reading: &Reading) -> Self {
+        let seconds = reading.window.as_secs_f64().max(1e-6);
+        let files = &reading.files;
+        let probed = reading.kernel.is_some();
+        let k = reading.kernel.unwrap_or_default();
+        let rate = |count: u64| count as f64 / seconds;
+        let share_ns = |ns: u64| ns as f64 / 1e9 / seconds;
+        let share_micros = |micros: u64| micros as f64 / 1e6 / seconds;
+        let responses: u64 = k.http_responses.iter().sum();
+        let neighbour = |(cgroup, time): &(String, std::time::Duration)| Neighbour {
+            cgroup: cgroup.clone(),
+            seconds: time.as_secs_f64(),
+        };
+        Self {
+            cgroup: reading.cgroup.clone(),
+            window_seconds: seconds,
+            source: if probed { "probes" } else { "files" },
+            cpu: Cpu {
+                cpus: if probed {
+                    share_ns(k.on_cpu_ns)
+                } else {
+                    share_micros(files.cpu_micros)
+                },
+                switches_per_second: rate(k.switches),
+                migrations_per_second: rate(k.migrations),
+                run_queue_delay: Times::of(k.run_queue_hist, Some(k.run_queue_delay_ns)),
+                throttled: if probed {
+                    share_ns(k.throttled_ns)
+                } else {
+                    share_micros(files.throttled_micros)
+                },
+                neighbours: reading.neighbours.iter().map(neighbour).collect(),
+            },
+            block: Block {
+                read_bytes_per_second: rate(k.block_read_bytes),
+                write_bytes_per_second: rate(k.block_write_bytes),
+                operations_per_second: rate(k.block_ops()),
+                latency: Times::of(k.block_hist, Some(k.block_latency_ns)),
+                queue: Times::of(k.block_queue_hist, Some(k.block_queue_ns)),
+            },
+            network: Network {
+                receive_bytes_per_second: rate(k.net_rx_bytes),
+                transmit_bytes_per_second: rate(k.net_tx_bytes),
+                retransmits_per_second: rate(k.retransmits),
+                round_trip: Times::of(k.rtt_hist, None),
+            },
+            requests: Requests {
+                per_second: rate(k.http_requests),
+                responses_per_second: k.http_responses.map(rate),
+                service: Times::of(k.http_hist, Some(k.http_service_ns)),
+                demand_seconds: (responses > 0)
+                    .then(|| k.on_cpu_ns as f64 / 1e9 / responses as f64),
+            },
+            memory: Memory {
+                bytes: files.memory_bytes,
+                working_set_bytes: files.working_set_bytes,
+                major_faults_per_second: rate(files.major_faults),
+                reclaim: share_ns(k.reclaim_ns),
+                oom_kills: files.oom_kills,
+            },
+            pressure: Pressure {
+                cpu: share_micros(files.cpu_pressure_micros),
+                memory: share_micros(files.memory_pressure_micros),
+                io: share_micros(files.io_pressure_micros),
+            },
+        }
+    }
+
+    /// Nothing ran, nothing was sent, nothing was read.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.cpu.cpus == 0.0
+            && self.block.operations_per_second == 0.0
+            && self.network.receive_bytes_per_second == 0.0
+            && self.network.transmit_bytes_per_second == 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim_ebpf::Counters;
+    use sim_node::cgroup::Usage;
+    use std::time::Duration;
+
+    fn reading(kernel: Option<Counters>) -> Reading {
+        Reading {
+            cgroup: "/a".into(),
+            window: Duration::from_secs(2),
+            kernel,
+            files: Usage {
+                cpu_micros: 500_000,
+                throttled_micros: 100_000,
+                ..Usage::default()
+            },
+            neighbours: vec![("/b".into(), Duration::from_millis(30))],
+        }
+    }
+
+    #[test]
+    fn rates_are_a_second_and_demand_is_a_response() {
+        let counters = Counters {
+            on_cpu_ns: 1_000_000_000,
+            http_requests: 120,
+            http_responses: [0, 80, 0, 15, 5],
+            ..Counters::default()
+        };
+        let view = View::of(&reading(Some(counters)));
+        assert_eq!(view.source, "probes");
+        assert!((view.cpu.cpus - 0.5).abs() < 1e-9);
+        assert!((view.requests.per_second - 60.0).abs() < 1e-9);
+        assert!((view.requests.demand_seconds.unwrap() - 0.01).abs() < 1e-9);
+        assert_eq!(view.cpu.neighbours[0].cgroup, "/b");
+        assert!(!view.is_idle());
+    }
+
+    #[test]
+    fn without_probes_the_files_speak() {
+        let view = View::of(&reading(None));
+        assert_eq!(view.source, "files");
+        assert!((view.cpu.cpus - 0.25).abs() < 1e-9);
+        assert!((view.cpu.throttled - 0.05).abs() < 1e-9);
+        assert_eq!(view.requests.demand_seconds, None);
+    }
+}
