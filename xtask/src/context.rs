@@ -27,9 +27,11 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        // Of this start, and not of the build: checkouts may share one target folder.
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let mut context = Self {
-            root: manifest.parent().unwrap_or(manifest).to_owned(),
+            root: manifest.parent().unwrap_or(&manifest).to_owned(),
             target: PathBuf::new(),
             cache: Cache::locate()?,
             cargo: std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),

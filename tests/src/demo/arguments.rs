@@ -14,7 +14,7 @@ use super::verdict::Mode;
     bin_name = "cargo xtask demo",
     version,
     after_help = "Exit code: 0 every promise was kept; 1 not; 3 only the tail during the move was not \
-                  as promised, which a noisy machine can do; 2 wrong use; 130 stopped"
+                  as promised, and the machine was seen to become slower then; 2 wrong use; 130 stopped"
 )]
 pub struct Arguments {
     /// What the demand is drawn from

@@ -59,13 +59,15 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// The tail during the move, and nothing else, was not as promised.
+    /// The tail during the move, and nothing else, was not as promised, and the primary was seen to be
+    /// full then for no reason but the price of a request on this machine.
     #[must_use]
-    pub fn only_the_tail(&self) -> bool {
+    pub fn only_the_machine(&self) -> bool {
         let ratio = self.figures.p99_during_over_before;
         self.figures.mode == Mode::Forecast
             && self.broken.len() == 1
             && ratio.is_some_and(|ratio| ratio > P99_RATIO_MAX)
+            && self.figures.dear_moment.is_some()
     }
 }
 
@@ -141,6 +143,7 @@ pub async fn run(
         screen,
         load: None,
         timeline: Timeline::default(),
+        primary: None,
         failover_ms: None,
         died_seen_by: None,
         live_from: 0,
@@ -237,6 +240,20 @@ async fn conclude(mut scenario: Scenario<'_>, outcome: Result<()>) -> Result<Ver
         .load
         .zip(load.demand.reaches(scenario.capacity_rps))
         .map(|(origin, seconds)| scenario.clock.seconds_of(origin) + seconds);
+    let dear_moment = scenario.primary.as_ref().and_then(|watch| {
+        let moment = watch.dear_moment(timeline.created?, timeline.reclaimed?)?;
+        let at = scenario.clock.seconds_of(moment.at);
+        scenario.screen.stage(
+            "dear",
+            &format!(
+                "at {at:.0} s a request cost the primary {:.2} ms of CPU instead of {:.2}, and its share was {:.0} % used: the machine, not the demand",
+                moment.then_ms,
+                moment.before_ms,
+                moment.used * 100.0
+            ),
+        );
+        Some(moment)
+    });
     let ready = timeline.ready.map(|ready| scenario.clock.seconds_of(ready));
     let failed = records.iter().filter(|record| record.failed()).count() as u64;
     let figures = Figures {
@@ -253,6 +270,7 @@ async fn conclude(mut scenario: Scenario<'_>, outcome: Result<()>) -> Result<Ver
         during,
         after,
         kill,
+        dear_moment,
         p99_during_over_before: before.zip(during).map(|(b, d)| d.p99_ms / b.p99_ms),
         lead_left_seconds: crossing
             .zip(ready)

@@ -9,7 +9,8 @@ use nix::unistd::Pid;
 use sim_core::journal::{Kind, Record};
 use sim_core::time::Time;
 
-use super::screen::{Screen, word};
+use super::primary::PrimaryWatch;
+use super::screen::Screen;
 use super::settings::{OBJECTIVE, WORKLOAD};
 use super::sim::{Entry, Journal, Running, Sim, Status, last_pick_ns};
 use super::timeline::Timeline;
@@ -61,6 +62,8 @@ pub struct Scenario<'a> {
     pub load: Option<Load>,
     /// Moments so far.
     pub timeline: Timeline,
+    /// What the first primary uses.
+    pub primary: Option<PrimaryWatch>,
     /// Time from death to the last pick of the dead.
     pub failover_ms: Option<f64>,
     /// Whose stamp of the death that counts from.
@@ -129,6 +132,11 @@ impl Scenario<'_> {
         for refused in status.refused_probes() {
             self.screen.stage("probe", &refused);
         }
+        let primary = status.primary(WORKLOAD).and_then(|id| status.instance(id));
+        self.primary = primary.and_then(|p| {
+            let process_group = u32::try_from(p.pid).ok()?;
+            Some(PrimaryWatch::new(p.instance, process_group))
+        });
         let shape = if self.mode == Mode::Flat {
             Shape::Flat
         } else {
@@ -238,7 +246,7 @@ impl Scenario<'_> {
             if Instant::now() >= deadline {
                 let last = self.entries.last().map_or_else(
                     || "nothing".to_owned(),
-                    |entry| format!("{}: {}", word(entry.record.kind), entry.record.reason),
+                    |entry| format!("{}: {}", entry.record.kind, entry.record.reason),
                 );
                 bail!("{what}: not within {seconds:.0} s; the journal's last word is {last}");
             }
@@ -276,6 +284,12 @@ impl Scenario<'_> {
             }
         }
         self.sim.alive()?;
+        if let Some(primary) = &mut self.primary {
+            let now = self.clock.now();
+            primary
+                .look(now, &self.client, self.addresses.admin)
+                .await?;
+        }
         self.draw();
         Ok(())
     }

@@ -42,10 +42,7 @@ impl Screen {
 
     /// A decision, with its reason and, where servers were compared, with their scores.
     pub fn record(&mut self, seconds: f64, record: &Record) {
-        let kind = self.painted(
-            colour_of(record.kind),
-            &format!("{:<12}", word(record.kind)),
-        );
+        let kind = self.painted(colour_of(record.kind), &format!("{:<12}", record.kind));
         self.line(&format!("{seconds:>7.1} s  {kind} {}", record.reason));
         if matches!(record.kind, Kind::Placement | Kind::NoPlacement) {
             let candidates = record.report.as_ref().map(|r| r.candidates.as_slice());
@@ -86,15 +83,6 @@ impl Screen {
             .and_then(|()| out.flush())
             .ok();
     }
-}
-
-/// The kind as the journal's JSON writes it.
-#[must_use]
-pub fn word(kind: Kind) -> String {
-    serde_json::to_value(kind)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_else(|| format!("{kind:?}"))
 }
 
 fn described(candidate: &Candidate) -> String {

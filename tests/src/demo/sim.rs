@@ -348,6 +348,28 @@ fn parse_last_pick_ns(metrics: &str, instance: u64) -> Option<u64> {
     Some((seconds * 1e9).round() as u64)
 }
 
+/// First attempts that `instance` answered, well or not; none before the proxy knows it.
+///
+/// # Errors
+/// No metrics are served.
+pub async fn answered(
+    client: &HttpClient,
+    admin: SocketAddr,
+    instance: u64,
+) -> Result<Option<u64>> {
+    let body = get(client, admin, "/metrics").await?;
+    Ok(parse_answered(&String::from_utf8_lossy(&body), instance))
+}
+
+fn parse_answered(metrics: &str, instance: u64) -> Option<u64> {
+    let name = format!("sim_proxy_attempts_total{{instance=\"i{instance}\",attempt=\"first\"");
+    let counts = metrics.lines().filter(|line| line.starts_with(&name));
+    counts
+        .map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum::<Option<u64>>()
+        .filter(|&sum| sum > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,6 +382,19 @@ mod tests {
         assert_eq!(parse_last_pick_ns(metrics, 3), Some(12_500_000_000));
         assert_eq!(parse_last_pick_ns(metrics, 13), Some(99_000_000_001));
         assert_eq!(parse_last_pick_ns(metrics, 1), None);
+    }
+
+    #[test]
+    fn first_attempts_of_one_instance_are_added_up() {
+        let line = |instance, attempt, count| {
+            format!(
+                "sim_proxy_attempts_total{{instance=\"{instance}\",attempt=\"{attempt}\",outcome=\"ok\"}} {count}\n"
+            )
+        };
+        let metrics = line("i1", "first", 7) + &line("i1", "first", 2) + &line("i1", "retry", 40);
+        let metrics = metrics + &line("i11", "first", 300);
+        assert_eq!(parse_answered(&metrics, 1), Some(9));
+        assert_eq!(parse_answered(&metrics, 2), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sim_core::journal::Kind;
 
+use super::primary::DearMoment;
 use super::settings::RUN_SECONDS_MAX;
 
 /// How the run was meant to go.
@@ -57,6 +58,8 @@ pub struct Figures {
     pub after: Option<Quantiles>,
     /// From the kill to the end.
     pub kill: Option<Quantiles>,
+    /// A moment of the move in which the machine was so slow that the primary was full.
+    pub dear_moment: Option<DearMoment>,
     /// p99 during over p99 before.
     pub p99_during_over_before: Option<f64>,
     /// From the shadow's readiness to the moment true demand reaches the measured capacity.
@@ -226,6 +229,7 @@ mod tests {
 
     fn kept() -> Figures {
         Figures {
+            dear_moment: None,
             seed: 1,
             mode: Mode::Forecast,
             requests_sent: 100,
