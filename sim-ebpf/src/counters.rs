@@ -64,6 +64,16 @@ pub struct Counters {
     pub rtt_hist: Log2Histogram,
     /// TCP segments sent again.
     pub retransmits: u64,
+    /// TCP connections made from here.
+    pub connects: u64,
+    /// TCP connections from here that were refused or timed out.
+    pub connect_failures: u64,
+    /// TCP connections made to here, accepted by the service or not yet.
+    pub accepts: u64,
+    /// TCP resets received.
+    pub resets_received: u64,
+    /// TCP resets sent.
+    pub resets_sent: u64,
 
     /// Clear-text HTTP/1 request heads that came to its sockets.
     pub http_requests: u64,
@@ -132,6 +142,11 @@ impl Counters {
             net_tx_packets: count(self.net_tx_packets, other.net_tx_packets),
             rtt_hist: histogram(&self.rtt_hist, &other.rtt_hist),
             retransmits: count(self.retransmits, other.retransmits),
+            connects: count(self.connects, other.connects),
+            connect_failures: count(self.connect_failures, other.connect_failures),
+            accepts: count(self.accepts, other.accepts),
+            resets_received: count(self.resets_received, other.resets_received),
+            resets_sent: count(self.resets_sent, other.resets_sent),
             http_requests: count(self.http_requests, other.http_requests),
             http_responses: std::array::from_fn(|class| {
                 count(self.http_responses[class], other.http_responses[class])
@@ -189,7 +204,14 @@ impl From<&CgroupCounters> for Counters {
             tx_packets,
             rtt,
         } = net;
-        let TcpCounters { retransmits } = tcp;
+        let TcpCounters {
+            retransmits,
+            connects,
+            connect_failures,
+            accepts,
+            resets_received,
+            resets_sent,
+        } = tcp;
         let HttpCounters {
             requests,
             responses,
@@ -225,6 +247,11 @@ impl From<&CgroupCounters> for Counters {
             net_tx_packets: tx_packets,
             rtt_hist: rtt.into(),
             retransmits,
+            connects,
+            connect_failures,
+            accepts,
+            resets_received,
+            resets_sent,
             http_requests: requests,
             http_responses: responses,
             http_service_ns: service_ns,
@@ -316,7 +343,14 @@ mod tests {
             cpu,
             block,
             net,
-            tcp: TcpCounters { retransmits: 14 },
+            tcp: TcpCounters {
+                retransmits: 14,
+                connects: 28,
+                connect_failures: 29,
+                accepts: 30,
+                resets_received: 31,
+                resets_sent: 32,
+            },
             http: HttpCounters {
                 requests: 19,
                 responses: [20, 21, 22, 23, 24],
@@ -355,6 +389,16 @@ mod tests {
             (20, 22, 24, 26)
         );
         assert_eq!(all.retransmits, 28);
+        assert_eq!(
+            (
+                all.connects,
+                all.connect_failures,
+                all.accepts,
+                all.resets_received,
+                all.resets_sent
+            ),
+            (56, 58, 60, 62, 64)
+        );
         assert_eq!(
             (all.migrations, all.throttled_ns, all.throttled_waits),
             (30, 32, 34)

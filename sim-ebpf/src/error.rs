@@ -90,24 +90,25 @@ pub enum WatchError {
     /// The group that watches isn't loaded.
     #[error("{} probes are off", Group::Life)]
     Off,
-    /// The slot is out of range.
-    #[error("there is no slot {slot}: there are {slots}")]
-    NoSuchSlot {
-        /// The slot.
-        slot: u32,
-        /// `slots_max` of the configuration.
-        slots: u32,
+    /// The number is too high for a flag.
+    #[error("instance {0}: numbers end at {max}", max = sim_ebpf_abi::LifeFlag::INSTANCE_MAX)]
+    NoSuchInstance(u64),
+    /// An instance that lives still has the slot, which that many later ones come round to.
+    #[error("the slot is still that of instance {instance}")]
+    SlotTaken {
+        /// Whose it is.
+        instance: u64,
     },
     /// The process is dead or dying already, so no probe will tell of it.
     #[error("process {0} is gone")]
     Gone(u32),
-    /// Another slot watches the process.
-    #[error("process {tgid} is watched in slot {slot}")]
+    /// The process is watched as another instance.
+    #[error("process {tgid} is watched as instance {instance}")]
     AlreadyWatched {
         /// The process.
         tgid: u32,
-        /// Its slot.
-        slot: u32,
+        /// The instance.
+        instance: u64,
     },
     /// The kernel refused the map entry.
     #[error("process {tgid} can't be watched: {reason}")]

@@ -13,7 +13,7 @@ pub enum Group {
     Block,
     /// Bytes, packets, round-trip time of sockets.
     Net,
-    /// TCP retransmits.
+    /// TCP retransmits, connections and resets.
     Tcp,
     /// Clear-text HTTP/1 requests.
     Http,
@@ -109,10 +109,24 @@ impl Group {
                     hook: Hook::Packets(CgroupSkbAttachType::Egress),
                 },
             ],
-            Self::Tcp => &[ProgramSpec {
-                name: "tcp_retransmit",
-                hook: Hook::Tracepoint("tcp_retransmit_skb"),
-            }],
+            Self::Tcp => &[
+                ProgramSpec {
+                    name: "tcp_retransmit",
+                    hook: Hook::Tracepoint("tcp_retransmit_skb"),
+                },
+                ProgramSpec {
+                    name: "tcp_state",
+                    hook: Hook::Tracepoint("inet_sock_set_state"),
+                },
+                ProgramSpec {
+                    name: "tcp_reset_received",
+                    hook: Hook::Tracepoint("tcp_receive_reset"),
+                },
+                ProgramSpec {
+                    name: "tcp_reset_sent",
+                    hook: Hook::Tracepoint("tcp_send_reset"),
+                },
+            ],
             Self::Http => &[
                 ProgramSpec {
                     name: "http_response",
@@ -143,12 +157,20 @@ impl Group {
             ],
             Self::Life => &[
                 ProgramSpec {
+                    name: "life_write",
+                    hook: Hook::OnDemand,
+                },
+                ProgramSpec {
                     name: "process_exit",
                     hook: Hook::Tracepoint("sched_process_exit"),
                 },
                 ProgramSpec {
-                    name: "process_killed",
+                    name: "process_signal",
                     hook: Hook::Tracepoint("signal_generate"),
+                },
+                ProgramSpec {
+                    name: "cgroup_populated",
+                    hook: Hook::Tracepoint("cgroup_notify_populated"),
                 },
             ],
         }

@@ -27,7 +27,7 @@ pub struct ProbesConfig {
     pub object: PathBuf,
     /// cgroup2 directory below which packets are counted; without it the net group is off.
     pub cgroup_root: Option<PathBuf>,
-    /// Number of death-flag slots.
+    /// Instances that can be watched at once, rounded up to a power of two.
     pub slots_max: u32,
     /// Number of cgroups that can be tracked at once. Kernel memory is taken per tracked cgroup
     /// (about 1.6 KiB per CPU), not in advance.
@@ -50,6 +50,10 @@ impl ProbesConfig {
             block_owner: BlockOwner::Auto,
             measure_cost: true,
         }
+    }
+
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots_max.clamp(1, 1 << 20).next_power_of_two()
     }
 }
 
@@ -101,8 +105,9 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         .allow_unsupported_maps()
         .override_global("OFFSETS", &offsets, true)
         .override_global("AYA_LOG_LEVEL", &level, false)
-        .map_max_entries("DEATHS", config.slots_max)
-        .map_max_entries("WATCHED", config.slots_max)
+        .map_max_entries("LIFE", config.slots())
+        .map_max_entries("WATCHED", config.slots())
+        .map_max_entries("WATCHED_CGROUPS", config.slots())
         .map_max_entries("CGROUPS", config.cgroups_max);
     let mut ebpf = loader
         .load(&object)
@@ -292,9 +297,9 @@ fn refusal(name: &str, error: &ProgramError) -> Refusal {
     Refusal { reason, permission }
 }
 
-/// The program behind [`crate::Probes::settle`].
-pub(crate) fn settle_program(ebpf: &Ebpf) -> Option<&RawTracePoint> {
-    match ebpf.program("settle") {
+/// A program that user space runs.
+pub(crate) fn on_demand<'a>(ebpf: &'a Ebpf, name: &str) -> Option<&'a RawTracePoint> {
+    match ebpf.program(name) {
         Some(Program::RawTracePoint(program)) => Some(program),
         _ => None,
     }

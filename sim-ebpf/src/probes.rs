@@ -1,27 +1,24 @@
 //! The loaded probes.
 
 use crate::{
-    Cost, Counters, DeathFlags, Group, GroupState, GroupStatus, LoadError, Losses, ProbesConfig,
-    ReadError, TrackError, WatchError,
+    Cost, Counters, Group, GroupState, GroupStatus, LoadError, Losses, ProbesConfig, ReadError,
+    TrackError, WatchError,
     cgroups::Cgroups,
     cost,
     error::{one_line, os_error},
     kernel_log::ToTracing,
+    life::Watch,
     load::{self, Loaded},
 };
 use aya::{
     Ebpf, RawTracePointRunOptions, TestRun as _,
-    maps::{Array, HashMap as BpfHashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray},
     util::{nr_cpus, online_cpus},
 };
 use aya_log::EbpfLogger;
 use sim_ebpf_abi::{LOSS_KINDS, Neighbour};
-use std::{
-    collections::HashMap,
-    fmt, fs,
-    os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
-};
+use sim_life::{Life, LifeFlags};
+use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
 
 /// SIM's eBPF programs, loaded and attached for as long as this lives.
 pub struct Probes {
@@ -29,7 +26,7 @@ pub struct Probes {
     ebpf: Ebpf,
     status: Vec<GroupStatus>,
     cgroups: Cgroups,
-    life: Option<Life>,
+    life: Option<Watch>,
     losses: PerCpuArray<MapData, u64>,
     neighbours: BpfHashMap<MapData, Neighbour, u64>,
     cpus: Vec<u32>,
@@ -47,15 +44,6 @@ pub struct NeighbourWait {
     pub running: u64,
     /// All waits together, in nanoseconds.
     pub wait_ns: u64,
-}
-
-/// Map side of [`Group::Life`].
-struct Life {
-    deaths: Array<MapData, u64>,
-    watched: BpfHashMap<MapData, u32, u32>,
-    flags: Arc<DeathFlags>,
-    /// Process in each slot.
-    slots: HashMap<u32, u32>,
 }
 
 impl Probes {
@@ -85,7 +73,7 @@ impl Probes {
         let cpus = online_cpus().map_err(|(what, error)| unusable(format!("{what}: {error}")))?;
 
         let life = if active(Group::Life) {
-            Some(Life::new(&mut ebpf, config).map_err(unusable)?)
+            Some(Watch::new(&mut ebpf).map_err(unusable)?)
         } else {
             None
         };
@@ -176,7 +164,7 @@ impl Probes {
         if !self.is_active(Group::Cpu) {
             return;
         }
-        let Some(program) = load::settle_program(&self.ebpf) else {
+        let Some(program) = load::on_demand(&self.ebpf, "settle") else {
             return;
         };
         for &cpu in &self.cpus {
@@ -199,36 +187,51 @@ impl Probes {
         self.cgroups.read(cgroup_id)
     }
 
-    /// Watches a process (id as the initial pid namespace counts) in a slot, which is cleared first.
-    ///
-    /// A slot that is given to another process can still receive the old one's last word if that dies in
-    /// the same instant: give a restarted instance another slot.
+    /// Watches an instance: its main process (id as the initial pid namespace counts) and, where it has
+    /// one, its cgroup. Numbers of instances are never used again: a restarted one has a new one, and a
+    /// late reader of the old one's flag sees that it is gone.
     ///
     /// # Errors
     /// [`WatchError::Gone`] if the process is dead or dying: no probe would tell of it any more.
-    pub fn watch_process(&mut self, slot: u32, tgid: u32) -> Result<(), WatchError> {
+    pub fn watch(
+        &mut self,
+        instance: u64,
+        tgid: u32,
+        cgroup_id: Option<u64>,
+    ) -> Result<(), WatchError> {
         let life = self.life.as_mut().ok_or(WatchError::Off)?;
-        life.watch(slot, tgid)
+        life.watch(&self.ebpf, instance, tgid, cgroup_id)
     }
 
-    /// Stops watching whatever is in a slot and clears it.
-    pub fn unwatch_process(&mut self, slot: u32) {
+    /// Stops watching an instance.
+    pub fn unwatch(&mut self, instance: u64) {
         if let Some(life) = &mut self.life {
-            life.unwatch(slot);
+            life.unwatch(&self.ebpf, instance);
         }
     }
 
-    /// When the process in a slot died (`CLOCK_MONOTONIC`); `None` while it lives or if nobody is watched.
+    /// What the kernel knows of an instance's life; `None` if it is not watched.
     #[must_use]
-    pub fn death_ns(&self, slot: u32) -> Option<u64> {
-        self.life.as_ref()?.flags.death_ns(slot)
+    pub fn life(&self, instance: u64) -> Option<Life> {
+        self.life.as_ref()?.flags.life(instance)
     }
 
-    /// The death flags for a reader of its own, such as the proxy of the same process; `None` if the life
-    /// group is off.
+    /// The life flags for a reader in this process; `None` if the life group is off.
     #[must_use]
-    pub fn death_flags(&self) -> Option<Arc<DeathFlags>> {
+    pub fn life_flags(&self) -> Option<Arc<LifeFlags>> {
         self.life.as_ref().map(|life| Arc::clone(&life.flags))
+    }
+
+    /// A descriptor to hand to another process, by which it can read the life flags
+    /// ([`LifeFlags::from_descriptor`]) and write none.
+    ///
+    /// # Errors
+    /// The life group is off, or the kernel did not freeze the array.
+    pub fn life_descriptor(&self) -> io::Result<OwnedFd> {
+        match &self.life {
+            Some(life) => life.descriptor(),
+            None => Err(io::Error::other(WatchError::Off)),
+        }
     }
 
     /// What the programs had to drop. See also [`ProgramCost::missed_count`](crate::ProgramCost::missed_count).
@@ -271,79 +274,10 @@ impl fmt::Debug for Probes {
     }
 }
 
-impl Life {
-    fn new(ebpf: &mut Ebpf, config: &ProbesConfig) -> Result<Self, String> {
-        let deaths: Array<MapData, u64> = map(ebpf, "DEATHS")?;
-        let flags = DeathFlags::map(deaths.map().fd().as_fd(), config.slots_max)
-            .map_err(|error| format!("can't map the death flags: {error}"))?;
-        Ok(Self {
-            watched: map(ebpf, "WATCHED")?,
-            flags: Arc::new(flags),
-            deaths,
-            slots: HashMap::new(),
-        })
-    }
-
-    fn watch(&mut self, slot: u32, tgid: u32) -> Result<(), WatchError> {
-        let slots = self.flags.slots();
-        if slot >= slots {
-            return Err(WatchError::NoSuchSlot { slot, slots });
-        }
-        if let Some((&slot, _)) = self
-            .slots
-            .iter()
-            .find(|&(&other, &watched)| watched == tgid && other != slot)
-        {
-            return Err(WatchError::AlreadyWatched { tgid, slot });
-        }
-        self.unwatch(slot);
-        self.watched
-            .insert(tgid, slot, 0)
-            .map_err(|error| WatchError::Map {
-                tgid,
-                reason: one_line(&error),
-            })?;
-        self.slots.insert(slot, tgid);
-        // Only now: a process that begins to die after this look is seen by the probe.
-        if is_dying(tgid) {
-            self.unwatch(slot);
-            return Err(WatchError::Gone(tgid));
-        }
-        Ok(())
-    }
-
-    fn unwatch(&mut self, slot: u32) {
-        if let Some(tgid) = self.slots.remove(&slot) {
-            if let Err(error) = self.watched.remove(&tgid)
-                && os_error(&error) != Some(libc::ENOENT)
-            {
-                tracing::warn!(tgid, "can't unwatch: {}", one_line(&error));
-            }
-            if let Err(error) = self.deaths.set(slot, 0, 0) {
-                tracing::warn!(slot, "can't clear the death flag: {}", one_line(&error));
-            }
-        }
-    }
-}
-
-/// Whether a process has begun to exit, or is gone.
-fn is_dying(tgid: u32) -> bool {
-    const PF_EXITING: u32 = 4;
-    let Ok(stat) = fs::read_to_string(format!("/proc/{tgid}/stat")) else {
-        return true;
-    };
-    // The command name may hold anything, parentheses too; what follows the last one is numbers.
-    let Some((_, fields)) = stat.rsplit_once(") ") else {
-        return true;
-    };
-    let mut fields = fields.split(' ');
-    let state = fields.next();
-    let flags: Option<u32> = fields.nth(5).and_then(|flags| flags.parse().ok());
-    matches!(state, None | Some("Z" | "X" | "x"))
-        || flags.is_none_or(|flags| flags & PF_EXITING != 0)
-}
-
-fn map<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M, String> {
+pub(crate) fn map<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<M, String> {
     let map = ebpf
         .take_map(name)
         .ok_or_else(|| format!("the object has no map {name}"))?;

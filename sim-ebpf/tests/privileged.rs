@@ -6,15 +6,14 @@
     clippy::unwrap_used,
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "a test's helpers are tests too"
+    dead_code,
+    reason = "a test's helpers are tests too, and each file uses its part of them"
 )]
 
 mod support;
 
 use nix::sys::signal::Signal;
-use sim_ebpf::{
-    BlockOwner, Group, GroupState, LoadError, Probes, ReadError, TrackError, WatchError,
-};
+use sim_ebpf::{BlockOwner, Group, GroupState, LoadError, Probes, ReadError, TrackError};
 use std::{
     collections::HashSet,
     fs,
@@ -25,9 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 use support::tools::{cgroup1_mount, drop_all_segments, program_ids, sender, write_direct_in};
-use support::{
-    Actor, BLOCK_BYTES, BLOCKS, Cgroup, Privileged, assert_close, eventually, monotonic_ns,
-};
+use support::{Actor, BLOCK_BYTES, BLOCKS, Cgroup, Privileged, assert_close, eventually};
 
 /// Not a test: what [`Actor`] runs.
 #[test]
@@ -333,109 +330,6 @@ fn segments_that_a_deaf_receiver_makes_necessary_are_counted_as_retransmits() {
 }
 
 #[test]
-fn a_killed_process_is_flagged_with_the_time_of_the_kill() {
-    let Some(privileged) = Privileged::enter() else {
-        return;
-    };
-    let cgroup = Cgroup::new("kill");
-    let mut probes = privileged.load();
-    let actor = Actor::start(&cgroup, "idle");
-    probes.watch_process(3, actor.pid()).unwrap();
-    let flags = probes.death_flags().unwrap();
-    assert_eq!(flags.death_ns(3), None);
-    let before = monotonic_ns();
-    actor.signal(Signal::SIGKILL);
-    let at = eventually("the flag of a killed process", || flags.death_ns(3));
-    assert!(
-        (before..=monotonic_ns()).contains(&at),
-        "{at} is not between the kill at {before} and now"
-    );
-    assert_eq!(probes.death_ns(3), Some(at));
-    eprintln!("kill to flag: {} us", (at - before) / 1_000);
-    drop(actor);
-    assert_eq!(
-        flags.death_ns(3),
-        Some(at),
-        "the first word stands, though the exit follows the kill"
-    );
-
-    let another = Actor::start(&cgroup, "idle");
-    probes.watch_process(3, another.pid()).unwrap();
-    assert_eq!(flags.death_ns(3), None, "a slot watched anew is clear");
-}
-
-#[test]
-fn a_process_that_leaves_by_itself_is_flagged() {
-    let Some(privileged) = Privileged::enter() else {
-        return;
-    };
-    let cgroup = Cgroup::new("exit");
-    let mut probes = privileged.load();
-    let mut actor = Actor::start(&cgroup, "idle");
-    probes.watch_process(0, actor.pid()).unwrap();
-    actor.leave();
-    eventually("the flag of a process that left", || probes.death_ns(0));
-    probes.unwatch_process(0);
-    assert!(matches!(
-        probes.watch_process(1, actor.pid()),
-        Err(WatchError::Gone(_))
-    ));
-    assert_eq!(probes.death_ns(1), None);
-}
-
-#[test]
-fn what_is_no_death_is_not_flagged() {
-    let Some(privileged) = Privileged::enter() else {
-        return;
-    };
-    let cgroup = Cgroup::new("alive");
-    let mut probes = privileged.load();
-    let mut actor = Actor::start(&cgroup, "threads 50");
-    let mut other = Actor::start(&cgroup, "idle");
-    probes.watch_process(7, actor.pid()).unwrap();
-    // Signals that are ignored or only stop it.
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGWINCH,
-        Signal::SIGSTOP,
-        Signal::SIGCONT,
-    ] {
-        actor.signal(signal);
-    }
-    // Its threads exit, and a neighbour in its cgroup dies.
-    actor.go();
-    actor.done();
-    probes.watch_process(8, other.pid()).unwrap();
-    other.leave();
-    eventually("the flag of the neighbour", || probes.death_ns(8));
-    assert_eq!(probes.death_ns(7), None);
-}
-
-#[test]
-fn slots_and_processes_are_told_apart() {
-    let Some(privileged) = Privileged::enter() else {
-        return;
-    };
-    let cgroup = Cgroup::new("slots");
-    let mut config = privileged.config();
-    config.slots_max = 2;
-    let mut probes = Probes::load(&config).unwrap();
-    let actor = Actor::start(&cgroup, "idle");
-    assert!(matches!(
-        probes.watch_process(2, actor.pid()),
-        Err(WatchError::NoSuchSlot { slot: 2, slots: 2 })
-    ));
-    probes.watch_process(0, actor.pid()).unwrap();
-    assert!(matches!(
-        probes.watch_process(1, actor.pid()),
-        Err(WatchError::AlreadyWatched { slot: 0, .. })
-    ));
-    probes.unwatch_process(0);
-    probes.watch_process(1, actor.pid()).unwrap();
-    assert_eq!(probes.death_ns(9_999), None);
-}
-
-#[test]
 fn only_tracked_cgroups_can_be_read_and_they_start_from_zero() {
     let Some(privileged) = Privileged::enter() else {
         return;
@@ -514,10 +408,10 @@ fn what_the_kernel_side_logs_arrives_in_tracing() {
     let cgroup = Cgroup::new("log");
     let mut probes = privileged.load();
     let actor = Actor::start(&cgroup, "idle");
-    probes.watch_process(5, actor.pid()).unwrap();
+    probes.watch(5, actor.pid(), None).unwrap();
     actor.signal(Signal::SIGKILL);
-    eventually("the flag", || probes.death_ns(5));
-    let expected = format!("process {} in slot 5 was killed", actor.pid());
+    eventually("the flag", || probes.life(5)?.died_ns);
+    let expected = format!("process {} of i5 was killed", actor.pid());
     let log = Arc::new(Mutex::new(Vec::new()));
     let writer = Arc::clone(&log);
     let subscriber = tracing_subscriber::fmt()

@@ -322,3 +322,38 @@ fn time_in_the_block_queue_is_counted_where_requests_are_stamped() {
         counted.block_queue_hist.total() == 0
     );
 }
+
+#[test]
+fn connections_and_resets_are_charged_to_both_ends() {
+    const CONNECTIONS: u64 = 20;
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let (server, client) = (Cgroup::new("server"), Cgroup::new("client"));
+    let mut probes = privileged.load();
+    probes.track(server.id()).unwrap();
+    probes.track(client.id()).unwrap();
+    let mut serving = Actor::start(&server, "serve 0");
+    let port = serving.hears("port ");
+    let mut dialling = Actor::start(&client, &format!("dial {port} {CONNECTIONS}"));
+    dialling.go();
+    dialling.done();
+    let made = eventually("all connections counted", || {
+        let made = probes.read(client.id()).unwrap();
+        (made.connects >= CONNECTIONS && made.connect_failures > 0).then_some(made)
+    });
+    let received = probes.read(server.id()).unwrap();
+    // Each is closed with its last bytes unread, which is a reset; the last port is nobody's.
+    assert_eq!(
+        (made.connects, received.accepts),
+        (CONNECTIONS, CONNECTIONS)
+    );
+    assert_eq!((made.accepts, received.connects), (0, 0));
+    assert_eq!((made.connect_failures, received.connect_failures), (1, 0));
+    eprintln!(
+        "{} resets sent by the client, {} received by the server",
+        made.resets_sent, received.resets_received
+    );
+    assert_eq!(made.resets_sent, CONNECTIONS);
+    assert_eq!(received.resets_received, CONNECTIONS);
+}

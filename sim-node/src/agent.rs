@@ -1,6 +1,7 @@
 //! The agent's loop: commands in, facts out. One task owns all state.
 
 use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup_set::CgroupSet;
 use crate::instance::{Fact, Instance, Place};
 use crate::probes::Sensors;
 use crate::process_tree;
@@ -9,6 +10,7 @@ use crate::session::{self, Link};
 use nix::fcntl::Flock;
 use sim_api::v1;
 use sim_core::name::{InstanceId, ServerName};
+use sim_life::Offer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -18,8 +20,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-/// Death-flag slots that the node hands out in turn.
-const SLOTS: u64 = 1024;
 /// Time between SIGTERM and SIGKILL when the node itself ends.
 const END_GRACE: Duration = Duration::from_secs(3);
 /// Pause before what could not be killed or removed is tried again.
@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub probes_object: Option<PathBuf>,
     /// `sim` itself, for `sim launch`.
     pub launcher: PathBuf,
+    /// Where life flags are offered to proxies of this machine.
+    pub life_socket: PathBuf,
     /// Sample window.
     pub tick: Duration,
 }
@@ -66,6 +68,7 @@ struct Agent {
     hierarchy: Option<Hierarchy>,
     parent: Option<(Group, Flock<File>)>,
     sensors: Sensors,
+    life: Option<Offer>,
     instances: BTreeMap<u64, Instance>,
     facts: mpsc::Sender<Fact>,
     reports: Option<mpsc::Sender<v1::NodeReport>>,
@@ -136,11 +139,13 @@ impl Agent {
         };
         let root = hierarchy.as_ref().and_then(|h| h.unified_dir(&name));
         let sensors = Sensors::load(config.probes_object.as_deref(), root);
+        let life = sensors.offer_life(&config.life_socket);
         Ok(Self {
             config,
             hierarchy,
             parent,
             sensors,
+            life,
             instances: BTreeMap::new(),
             facts,
             reports: None,
@@ -230,11 +235,13 @@ impl Agent {
         };
         match Instance::start(start, &place) {
             Ok(mut instance) => {
-                let cgroup = instance.limits.cgroup_id();
-                self.sensors.track(cgroup);
-                self.sensors.watch(slot(id), instance.pid);
+                instance.cgroups = CgroupSet::new(instance.limits.unified_dir(), &mut self.sensors);
+                // What a duty cycle stops all the time is not down.
+                if let Some(cgroup) = instance.limits.cgroup_id() {
+                    self.sensors.watch(id, instance.pid, cgroup);
+                }
                 let files = instance.limits.usage(instance.pid).ok();
-                instance.readings = Readings::first(self.sensors.read(cgroup), files);
+                instance.readings = Readings::first(instance.cgroups.read(&self.sensors), files);
                 let (address, pid) = (instance.address.to_string(), instance.pid);
                 tracing::info!(
                     "instance {} of {} starts at {address}",
@@ -293,10 +300,9 @@ impl Agent {
             }
             Fact::Gone {
                 instance,
-                cgroup,
                 cause,
                 died_ns,
-            } => self.gone(instance, cgroup, cause, died_ns),
+            } => self.gone(instance, cause, died_ns),
         }
     }
 
@@ -318,16 +324,17 @@ impl Agent {
     /// The main process is over (or has to be): tell, then end the rest and give back.
     fn remove(&mut self, id: u64, cause: v1::instance_exited::Cause) {
         self.deadlines.remove(&id);
-        let Some(instance) = self.instances.remove(&id) else {
+        let Some(mut instance) = self.instances.remove(&id) else {
             return;
         };
+        instance.cgroups.forget(&mut self.sensors);
         let cause = match cause {
             v1::instance_exited::Cause::Signal(9) if instance.is_out_of_memory() => {
                 v1::instance_exited::Cause::OutOfMemory(instance.memory_bytes)
             }
             cause => cause,
         };
-        let died_ns = self.sensors.death_ns(slot(id)).unwrap_or(0);
+        let died_ns = self.sensors.died_ns(id).unwrap_or(0);
         // A death must be heard of at once; of an end that was asked for, control wants to know
         // when the resources are back.
         if !instance.stopping {
@@ -335,7 +342,6 @@ impl Agent {
         }
         self.leaving.insert(id, instance.stopping);
         let facts = self.facts.clone();
-        let cgroup = instance.limits.cgroup_id();
         // Waits until the last process is gone, which must not keep other instances waiting.
         tokio::task::spawn_blocking(move || {
             // Resources are only given back once they are free.
@@ -348,7 +354,6 @@ impl Agent {
             }
             let gone = Fact::Gone {
                 instance: id,
-                cgroup,
                 cause,
                 died_ns,
             };
@@ -359,15 +364,8 @@ impl Agent {
     }
 
     /// Nothing is left of it.
-    fn gone(
-        &mut self,
-        id: u64,
-        cgroup: Option<u64>,
-        cause: v1::instance_exited::Cause,
-        died_ns: u64,
-    ) {
-        self.sensors.untrack(cgroup);
-        self.sensors.unwatch(slot(id));
+    fn gone(&mut self, id: u64, cause: v1::instance_exited::Cause, died_ns: u64) {
+        self.sensors.unwatch(id);
         if self.leaving.remove(&id) == Some(true) {
             self.exited(id, cause, true, died_ns);
         }
@@ -390,11 +388,17 @@ impl Agent {
     }
 
     fn sense(&mut self) {
+        if let Some(life) = &mut self.life
+            && let Err(error) = life.serve()
+        {
+            tracing::warn!("life flags: {error}");
+        }
         self.sensors.settle();
         self.ticks += 1;
         let mut samples = Vec::new();
         for (&id, instance) in &mut self.instances {
-            let kernel = self.sensors.read(instance.limits.cgroup_id());
+            instance.cgroups.follow(&mut self.sensors);
+            let kernel = instance.cgroups.read(&self.sensors);
             let files = instance.limits.usage(instance.pid).ok();
             let sample = instance.readings.next(&self.sensors, kernel, files);
             samples.push(sim_api::resource_report(InstanceId(id), &sample));
@@ -450,8 +454,4 @@ fn ready(instance: u64, create: Duration) -> v1::InstanceReady {
         instance,
         create_micros,
     }
-}
-
-fn slot(instance: u64) -> u32 {
-    u32::try_from(instance % SLOTS).unwrap_or(0)
 }

@@ -342,11 +342,16 @@ impl Group {
             .collect()
     }
 
+    /// Its directory on the version 2 mount.
+    #[must_use]
+    pub fn unified_dir(&self) -> Option<PathBuf> {
+        self.hierarchy.unified_dir(&self.name)
+    }
+
     /// Its id, by which the kernel's probes know it.
     #[must_use]
     pub fn id(&self) -> Option<u64> {
-        let dir = self.hierarchy.unified_dir(&self.name)?;
-        fs::metadata(dir).ok().map(|m| m.ino())
+        fs::metadata(self.unified_dir()?).ok().map(|m| m.ino())
     }
 
     /// Caps CPU at `cpus` CPUs.

@@ -1,5 +1,6 @@
 //! One instance: from the start command to its last process.
 
+use crate::cgroup_set::CgroupSet;
 use crate::limits::{self, Limits};
 use crate::process_tree;
 use crate::readiness::{self, Proof};
@@ -30,7 +31,6 @@ pub(crate) enum Fact {
     /// Nothing is left of it: no process, no cgroup.
     Gone {
         instance: u64,
-        cgroup: Option<u64>,
         cause: v1::instance_exited::Cause,
         died_ns: u64,
     },
@@ -42,6 +42,8 @@ pub(crate) struct Instance {
     pub(crate) pid: u32,
     pub(crate) limits: Limits,
     pub(crate) readings: Readings,
+    /// Its cgroups, nested ones too.
+    pub(crate) cgroups: CgroupSet,
     /// Its limit.
     pub(crate) memory_bytes: u64,
     /// Control asked for its end.
@@ -88,6 +90,7 @@ impl Instance {
                 pid,
                 limits,
                 readings: Readings::first(None, None),
+                cgroups: CgroupSet::default(),
                 memory_bytes: start.memory_bytes,
                 stopping: false,
                 ready: None,

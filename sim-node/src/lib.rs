@@ -6,6 +6,7 @@
 
 mod agent;
 pub mod cgroup;
+mod cgroup_set;
 pub mod host;
 mod instance;
 mod launch;

@@ -64,6 +64,14 @@ impl Limits {
         }
     }
 
+    /// Directory by which the kernel's probes know the cgroup.
+    pub(crate) fn unified_dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Cgroup(group) => group.unified_dir(),
+            Self::DutyCycle { .. } => None,
+        }
+    }
+
     /// Id by which the kernel's probes know the cgroup.
     pub(crate) fn cgroup_id(&self) -> Option<u64> {
         match self {

@@ -2,6 +2,7 @@
 
 use sim_api::v1;
 use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
+use sim_life::Offer;
 use std::path::{Path, PathBuf};
 
 /// Loaded probes, or the reason why there are none.
@@ -70,22 +71,37 @@ impl Sensors {
         }
     }
 
-    pub(crate) fn watch(&mut self, slot: u32, pid: u32) {
+    pub(crate) fn watch(&mut self, instance: u64, pid: u32, cgroup: u64) {
         if let Some(probes) = &mut self.probes
-            && let Err(error) = probes.watch_process(slot, pid)
+            && let Err(error) = probes.watch(instance, pid, Some(cgroup))
         {
-            tracing::debug!("process {pid} has no death flag: {error}");
+            tracing::debug!("i{instance}, process {pid}, has no life flag: {error}");
         }
     }
 
-    pub(crate) fn unwatch(&mut self, slot: u32) {
+    /// Offers the life flags to proxies of this machine; none where the kernel gives no descriptor.
+    pub(crate) fn offer_life(&self, socket: &Path) -> Option<Offer> {
+        let probes = self.probes.as_ref().filter(|p| p.is_active(Group::Life))?;
+        let offer = probes
+            .life_descriptor()
+            .and_then(|array| Offer::new(socket, array));
+        offer
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "life flags are not offered ({error}): proxies learn of a death by failed requests"
+                );
+            })
+            .ok()
+    }
+
+    pub(crate) fn unwatch(&mut self, instance: u64) {
         if let Some(probes) = &mut self.probes {
-            probes.unwatch_process(slot);
+            probes.unwatch(instance);
         }
     }
 
-    pub(crate) fn death_ns(&self, slot: u32) -> Option<u64> {
-        self.probes.as_ref()?.death_ns(slot)
+    pub(crate) fn died_ns(&self, instance: u64) -> Option<u64> {
+        self.probes.as_ref()?.life(instance)?.died_ns
     }
 
     /// Once a tick, before the reads.

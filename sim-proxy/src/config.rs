@@ -18,6 +18,8 @@ pub struct ProxyConfig {
     pub admin: SocketAddr,
     /// The control plane's Unix socket.
     pub control_socket: PathBuf,
+    /// Where the nodes of this machine offer their life flags; may be none.
+    pub life_sockets: Vec<PathBuf>,
     /// Worker threads of the data plane, at least 1.
     pub threads: usize,
     /// Time between two reports to the control plane.
@@ -50,6 +52,7 @@ impl ProxyConfig {
             listen,
             admin,
             control_socket,
+            life_sockets: Vec::new(),
             threads: 1,
             report_interval: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),

@@ -19,6 +19,7 @@ mod forwarded;
 mod framing;
 mod gateway;
 pub mod health;
+mod life_feed;
 mod listener;
 pub mod live;
 mod metrics;
@@ -37,6 +38,7 @@ pub use config::ProxyConfig;
 use admin::Admin;
 use counters::Counters;
 use gateway::Gateway;
+use life_feed::LifeFeed;
 use listener::{Bound, bind};
 use pingora_core::listeners::ListenerConfig;
 use pingora_core::protocols::l4::stream::L4BufferSettings;
@@ -190,6 +192,12 @@ impl Proxy {
             listener,
             stop: stopped,
         });
+
+        let feed = LifeFeed {
+            sockets: config.life_sockets.clone(),
+            routes: routes.clone(),
+        };
+        server.add_service(background_service("life flags", feed));
 
         let drain_timeout = config.drain_timeout;
         let session = ControlSession {

@@ -5,11 +5,13 @@
 //! are written together; health, which every pick reads and hardly anything writes, stands on
 //! another, so that counting never takes it out of the other cores' caches.
 
-use crate::health::Health;
+use crate::health::{Health, Standing};
 use crossbeam_utils::CachePadded;
 use sim_core::histogram::{BUCKETS, LatencyHistogram, bucket_of};
 use sim_core::name::InstanceId;
+use sim_life::LifeFlags;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub struct InstanceLive {
     id: InstanceId,
     traffic: CachePadded<Traffic>,
     health: CachePadded<Health>,
+    /// The flags of the node that watches it, once found. Never taken back: a node that is gone
+    /// leaves them as they are, and takes its instances with it.
+    life: OnceLock<Arc<LifeFlags>>,
     /// By bucket of [`sim_core::histogram`]; microseconds.
     latency: Box<[AtomicU64]>,
 }
@@ -57,6 +62,7 @@ impl InstanceLive {
             id,
             traffic: CachePadded::default(),
             health: CachePadded::default(),
+            life: OnceLock::new(),
             latency: std::iter::repeat_with(AtomicU64::default)
                 .take(BUCKETS)
                 .collect(),
@@ -74,6 +80,43 @@ impl InstanceLive {
     #[inline]
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Reads the kernel's word on it in `flags` from now on.
+    pub fn watch(&self, flags: Arc<LifeFlags>) {
+        // Whoever was first is as good.
+        self.life.set(flags).ok();
+    }
+
+    /// Whether the kernel's word is read.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.life.get().is_some()
+    }
+
+    /// The kernel says that it is dead or stopped. `false` where nothing is known.
+    #[must_use]
+    #[inline]
+    pub fn is_down(&self) -> bool {
+        self.life
+            .get()
+            .is_some_and(|flags| flags.is_down(self.id.0))
+    }
+
+    /// It is not ejected, and not down: the common case of a pick.
+    #[must_use]
+    #[inline]
+    pub fn is_in(&self) -> bool {
+        self.health.is_in() && !self.is_down()
+    }
+
+    /// Standing at `now_ns`.
+    #[must_use]
+    pub fn standing(&self, now_ns: u64) -> Standing {
+        if self.is_down() {
+            return Standing::Out;
+        }
+        self.health.standing(now_ns)
     }
 
     /// Enters an attempt. To be followed by one [`InstanceLive::leave`].

@@ -137,6 +137,22 @@ fn health(page: &mut Page, instances: &[Reading], snapshot: &Snapshot, now_ns: u
     for (live, _) in instances {
         page.sample(&[("instance", &live.id())], live.health().ejections());
     }
+    page.family(
+        "sim_proxy_life_watched",
+        Kind::Gauge,
+        "1 = the kernel's word on its life is read at each pick.",
+    );
+    for (live, _) in instances {
+        page.sample(&[("instance", &live.id())], u8::from(live.is_watched()));
+    }
+    page.family(
+        "sim_proxy_life_down",
+        Kind::Gauge,
+        "1 = dead or stopped, as the kernel says.",
+    );
+    for (live, _) in instances {
+        page.sample(&[("instance", &live.id())], u8::from(live.is_down()));
+    }
     page.family("sim_proxy_ejected", Kind::Gauge, "1 = ejected now.");
     for (live, _) in instances {
         page.sample(

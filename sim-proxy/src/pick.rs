@@ -4,7 +4,7 @@
 //! proportion to their weights; with none of them left, a ready instance of weight 0 (a warm
 //! shadow) takes over; with all ejected, the one that was to come back first is used, since a
 //! request that may fail is better than one that must. An instance that is not ready is never
-//! picked.
+//! picked; one that the kernel says is dead or stopped is treated as ejected for as long.
 
 use crate::health::Standing;
 use crate::snapshot::{Snapshot, Upstream};
@@ -40,7 +40,7 @@ pub struct Pick {
 pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
     let at = snapshot.share_at(ticket);
     match snapshot.upstreams().get(at) {
-        Some(upstream) if upstream.live.health().is_in() => Some(Pick {
+        Some(upstream) if upstream.live.is_in() => Some(Pick {
             at,
             how: How::Share,
         }),
@@ -57,7 +57,7 @@ pub fn pick_other(snapshot: &Snapshot, ticket: u64, now_ns: u64, not: InstanceId
 /// True where a ready instance other than `not` is healthy.
 #[must_use]
 pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
-    let healthy = |u: &Upstream| u.ready && u.instance != not && u.live.health().is_in();
+    let healthy = |u: &Upstream| u.ready && u.instance != not && u.live.is_in();
     snapshot.upstreams().iter().any(healthy)
 }
 
@@ -67,7 +67,7 @@ fn pick_around(snapshot: &Snapshot, ticket: u64, at: usize, now_ns: u64) -> Opti
     let standing = snapshot
         .upstreams()
         .get(at)
-        .map(|u| u.live.health().standing(now_ns));
+        .map(|u| u.live.standing(now_ns));
     if standing == Some(Standing::ProbeDue) {
         return Some(Pick {
             at,
@@ -91,9 +91,8 @@ fn pick_among(
     not: Option<InstanceId>,
 ) -> Option<Pick> {
     let usable = |u: &Upstream| u.ready && Some(u.instance) != not;
-    let stands = |u: &Upstream, standing| {
-        u32::from(usable(u) && u.live.health().standing(now_ns) == standing)
-    };
+    let stands =
+        |u: &Upstream, standing| u32::from(usable(u) && u.live.standing(now_ns) == standing);
     let by_weight = |u: &Upstream| stands(u, Standing::In) * u32::from(u.weight_bp);
     if let Some(at) = choose(upstreams, ticket, by_weight) {
         return Some(Pick {
@@ -120,7 +119,7 @@ fn pick_among(
         .iter()
         .enumerate()
         .filter(|(_, u)| usable(u))
-        .min_by_key(|(_, u)| u.live.health().out_until_ns())?;
+        .min_by_key(|(_, u)| (u.live.is_down(), u.live.health().out_until_ns()))?;
     Some(Pick {
         at,
         how: How::Panic,

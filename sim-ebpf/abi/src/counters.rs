@@ -93,6 +93,16 @@ pub struct NetCounters {
 pub struct TcpCounters {
     /// Segments sent again, loss probes included.
     pub retransmits: u64,
+    /// Connections made from here.
+    pub connects: u64,
+    /// Connections from here that were refused or timed out.
+    pub connect_failures: u64,
+    /// Connections made to here: the handshake is complete, the service may not have accepted yet.
+    pub accepts: u64,
+    /// Resets received.
+    pub resets_received: u64,
+    /// Resets sent.
+    pub resets_sent: u64,
 }
 
 /// Clear-text HTTP/1 requests to server sockets of the cgroup.

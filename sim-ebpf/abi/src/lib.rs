@@ -8,6 +8,7 @@
 
 mod counters;
 mod histogram;
+mod life;
 mod offsets;
 #[cfg(feature = "user")]
 mod pod;
@@ -17,6 +18,7 @@ pub use counters::{
     Loss, MemoryCounters, Neighbour, NetCounters, TcpCounters,
 };
 pub use histogram::{HISTOGRAM_BUCKETS, Histogram, bucket_lower_ns, bucket_of};
+pub use life::{LifeFlag, Watched};
 pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
 
 /// Cgroups that can be tracked at once unless the loader says otherwise.

@@ -4,7 +4,7 @@
     reason = "aya::Pod is an unsafe marker trait, and there is no safe way to implement it"
 )]
 
-use crate::{CgroupCounters, KernelOffsets, Neighbour};
+use crate::{CgroupCounters, KernelOffsets, LifeFlag, Neighbour, Watched};
 
 // SAFETY: `Pod` asks that every bit pattern be a valid value and that there be no padding to leak. The
 // type is `repr(C)` and made of `u64`s only, all the way down; a test holds its size against their number.
@@ -13,6 +13,10 @@ unsafe impl aya::Pod for CgroupCounters {}
 unsafe impl aya::Pod for KernelOffsets {}
 // SAFETY: as above, two `u64`s.
 unsafe impl aya::Pod for Neighbour {}
+// SAFETY: as above, two `u64`s.
+unsafe impl aya::Pod for LifeFlag {}
+// SAFETY: as above, two `u64`s.
+unsafe impl aya::Pod for Watched {}
 
 #[cfg(test)]
 mod tests {
@@ -22,12 +26,13 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        let (cpu, block, net, tcp, http, memory) = (7, 8, 4, 1, 7, 2);
+        let (cpu, block, net, tcp, http, memory) = (7, 8, 4, 6, 7, 2);
         assert_eq!(
             size_of::<CgroupCounters>(),
             8 * (cpu + block + net + tcp + http + memory + 5 * HISTOGRAM_BUCKETS)
         );
         assert_eq!(size_of::<KernelOffsets>(), 4 * 21);
         assert_eq!(size_of::<Neighbour>(), 16);
+        assert_eq!((size_of::<LifeFlag>(), size_of::<Watched>()), (16, 16));
     }
 }

@@ -1,4 +1,5 @@
-//! Network: bytes, packets and smoothed round trip by the socket's cgroup, and TCP retransmits.
+//! Network: bytes, packets and smoothed round trip by the socket's cgroup, and TCP retransmits, connections
+//! and resets.
 //!
 //! The packet programs are attached to one cgroup of SIM's, so that only sockets below it pay. A packet
 //! is charged to the cgroup in which its *socket was created*; a socket handed to a process elsewhere
@@ -18,6 +19,12 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkBuffContext},
 };
 use sim_ebpf_abi::{CgroupCounters, bucket_of};
+
+/// States of a TCP socket (`include/net/tcp_states.h`).
+const ESTABLISHED: i32 = 1;
+const SYN_SENT: i32 = 2;
+const SYN_RECV: i32 = 3;
+const CLOSED: i32 = 7;
 
 /// Verdict of a `cgroup_skb` program: let the packet through.
 const PASS: i32 = 1;
@@ -59,12 +66,77 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 pub fn tcp_retransmit(ctx: BtfTracePointContext) -> i32 {
     let socket: *const u8 = ctx.arg(0);
     // SAFETY: the socket comes from the context.
-    let id = unsafe { kernel::cgroup_id(member(socket, offset!(sock_cgroup))) };
-    if let Some(counters) = cgroups::tracked(id) {
-        // SAFETY: this CPU's value, and the kernel doesn't run a tp_btf program nested in itself.
-        unsafe { (*counters).tcp.retransmits += 1 };
+    if let Some(counters) = unsafe { owner(socket) } {
+        // SAFETY: a live map value; `add` is atomic.
+        unsafe { add(&raw mut (*counters).tcp.retransmits, 1) };
     }
     0
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    let socket: *const u8 = ctx.arg(0);
+    let (from, to): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    let known = matches!(
+        (from, to),
+        (SYN_SENT, ESTABLISHED) | (SYN_RECV, ESTABLISHED) | (SYN_SENT, CLOSED)
+    );
+    if !known {
+        return 0;
+    }
+    // SAFETY: the socket comes from the context; counters are live map values, and `add` is atomic.
+    unsafe {
+        if let Some(counters) = owner(socket) {
+            let tcp = &raw mut (*counters).tcp;
+            add(
+                match (from, to) {
+                    (SYN_SENT, ESTABLISHED) => &raw mut (*tcp).connects,
+                    (SYN_RECV, _) => &raw mut (*tcp).accepts,
+                    _ => &raw mut (*tcp).connect_failures,
+                },
+                1,
+            );
+        }
+    }
+    0
+}
+
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_reset_received(ctx: BtfTracePointContext) -> i32 {
+    let socket: *const u8 = ctx.arg(0);
+    // SAFETY: the socket comes from the context; the counter is a live map value, and `add` is atomic.
+    unsafe {
+        if let Some(counters) = owner(socket) {
+            add(&raw mut (*counters).tcp.resets_received, 1);
+        }
+    }
+    0
+}
+
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_reset_sent(ctx: BtfTracePointContext) -> i32 {
+    let socket: *const u8 = ctx.arg(0);
+    // A reset to a packet that no socket waits for has none.
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: the socket comes from the context; the counter is a live map value, and `add` is atomic.
+    unsafe {
+        if let Some(counters) = owner(socket) {
+            add(&raw mut (*counters).tcp.resets_sent, 1);
+        }
+    }
+    0
+}
+
+/// Counters of the cgroup that a socket is charged to.
+///
+/// # Safety
+/// `socket` comes from the program's context.
+#[inline(always)]
+unsafe fn owner(socket: *const u8) -> Option<*mut CgroupCounters> {
+    // SAFETY: as the caller promises.
+    cgroups::tracked(unsafe { kernel::cgroup_id(member(socket, offset!(sock_cgroup))) })
 }
 
 #[inline(always)]

@@ -151,7 +151,6 @@ impl Actor {
     }
 
     /// What the actor says after `word`, on the line that has it.
-    #[allow(dead_code, reason = "each test file uses its part")]
     pub(crate) fn hears(&mut self, word: &str) -> String {
         let mut line = String::new();
         while self.output.read_line(&mut line).unwrap() > 0 {
@@ -164,7 +163,6 @@ impl Actor {
     }
 
     /// Puts it into another hierarchy's cgroup as well.
-    #[allow(dead_code, reason = "each test file uses its part")]
     pub(crate) fn join(&self, cgroup: &Cgroup) {
         fs::write(cgroup.path.join("cgroup.procs"), self.pid().to_string()).unwrap();
     }
@@ -262,6 +260,28 @@ pub(crate) fn play() {
         "serve" => {
             serve(Duration::from_millis(argument.parse().unwrap()));
             return;
+        }
+        "dial" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            let (port, count) = argument.split_once(' ').unwrap();
+            let port: u16 = port.parse().unwrap();
+            for _ in 0..count.parse().unwrap() {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+                // Closed with an answer unread, the kernel sends a reset.
+                stream.peek(&mut [0]).unwrap();
+            }
+            let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = nobody.local_addr().unwrap();
+            drop(nobody);
+            assert!(TcpStream::connect(address).is_err());
+        }
+        "hold" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            let mut held = Vec::new();
+            for _ in 0..argument.parse().unwrap() {
+                held.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+            }
         }
         "write-file" => {
             std::io::stdin().read_line(&mut line).unwrap();

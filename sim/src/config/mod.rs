@@ -149,6 +149,12 @@ impl Config {
         self.runtime_dir.join("control.sock")
     }
 
+    /// Where a server's node offers its life flags.
+    fn life_socket(&self, server: &Server) -> PathBuf {
+        self.runtime_dir
+            .join(format!("life-{}.sock", server.spec.name))
+    }
+
     /// Makes the directories, readable by this user alone.
     pub(crate) fn make_dirs(&self) -> Result<(), ConfigError> {
         for (key, dir) in [
@@ -209,6 +215,7 @@ impl Config {
                 .clone()
                 .or_else(|| installed_object(&launcher)),
             launcher,
+            life_socket: self.life_socket(server),
             tick: self.policy.step(),
         }
     }
@@ -224,6 +231,7 @@ impl Config {
             self.control_socket(),
         );
         proxy.threads = self.front.threads;
+        proxy.life_sockets = self.servers.iter().map(|s| self.life_socket(s)).collect();
         Ok(proxy)
     }
 }

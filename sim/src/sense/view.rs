@@ -57,6 +57,12 @@ pub(crate) struct Network {
     pub(crate) receive_bytes_per_second: f64,
     pub(crate) transmit_bytes_per_second: f64,
     pub(crate) retransmits_per_second: f64,
+    /// Made from here, and made to here.
+    pub(crate) connects_per_second: f64,
+    pub(crate) connect_failures_per_second: f64,
+    pub(crate) accepts_per_second: f64,
+    pub(crate) resets_received_per_second: f64,
+    pub(crate) resets_sent_per_second: f64,
     /// Smoothed round trip of its sockets.
     pub(crate) round_trip: Times,
 }
@@ -161,6 +167,11 @@ impl View {
                 receive_bytes_per_second: rate(k.net_rx_bytes),
                 transmit_bytes_per_second: rate(k.net_tx_bytes),
                 retransmits_per_second: rate(k.retransmits),
+                connects_per_second: rate(k.connects),
+                connect_failures_per_second: rate(k.connect_failures),
+                accepts_per_second: rate(k.accepts),
+                resets_received_per_second: rate(k.resets_received),
+                resets_sent_per_second: rate(k.resets_sent),
                 round_trip: Times::of(k.rtt_hist, None),
             },
             requests: Requests {

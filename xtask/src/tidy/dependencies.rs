@@ -15,13 +15,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sim-core", &[]),
     ("sim-ebpf-abi", &[]),
     // It senses; what a workload is, it doesn't know.
-    ("sim-ebpf", &["sim-ebpf-abi"]),
+    // What its probes and a proxy have in common: a word in shared memory.
+    ("sim-life", &["sim-ebpf-abi"]),
+    ("sim-ebpf", &["sim-ebpf-abi", "sim-life"]),
     ("sim-api", &["sim-core"]),
     (
         "sim-node",
-        &["sim-core", "sim-api", "sim-ebpf", "sim-ebpf-abi"],
+        &[
+            "sim-core",
+            "sim-api",
+            "sim-ebpf",
+            "sim-ebpf-abi",
+            "sim-life",
+        ],
     ),
-    ("sim-proxy", &["sim-core", "sim-api"]),
+    ("sim-proxy", &["sim-core", "sim-api", "sim-life"]),
     ("sim-control", &["sim-core", "sim-api"]),
     (
         "sim",
