@@ -116,14 +116,24 @@ fn a_run_that_is_ended_leaves_no_deaths_and_goes_on_with_what_it_learned() {
     );
 
     world.core.take_lead(2);
-    for server in ["a", "b", "c"] {
+    let up = |world: &mut World, server| {
         let server = name(ServerName::new(server));
         world.feed(Event::ServerUp {
             server,
             running: Vec::new(),
         });
-    }
+    };
+    up(&mut world, "b");
+    up(&mut world, "c");
+    world.run(3, |_| 0.0);
+    assert!(
+        world.running.is_empty(),
+        "home is only late: {}",
+        world.story()
+    );
+    up(&mut world, "a");
     world.run_until(Kind::StandbyWarm, 120, 100.0);
+    assert_eq!(world.running[&world.primary()].server.as_str(), "a");
     let after: Vec<Kind> = world.kinds()[begun..].to_vec();
     assert_eq!(
         after[..2],
@@ -134,4 +144,39 @@ fn a_run_that_is_ended_leaves_no_deaths_and_goes_on_with_what_it_learned() {
     assert!(!after.contains(&Kind::Died) && !after.contains(&Kind::Frozen));
     assert_eq!(world.core.status()[0].phase, Phase::Steady);
     world.assert_no_refusal();
+}
+
+#[test]
+fn a_standby_that_stands_by_unproven_proves_itself_before_it_takes_over() {
+    let mut world = World::new(6, Policy::default());
+    world.standby(Standby::Always);
+    world.run_until(Kind::StandbyWarm, 1_300, 0.3);
+    let quiet = world.records.len();
+    // Up to three quarters of what the primary carries, and on.
+    for at in 0..5 * 400 {
+        world.step((f64::from(at) / 5.0).min(300.0));
+        if world.count(Kind::Ramp) > 0 {
+            break;
+        }
+    }
+    let then: Vec<Kind> = world.kinds()[quiet..].to_vec();
+    let at = |kind| then.iter().position(|k| *k == kind);
+    let (Some(warming), Some(parity), Some(ramp)) =
+        (at(Kind::Warming), at(Kind::Parity), at(Kind::Ramp))
+    else {
+        panic!("{}", world.story());
+    };
+    assert!(warming < parity && parity < ramp, "{}", world.story());
+}
+
+#[test]
+fn a_proof_that_began_with_few_requests_is_not_late_because_more_come() {
+    let mut world = World::new(7, Policy::default());
+    world.standby(Standby::Always);
+    world.run_until(Kind::Warming, 60, 4.0);
+    // Longer than a proof may take where there are requests enough.
+    world.run(150, |_| 4.0);
+    assert_eq!(world.count(Kind::Parity), 0, "{}", world.story());
+    world.run_until(Kind::StandbyWarm, 60, 60.0);
+    assert_eq!(world.count(Kind::Abort), 0, "{}", world.story());
 }

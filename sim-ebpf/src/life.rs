@@ -91,7 +91,7 @@ impl Watch {
                 WatchError::SlotTaken { instance: other }
             });
         }
-        self.unwatch(ebpf, instance);
+        self.unwatch(instance);
         let refused = |error: aya::maps::MapError| WatchError::Map {
             tgid,
             reason: one_line(&error),
@@ -105,18 +105,20 @@ impl Watch {
         if let Some(cgroup) = cgroup
             && let Err(error) = self.cgroups.insert(cgroup, entry, 0)
         {
-            self.unwatch(ebpf, instance);
+            self.unwatch(instance);
             return Err(refused(error));
         }
         // Only now: a process that begins to die after this look is seen by the probe.
         if is_dying(tgid) {
-            self.unwatch(ebpf, instance);
+            self.unwatch(instance);
+            // Nobody would ever write that it is dead.
+            Self::write(ebpf, slot, 0).map_err(|reason| WatchError::Map { tgid, reason })?;
             return Err(WatchError::Gone(tgid));
         }
         Ok(())
     }
 
-    pub(crate) fn unwatch(&mut self, ebpf: &Ebpf, instance: u64) {
+    pub(crate) fn unwatch(&mut self, instance: u64) {
         let Some((tgid, cgroup)) = self.watched.remove(&instance) else {
             return;
         };
@@ -130,9 +132,8 @@ impl Watch {
                 tracing::warn!(tgid, "can't unwatch: {}", one_line(&error));
             }
         }
-        if let Err(error) = Self::write(ebpf, self.flags.slot(instance), 0) {
-            tracing::warn!(instance, "can't clear the life flag: {error}");
-        }
+        // The word stays: whoever still has the instance in a table must go on seeing that it is dead. The
+        // next one that gets the slot writes its own.
     }
 }
 

@@ -87,13 +87,13 @@ const WANTED: &[Wanted] = {
             field: |o| &mut o.css_set_dfl_cgrp,
         },
         Wanted {
-            needed_by: &[Cpu, Tcp],
+            needed_by: &[Cpu, Tcp, Life],
             of: "cgroup",
             paths: &["kn"],
             field: |o| &mut o.cgroup_kn,
         },
         Wanted {
-            needed_by: &[Cpu, Tcp],
+            needed_by: &[Cpu, Tcp, Life],
             of: "kernfs_node",
             paths: &["id"],
             field: |o| &mut o.kernfs_node_id,

@@ -203,10 +203,10 @@ impl Probes {
         life.watch(&self.ebpf, instance, tgid, cgroup_id)
     }
 
-    /// Stops watching an instance.
+    /// Stops watching an instance. Its flag stays as it is until another one gets the slot.
     pub fn unwatch(&mut self, instance: u64) {
         if let Some(life) = &mut self.life {
-            life.unwatch(&self.ebpf, instance);
+            life.unwatch(instance);
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
     fs,
     io::{self, IoSlice, IoSliceMut},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::{
             fs::PermissionsExt as _,
             net::{UnixListener, UnixStream},
@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-/// How long a reader waits for the descriptor: a node serves once a tick.
+/// How long a reader waits for the descriptor.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node's side. Removes its socket when dropped.
@@ -60,27 +60,21 @@ impl Offer {
         })
     }
 
-    /// Gives all who wait a descriptor; returns at once. To be called each tick.
+    /// Where readers come in: nonblocking, the same socket.
     ///
     /// # Errors
-    /// Of the last who was refused, or could not be served; the others were.
-    pub fn serve(&mut self) -> io::Result<()> {
-        self.readers.retain(|reader| is_open(reader));
-        let mut outcome = Ok(());
-        loop {
-            match self.listener.accept() {
-                Ok((reader, _)) => match self.give(&reader) {
-                    Ok(()) => self.readers.push(reader),
-                    Err(error) => outcome = Err(error),
-                },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return outcome,
-                Err(error) => return Err(error),
-            }
-        }
+    /// No descriptor is to be had.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
     }
 
-    fn give(&self, reader: &UnixStream) -> io::Result<()> {
-        let peer = getsockopt(reader, sockopt::PeerCredentials)?.uid();
+    /// Gives whoever came in a descriptor.
+    ///
+    /// # Errors
+    /// It is of another user, or gone already.
+    pub fn give(&mut self, reader: UnixStream) -> io::Result<()> {
+        self.readers.retain(is_open);
+        let peer = getsockopt(&reader, sockopt::PeerCredentials)?.uid();
         if peer != 0 && peer != geteuid().as_raw() {
             return Err(io::Error::other(format!(
                 "user {peer} is given no life flags"
@@ -95,6 +89,7 @@ impl Offer {
             MsgFlags::MSG_NOSIGNAL,
             None,
         )?;
+        self.readers.push(reader);
         Ok(())
     }
 }
@@ -144,7 +139,7 @@ pub fn take(path: &Path) -> io::Result<Taken> {
 fn receive(node: &UnixStream) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut buffer = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
+    let mut space = cmsg_space!([RawFd; 1]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(node.as_raw_fd(), &mut buffer, Some(&mut space), flags)?;
     let mut received = None;
@@ -184,12 +179,12 @@ mod tests {
         let file = fs::File::open("/dev/null").expect("a file");
         let mut offer = Offer::new(&path, file.into()).expect("a socket");
         let reader = UnixStream::connect(&path).expect("connected");
-        offer.serve().expect("served");
+        let (came, _) = offer.listener().expect("a socket").accept().expect("in");
+        offer.give(came).expect("given");
         let got = receive(&reader).expect("a descriptor");
         let link = fs::read_link(format!("/proc/self/fd/{}", got.as_raw_fd())).expect("open");
         assert_eq!(link, Path::new("/dev/null"));
         assert!(is_open(&reader));
-        offer.serve().expect("nobody waits");
         drop(offer);
         assert!(!is_open(&reader) && !path.exists());
         let error = take(&path).expect_err("nobody is there");
@@ -206,10 +201,10 @@ mod tests {
             let path = path.clone();
             move || take(&path).map(drop)
         });
-        while !taking.is_finished() {
-            offer.serve().expect("served");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let listener = offer.listener().expect("a socket");
+        listener.set_nonblocking(false).expect("blocking");
+        let (came, _) = listener.accept().expect("in");
+        offer.give(came).expect("given");
         let error = taking.join().expect("joined").expect_err("no array");
         assert!(error.to_string().contains("no array"), "{error}");
     }

@@ -17,13 +17,14 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 /// Time between SIGTERM and SIGKILL when the node itself ends.
 const END_GRACE: Duration = Duration::from_secs(3);
-/// Pause before what could not be killed or removed is tried again.
-const DESTROY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before what could not be done is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The probes' cost is reported once in so many ticks.
 const COST_TICKS: u64 = 2;
 
@@ -68,7 +69,6 @@ struct Agent {
     hierarchy: Option<Hierarchy>,
     parent: Option<(Group, Flock<File>)>,
     sensors: Sensors,
-    life: Option<Offer>,
     instances: BTreeMap<u64, Instance>,
     facts: mpsc::Sender<Fact>,
     reports: Option<mpsc::Sender<v1::NodeReport>>,
@@ -88,6 +88,13 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
     let (link, mut link_in) = mpsc::channel(64);
     let mut agent = Agent::new(config, facts)?;
     let session = tokio::spawn(session::keep(agent.config.control_socket.clone(), link));
+    let mut life = agent.sensors.offer_life(&agent.config.life_socket);
+    let readers = life.as_ref().map(Offer::listener).transpose();
+    let readers = readers.and_then(|l| l.map(UnixListener::from_std).transpose());
+    let readers = readers.unwrap_or_else(|error| {
+        tracing::warn!("life flags are not offered: {error}");
+        None
+    });
     let mut tick = interval(agent.config.tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tokio::pin!(shutdown);
@@ -97,12 +104,38 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
             () = &mut shutdown => break,
             Some(link) = link_in.recv() => agent.take_link(link),
             Some(fact) = facts_in.recv() => agent.take_fact(fact),
+            reader = next_reader(readers.as_ref()) => hand_over(life.as_mut(), reader),
             _ = tick.tick() => agent.sense(),
             () = async { sleep_until(deadline.unwrap_or_else(far_future)).await } => agent.overdue(),
         }
     }
     session.abort();
     agent.end(facts_in).await
+}
+
+/// The next who asks for the life flags; never, where none are offered.
+async fn next_reader(listener: Option<&UnixListener>) -> std::io::Result<UnixStream> {
+    match listener {
+        Some(listener) => {
+            let reader = listener.accept().await;
+            if reader.is_err() {
+                // As when descriptors have run out: not again at once.
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            reader.map(|(reader, _)| reader)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn hand_over(life: Option<&mut Offer>, reader: std::io::Result<UnixStream>) {
+    let Some(life) = life else { return };
+    let given = reader
+        .and_then(UnixStream::into_std)
+        .and_then(|reader| life.give(reader));
+    if let Err(error) = given {
+        tracing::warn!("life flags are not handed over: {error}");
+    }
 }
 
 fn far_future() -> tokio::time::Instant {
@@ -139,13 +172,11 @@ impl Agent {
         };
         let root = hierarchy.as_ref().and_then(|h| h.unified_dir(&name));
         let sensors = Sensors::load(config.probes_object.as_deref(), root);
-        let life = sensors.offer_life(&config.life_socket);
         Ok(Self {
             config,
             hierarchy,
             parent,
             sensors,
-            life,
             instances: BTreeMap::new(),
             facts,
             reports: None,
@@ -350,7 +381,7 @@ impl Agent {
                 if facts.is_closed() {
                     return;
                 }
-                std::thread::sleep(DESTROY_PAUSE);
+                std::thread::sleep(RETRY_PAUSE);
             }
             let gone = Fact::Gone {
                 instance: id,
@@ -388,11 +419,6 @@ impl Agent {
     }
 
     fn sense(&mut self) {
-        if let Some(life) = &mut self.life
-            && let Err(error) = life.serve()
-        {
-            tracing::warn!("life flags: {error}");
-        }
         self.sensors.settle();
         self.ticks += 1;
         let mut samples = Vec::new();

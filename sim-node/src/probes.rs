@@ -72,6 +72,13 @@ impl Sensors {
     }
 
     pub(crate) fn watch(&mut self, instance: u64, pid: u32, cgroup: u64) {
+        if !is_initial_pid_namespace() {
+            // The kernel side knows processes by their numbers there, which may be others' here.
+            tracing::debug!(
+                "i{instance} has no life flag: this node is in a pid namespace of its own"
+            );
+            return;
+        }
         if let Some(probes) = &mut self.probes
             && let Err(error) = probes.watch(instance, pid, Some(cgroup))
         {
@@ -151,4 +158,11 @@ impl Sensors {
             losses_total: probes.losses().total(),
         }
     }
+}
+
+/// Whether this process counts processes as the kernel's first pid namespace does.
+fn is_initial_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
+    const INITIAL: &str = "pid:[4026531836]";
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(INITIAL))
 }

@@ -62,12 +62,20 @@ async fn supervise(config: &Config) -> anyhow::Result<()> {
     };
     // Users first, then instances, then the one that everyone reports to.
     end(&mut roles, "proxy").await;
-    let socket = config.control_socket();
-    let closing = client::close(&socket);
-    match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("control can't be told that this is the end: {error:#}"),
-        Err(_) => tracing::debug!("control does not answer"),
+    // The socket may be another run's where this one's control plane could not start.
+    if roles
+        .iter()
+        .any(|r| r.name == "control" && r.child.is_some())
+    {
+        let socket = config.control_socket();
+        let closing = client::close(&socket);
+        match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!("control can't be told that this is the end: {error:#}");
+            }
+            Err(_) => tracing::debug!("control does not answer"),
+        }
     }
     for name in ["node", "control"] {
         end(&mut roles, name).await;

@@ -110,12 +110,13 @@ impl Instance {
         let cpu_seconds = core::mem::take(&mut self.cpu_seconds);
         let throttled = core::mem::take(&mut self.throttled);
         let tick = core::mem::take(&mut self.tick);
+        // Also where this tick has no sample of resources: the CPU time comes with the next one.
+        self.window.requests += tick.total();
+        self.slow += tick.latency.count_above(bound_micros) + tick.failed;
         if covered > 0.0 {
             self.utilisation = cpu_seconds / (covered * self.cpus);
-            self.window.requests += tick.total();
             self.window.cpu_seconds += cpu_seconds;
             self.window.quota_seconds += covered * self.cpus;
-            self.slow += tick.latency.count_above(bound_micros) + tick.failed;
         }
         (covered, throttled)
     }

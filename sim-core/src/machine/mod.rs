@@ -425,11 +425,16 @@ impl Core {
                     (cpus + i.cpus, bytes + i.memory_bytes)
                 })
         };
+        let wait = core::time::Duration::from_millis(2 * self.policy.stale_ms);
         let server = |(name, server): (&ServerName, &Server)| {
             let (cpus, bytes) = used(name);
             workload::PoolServer {
                 spec: server.spec.clone(),
                 up: server.up,
+                away: !server.up
+                    && server
+                        .down_since
+                        .is_some_and(|at| self.now.since(at) >= wait),
                 cpus_free: (server.spec.cpus - cpus).max(0.0),
                 memory_free_bytes: server.spec.memory_bytes.saturating_sub(bytes),
             }

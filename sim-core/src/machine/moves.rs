@@ -86,6 +86,14 @@ impl Workload {
                 _ => "the standby is warm already".into(),
             };
             self.goal = Goal::Move;
+            if self.unproven {
+                self.unproven = false;
+                self.enter(out, Phase::Warming);
+                self.reset_arms();
+                let reason = format!("{why}, but has to prove itself before it takes more");
+                self.record(out, Kind::Warming, self.shadow, reason, None);
+                return;
+            }
             self.begin_shifting(out, policy, &why);
             return;
         }
@@ -158,6 +166,7 @@ impl Workload {
         if let Some(id) = self.start(out, policy, server.clone(), cpus, next_instance) {
             self.shadow = Some(id);
             self.shadow_bp = 0;
+            self.unproven = false;
             self.goal = goal;
             self.enter(out, Phase::Creating);
             let reason = format!("shadow {id} starts on {server} with {cpus:.2} CPUs");
@@ -222,9 +231,8 @@ impl Workload {
     }
 
     pub(crate) fn warming(&mut self, out: &mut Outbox, policy: &Policy) {
-        let limit = self.proof_limit(policy, policy.warm_bp[1]);
-        if out.now.since(self.phase_since) > limit {
-            self.unproven(out, policy, limit);
+        if self.is_proof_late(out.now, policy, self.phase_since, policy.warm_bp[1]) {
+            self.give_up_proof(out, policy);
             return;
         }
         if !self.is_table_applied() {
@@ -256,16 +264,17 @@ impl Workload {
 
     /// The shadow's time to prove itself is over. One that only stands by is better than none, if it
     /// never failed.
-    fn unproven(&mut self, out: &mut Outbox, policy: &Policy, limit: Duration) {
+    fn give_up_proof(&mut self, out: &mut Outbox, policy: &Policy) {
         let (ok, failed) = self
             .get(self.shadow)
             .map_or((0, 0), |i| (i.arm.ok, i.arm.failed));
         let seen = format!(
             "{ok} good answers and {failed} bad ones in {:.0} s, {} are needed for a proof",
-            limit.as_secs_f64(),
+            out.now.since(self.phase_since).as_secs_f64(),
             policy.parity_requests_min
         );
         if self.goal == Goal::Standby && failed == 0 && self.is_table_applied() {
+            self.unproven = true;
             self.settle_again(out);
             let reason = format!(
                 "stands by with {:.0} % of the traffic, unproven: {seen}",
@@ -312,6 +321,7 @@ impl Workload {
         match self.goal {
             Goal::Move => self.begin_shifting(out, policy, "parity is proven"),
             Goal::Standby => {
+                self.unproven = false;
                 let reason = format!(
                     "stands by with {:.0} % of the traffic",
                     percent(self.shadow_bp)

@@ -7,6 +7,7 @@ use crate::journal::Kind;
 use crate::parity::Verdict;
 use crate::policy::Policy;
 use crate::table::FULL_BP;
+use crate::time::Time;
 use alloc::format;
 use core::time::Duration;
 
@@ -43,7 +44,7 @@ impl Workload {
             Verdict::Undecided(why) => {
                 // The side with the smaller share is the slower one to be proven.
                 let smaller_bp = self.shadow_bp.min(FULL_BP - self.shadow_bp);
-                if waited > self.proof_limit(policy, smaller_bp) {
+                if self.is_proof_late(out.now, policy, self.ramp_since, smaller_bp) {
                     self.abort(out, policy, &format!("no proof at this step: {why}"));
                 }
             }
@@ -76,6 +77,7 @@ impl Workload {
         let target = policy.ramp_bp[at];
         self.ramp_at = at;
         self.ramp_since = out.now;
+        self.proof_until = Time::default();
         self.shadow_bp = target;
         self.reset_arms();
         if target < FULL_BP {
@@ -123,6 +125,7 @@ impl Workload {
         // What the primary can't carry stays with the shadow, worse or not.
         self.shadow_bp = lower.max(self.held_bp().min(self.shadow_bp));
         self.ramp_since = out.now;
+        self.proof_until = Time::default();
         self.reset_arms();
         // A share that falls on the shadow rises on the primary: still a planned step.
         self.publish(out, policy, true);

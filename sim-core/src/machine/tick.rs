@@ -246,8 +246,14 @@ impl Workload {
             let others = pool.servers.iter().filter(fits);
             others.min_by(|a, b| a.spec.price_per_hour.total_cmp(&b.spec.price_per_hour))
         };
-        let ever_served = self.table.is_some();
-        let Some(server) = home.or_else(|| ever_served.then(anywhere).flatten()) else {
+        // After a start of SIM nodes connect one by one: home may be a moment late.
+        let mut at_home = pool
+            .servers
+            .iter()
+            .filter(|s| s.spec.name == self.spec.home);
+        let is_awaited = at_home.any(|s| !s.up && !s.away);
+        let elsewhere = self.table.is_some() && !is_awaited;
+        let Some(server) = home.or_else(|| elsewhere.then(anywhere).flatten()) else {
             return;
         };
         let name = server.spec.name.clone();

@@ -88,6 +88,8 @@ pub(crate) struct ProxyState {
 pub(crate) struct PoolServer {
     pub(crate) spec: ServerSpec,
     pub(crate) up: bool,
+    /// It is not just late to connect.
+    pub(crate) away: bool,
     pub(crate) cpus_free: f64,
     pub(crate) memory_free_bytes: u64,
 }
@@ -135,6 +137,10 @@ pub(crate) struct Workload {
     pub(crate) looks: u32,
     pub(crate) ramp_at: usize,
     pub(crate) ramp_since: Time,
+    /// A proof under way is waited for until then; 0 before the first look.
+    pub(crate) proof_until: Time,
+    /// The standby had too few requests to prove itself.
+    pub(crate) unproven: bool,
     pub(crate) steps_back: u32,
     /// Primaries in a row that died before they served, or soon after.
     pub(crate) failed_lives: u32,
@@ -186,6 +192,8 @@ impl Workload {
             looks: 0,
             ramp_at: 0,
             ramp_since: Time::default(),
+            proof_until: Time::default(),
+            unproven: false,
             steps_back: 0,
             failed_lives: 0,
             next_move_at: Time::default(),
@@ -227,6 +235,7 @@ impl Workload {
         self.phase_since = out.now;
         self.confirm = 0;
         self.looks = 0;
+        self.proof_until = Time::default();
     }
 
     pub(crate) fn record(
@@ -436,6 +445,25 @@ impl Workload {
         let twice = Duration::try_from_secs_f64(2.0 * self.proof_seconds(policy, share_bp));
         let most = least * PROOF_PATIENCE;
         twice.map_or(most, |wanted| wanted.clamp(least, most))
+    }
+
+    /// Whether a proof at `share_bp` that began at `since` has had its time. Where demand rises, that
+    /// becomes shorter, but what was begun gets at least one such time more.
+    pub(crate) fn is_proof_late(
+        &mut self,
+        now: Time,
+        policy: &Policy,
+        since: Time,
+        share_bp: u16,
+    ) -> bool {
+        let limit = self.proof_limit(policy, share_bp);
+        let wanted = since.after(limit);
+        self.proof_until = if wanted > self.proof_until {
+            wanted
+        } else {
+            self.proof_until.min(wanted.max(now.after(limit)))
+        };
+        now > self.proof_until
     }
 
     /// First share of a shadow, in basis points: the least of the allowed ones that brings the first

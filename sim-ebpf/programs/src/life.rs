@@ -22,6 +22,8 @@ use sim_ebpf_abi::{LifeFlag, SLOTS_MAX, Watched};
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
+/// In place of a signal's information: the kernel itself sends it.
+const SEND_SIG_PRIV: usize = 1;
 /// `TRACE_SIGNAL_DELIVERED` of the kernel's `signal_generate` tracepoint.
 const DELIVERED: i32 = 0;
 
@@ -82,6 +84,12 @@ pub fn process_signal(ctx: BtfTracePointContext) -> i32 {
     let signal: i32 = ctx.arg(0);
     let task: *const task_struct = ctx.arg(2);
     let result: i32 = ctx.arg(4);
+    let info: *const u8 = ctx.arg(1);
+    // A debugger that attaches stops the process by a SIGSTOP of the kernel's own, and lets it go
+    // without a SIGCONT.
+    if signal == SIGSTOP && info as usize == SEND_SIG_PRIV {
+        return 0;
+    }
     // SIGCONT continues the process when it is sent, whatever becomes of the signal itself.
     if signal != SIGCONT && (result != DELIVERED || (signal != SIGKILL && signal != SIGSTOP)) {
         return 0;

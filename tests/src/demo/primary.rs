@@ -20,6 +20,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Share of the quota at which requests begin to wait for the next period.
 const FULL: f64 = 0.85;
 
+/// A request costs this many times as much CPU as before the move, at least.
+const DEARER: f64 = 1.2;
+
 /// One look.
 #[derive(Clone, Copy, Debug)]
 struct Look {
@@ -111,7 +114,8 @@ impl PrimaryWatch {
                     used: cpu_seconds / quota_seconds,
                 };
                 let at_old_price = requests * before_ms / 1e3 / quota_seconds;
-                (moment.used >= FULL && at_old_price < FULL).then_some(moment)
+                let dearer = moment.then_ms >= DEARER * before_ms;
+                (dearer && moment.used >= FULL && at_old_price < FULL).then_some(moment)
             })
             .max_by(|a, b| a.then_ms.total_cmp(&b.then_ms))
     }
@@ -164,6 +168,7 @@ mod tests {
         assert!((moment.before_ms - 1.0).abs() < 1e-6 && (moment.used - 0.96).abs() < 1e-6);
         assert_eq!(judge((240, 1.0)), None, "too many requests came");
         assert_eq!(judge((120, 1.6)), None, "dear, but not full");
+        assert_eq!(judge((205, 1.1)), None, "full, but hardly dearer");
         assert_eq!(judge((150, 1.0)), None, "neither");
     }
 

@@ -362,8 +362,10 @@ pub async fn answered(
 }
 
 fn parse_answered(metrics: &str, instance: u64) -> Option<u64> {
-    let name = format!("sim_proxy_attempts_total{{instance=\"i{instance}\",attempt=\"first\"");
-    let counts = metrics.lines().filter(|line| line.starts_with(&name));
+    let labels = format!("instance=\"i{instance}\",attempt=\"first\"");
+    let counts = metrics
+        .lines()
+        .filter(|line| line.starts_with("sim_proxy_attempts_total{") && line.contains(&labels));
     counts
         .map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum::<Option<u64>>()
@@ -388,7 +390,7 @@ mod tests {
     fn first_attempts_of_one_instance_are_added_up() {
         let line = |instance, attempt, count| {
             format!(
-                "sim_proxy_attempts_total{{instance=\"{instance}\",attempt=\"{attempt}\",outcome=\"ok\"}} {count}\n"
+                "sim_proxy_attempts_total{{workload=\"w\",instance=\"{instance}\",attempt=\"{attempt}\",outcome=\"ok\"}} {count}\n"
             )
         };
         let metrics = line("i1", "first", 7) + &line("i1", "first", 2) + &line("i1", "retry", 40);
