@@ -198,6 +198,16 @@ pub(crate) enum Hook {
     OnDemand,
 }
 
+impl Hook {
+    /// What a process needs for it.
+    pub(crate) const fn capabilities(&self) -> &'static str {
+        match self {
+            Self::Tracepoint(_) | Self::OnDemand => "CAP_BPF and CAP_PERFMON",
+            Self::Packets(_) => "CAP_BPF and CAP_NET_ADMIN",
+        }
+    }
+}
+
 /// Whether a group works here, and if not why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
@@ -227,7 +237,7 @@ impl fmt::Display for GroupStatus {
             GroupState::Refused { reason } => {
                 write!(
                     f,
-                    "{group} probes are off: {reason}; read instead: {}",
+                    "{group} probes are off: {reason}; instead: {}",
                     group.fallback()
                 )
             }

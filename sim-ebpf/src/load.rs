@@ -241,7 +241,7 @@ fn load_program(
     root: Option<&Path>,
 ) -> Result<(), Refusal> {
     let name = spec.name;
-    let refused = |error: ProgramError| refusal(name, &error);
+    let refused = |error: ProgramError| refusal(spec, &error);
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| format!("the object has no program {name}"))?;
@@ -272,7 +272,8 @@ fn load_program(
     Ok(())
 }
 
-fn refusal(name: &str, error: &ProgramError) -> Refusal {
+fn refusal(spec: &ProgramSpec, error: &ProgramError) -> Refusal {
+    let name = spec.name;
     let permission = matches!(os_error(error), Some(libc::EPERM | libc::EACCES));
     let reason = match error {
         ProgramError::LoadError {
@@ -293,6 +294,12 @@ fn refusal(name: &str, error: &ProgramError) -> Refusal {
             }
         }
         other => format!("{name}: {}", one_line(other)),
+    };
+    let reason = if permission {
+        let capabilities = spec.hook.capabilities();
+        format!("{reason}; give the process {capabilities}")
+    } else {
+        reason
     };
     Refusal { reason, permission }
 }
