@@ -32,6 +32,8 @@ fn a_standby_is_warmed_by_few_requests_and_takes_over() {
     assert_eq!(world.count(Kind::Parity), 1, "{}", world.story());
     assert_eq!(world.count(Kind::Abort), 0, "{}", world.story());
     assert!(world.weight(world.shadow()) <= 500);
+    let cpus = world.running[&world.shadow()].cpus;
+    assert!(cpus >= 0.25, "{cpus}: less than the first one has");
     let (primary, heir) = (world.primary(), world.shadow());
     world.kill(primary);
     assert_eq!(world.count(Kind::Failover), 1);
@@ -77,7 +79,7 @@ fn a_service_that_dies_at_its_start_is_tried_again_ever_more_rarely_up_to_a_limi
         .rev()
         .find(|r| r.kind == Kind::Baseline);
     let reason = reason.map(|r| r.reason.clone()).unwrap_or_default();
-    assert!(reason.contains("in a row that died"), "{reason}");
+    assert!(reason.contains("died at their start"), "{reason}");
     // One that lives makes all of that forgotten.
     world.run(70, |_| 10.0);
     let primary = world.primary();

@@ -15,6 +15,8 @@ use core::time::Duration;
 
 /// A move to an instance of this many times the primary's CPUs is of some help.
 pub(super) const HELPS: f64 = 1.1;
+/// Less is no instance, in CPUs: what a configuration may ask for at least.
+const CPUS_MIN: f64 = 0.1;
 /// For so long a server on which a shadow failed to come up is taken only if no other fits.
 const FAILED_START_KEPT: Duration = Duration::from_secs(300);
 
@@ -71,8 +73,10 @@ impl Workload {
             .map(|s| &s.spec);
         let ask = |cpus_min: f64| Ask {
             load_cpus,
-            cpus: load_cpus / policy.utilisation_target,
-            cpus_min,
+            // Never less than what the operator gave the first one: a service that is idle now has to
+            // start up and to carry a burst too.
+            cpus: (load_cpus / policy.utilisation_target).max(self.spec.cpus),
+            cpus_min: cpus_min.max(CPUS_MIN),
             memory_bytes: self.spec.memory_bytes,
             primary: primary_server,
         };

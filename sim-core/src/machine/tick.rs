@@ -263,9 +263,9 @@ impl Workload {
             }
             0 => format!("starts again on {name} with {cpus:.2} CPUs"),
             lives => format!(
-                "starts again on {name} with {cpus:.2} CPUs, after {lives} in a row that died at their start or within {:.0} s; the pauses between tries grow, the last was {:.0} s",
-                super::failover::LIFE.as_secs_f64(),
+                "starts again on {name} with {cpus:.2} CPUs, after a pause of {:.0} s: the last {lives} died at their start or within {:.0} s",
                 self.restart_pause().as_secs_f64(),
+                super::failover::LIFE.as_secs_f64(),
             ),
         };
         self.next_start_at = out
