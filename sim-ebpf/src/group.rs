@@ -213,7 +213,7 @@ impl Hook {
 pub struct GroupStatus {
     /// The group.
     pub group: Group,
-    /// Its state; doesn't change after the load.
+    /// Its state; changes after the load only where it is shed.
     pub state: GroupState,
 }
 

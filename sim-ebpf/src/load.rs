@@ -211,13 +211,18 @@ fn load_group(
         .try_for_each(|spec| load_program(ebpf, spec, kernel, root));
     if result.is_err() {
         // All or nothing: half a group counts wrong.
-        for spec in group.programs() {
-            if let Some(program) = ebpf.program_mut(spec.name) {
-                unload(program);
-            }
-        }
+        unload_group(ebpf, group);
     }
     result
+}
+
+/// Takes all programs of a group out of the kernel.
+pub(crate) fn unload_group(ebpf: &mut Ebpf, group: Group) {
+    for spec in group.programs() {
+        if let Some(program) = ebpf.program_mut(spec.name) {
+            unload(program);
+        }
+    }
 }
 
 fn unload(program: &mut Program) {

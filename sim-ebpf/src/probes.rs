@@ -31,6 +31,8 @@ pub struct Probes {
     neighbours: BpfHashMap<MapData, Neighbour, u64>,
     cpus: Vec<u32>,
     logger: Option<EbpfLogger<ToTracing>>,
+    /// Time and runs of programs that were shed.
+    shed: (u64, u64),
     /// Held open, not used: the kernel measures until it is closed.
     _measuring: Option<OwnedFd>,
 }
@@ -88,6 +90,7 @@ impl Probes {
             neighbours: map(&mut ebpf, "NEIGHBOURS").map_err(unusable)?,
             cpus,
             logger,
+            shed: (0, 0),
             _measuring: config.measure_cost.then(cost::measure).flatten(),
             ebpf,
             status,
@@ -254,7 +257,42 @@ impl Probes {
     /// What the programs cost so far.
     #[must_use]
     pub fn cost(&self) -> Cost {
-        cost::read(&self.ebpf)
+        let mut cost = cost::read(&self.ebpf);
+        cost.run_ns_total = cost.run_ns_total.saturating_add(self.shed.0);
+        cost.run_count_total = cost.run_count_total.saturating_add(self.shed.1);
+        cost
+    }
+
+    /// What each active group cost so far, in nanoseconds.
+    #[must_use]
+    pub fn group_costs(&self) -> Vec<(Group, u64)> {
+        let cost = cost::read(&self.ebpf);
+        let of = |group: Group| {
+            let named = |name: &str| group.programs().iter().any(|spec| spec.name == name);
+            let programs = cost.programs.iter().filter(|p| named(&p.name));
+            programs.map(|p| p.run_ns).fold(0, u64::saturating_add)
+        };
+        let active = Group::ALL.into_iter().filter(|&g| self.is_active(g));
+        active.map(|group| (group, of(group))).collect()
+    }
+
+    /// Takes a group's programs out of the kernel; `reason` is told as the kernel's own refusal would be.
+    /// Its counters stand still from then on. The life group can't be shed.
+    pub fn shed(&mut self, group: Group, reason: String) {
+        if group == Group::Life || !self.is_active(group) {
+            return;
+        }
+        let before = cost::read(&self.ebpf);
+        load::unload_group(&mut self.ebpf, group);
+        let after = cost::read(&self.ebpf);
+        // What they cost is not forgotten with them.
+        self.shed.0 += before.run_ns_total.saturating_sub(after.run_ns_total);
+        self.shed.1 += before.run_count_total.saturating_sub(after.run_count_total);
+        for status in self.status.iter_mut().filter(|one| one.group == group) {
+            status.state = GroupState::Refused {
+                reason: reason.clone(),
+            };
+        }
     }
 
     /// Hands what the programs logged since the last call to `tracing`, target `sim_ebpf::kernel`.

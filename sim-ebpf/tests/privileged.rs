@@ -458,3 +458,39 @@ impl Write for Captured {
         Ok(())
     }
 }
+
+#[test]
+fn a_group_that_is_shed_costs_nothing_more_and_the_others_go_on() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("shed");
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let file = write_direct_in(&cgroup);
+    fs::remove_file(&file).unwrap();
+    let before = probes.read(cgroup.id()).unwrap();
+    assert!(before.block_write_ops > 0 && before.switches > 0);
+    let cost = probes.cost();
+    probes.shed(Group::Cpu, "it was too dear".into());
+    assert!(!probes.is_active(Group::Cpu) && probes.is_active(Group::Block));
+    let told = probes.status().iter().find(|one| one.group == Group::Cpu);
+    assert!(told.unwrap().to_string().contains("it was too dear"));
+    assert!(
+        probes
+            .group_costs()
+            .iter()
+            .all(|(group, _)| *group != Group::Cpu)
+    );
+    assert!(
+        probes.cost().run_ns_total >= cost.run_ns_total,
+        "what it cost is not forgotten"
+    );
+    let file = write_direct_in(&cgroup);
+    fs::remove_file(file).unwrap();
+    let after = probes.read(cgroup.id()).unwrap().since(&before);
+    assert!(after.block_write_ops > 0, "the others count on");
+    assert_eq!((after.switches, after.on_cpu_ns), (0, 0));
+    probes.shed(Group::Life, "never".into());
+    assert!(probes.is_active(Group::Life));
+}

@@ -43,6 +43,8 @@ pub struct NodeConfig {
     pub control_socket: PathBuf,
     /// Object file of the kernel probes.
     pub probes_object: Option<PathBuf>,
+    /// Share of the machine's CPU time that the probes may cost, in percent.
+    pub probe_budget_percent: f64,
     /// `sim` itself, for `sim launch`.
     pub launcher: PathBuf,
     /// Where life flags are offered to proxies of this machine.
@@ -171,7 +173,11 @@ impl Agent {
             (Some(hierarchy), Some((parent, lock)))
         };
         let root = hierarchy.as_ref().and_then(|h| h.unified_dir(&name));
-        let sensors = Sensors::load(config.probes_object.as_deref(), root);
+        let sensors = Sensors::load(
+            config.probes_object.as_deref(),
+            root,
+            config.probe_budget_percent,
+        );
         Ok(Self {
             config,
             hierarchy,
@@ -433,6 +439,7 @@ impl Agent {
             self.report(v1::node_report::Report::Resources(sample));
         }
         if self.ticks.is_multiple_of(COST_TICKS) {
+            self.sensors.keep_budget();
             self.report(v1::node_report::Report::Probes(self.sensors.report()));
         }
     }

@@ -5,6 +5,7 @@
 //! run on; when it is back, control learns what still runs.
 
 mod agent;
+mod budget;
 pub mod cgroup;
 mod cgroup_set;
 pub mod host;

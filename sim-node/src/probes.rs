@@ -1,9 +1,11 @@
 //! The kernel probes as the node uses them, and what it does without them.
 
+use crate::budget::Budget;
 use sim_api::v1;
 use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
 use sim_life::Offer;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Loaded probes, or the reason why there are none.
 pub(crate) struct Sensors {
@@ -11,18 +13,25 @@ pub(crate) struct Sensors {
     refused: Option<String>,
     /// What CPU and memory are read from without probes.
     fallback: &'static str,
+    budget: Budget,
 }
 
 impl Sensors {
     /// Loads what the kernel allows; says in one line each what it doesn't.
-    pub(crate) fn load(object: Option<&Path>, cgroup_root: Option<PathBuf>) -> Self {
+    pub(crate) fn load(
+        object: Option<&Path>,
+        cgroup_root: Option<PathBuf>,
+        budget_percent: f64,
+    ) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let budget = Budget::new(budget_percent, cpus);
         let fallback = if cgroup_root.is_some() {
             "CPU, throttling, pressure and memory come from cgroup files"
         } else {
             "CPU and memory come from /proc"
         };
         let Some(object) = object else {
-            return Self::without("no object file is installed".into(), fallback);
+            return Self::without("no object file is installed".into(), fallback, budget);
         };
         let mut config = ProbesConfig::new(object);
         config.cgroup_root = cgroup_root;
@@ -38,18 +47,20 @@ impl Sensors {
                     probes: Some(probes),
                     refused: None,
                     fallback,
+                    budget,
                 }
             }
-            Err(error) => Self::without(error.to_string(), fallback),
+            Err(error) => Self::without(error.to_string(), fallback, budget),
         }
     }
 
-    fn without(reason: String, fallback: &'static str) -> Self {
+    fn without(reason: String, fallback: &'static str, budget: Budget) -> Self {
         tracing::warn!("no kernel probes ({reason}): {fallback}");
         Self {
             probes: None,
             refused: Some(reason),
             fallback,
+            budget,
         }
     }
 
@@ -116,6 +127,18 @@ impl Sensors {
         if let Some(probes) = &mut self.probes {
             probes.settle();
             probes.flush_log();
+        }
+    }
+
+    /// Sheds the dearest group where all together cost too much. Once in a while.
+    pub(crate) fn keep_budget(&mut self) {
+        let Some(probes) = &mut self.probes else {
+            return;
+        };
+        if let Some(shed) = self.budget.look(Instant::now(), probes.group_costs()) {
+            let (name, fallback) = (shed.group.name(), shed.group.fallback());
+            tracing::warn!("{name} probes are {}: instead {fallback}", shed.reason);
+            probes.shed(shed.group, shed.reason);
         }
     }
 

@@ -91,9 +91,11 @@ fn sample(
             (f.throttled_micros as f64 / 1e6 / seconds).clamp(0.0, 1.0)
         }),
         memory_bytes: files.map_or(0, |f| f.memory_bytes),
-        block_bytes: kernel.map_or(0, |k| k.block_read_bytes + k.block_write_bytes),
+        block_bytes: kernel.map_or(0, |k| {
+            k.block_read_bytes.saturating_add(k.block_write_bytes)
+        }),
         block_latency_p95_seconds: quantile(kernel.and_then(|k| k.block_hist.quantile_ns(0.95))),
-        network_bytes: kernel.map_or(0, |k| k.net_rx_bytes + k.net_tx_bytes),
+        network_bytes: kernel.map_or(0, |k| k.net_rx_bytes.saturating_add(k.net_tx_bytes)),
         rtt_p50_seconds: quantile(kernel.and_then(|k| k.rtt_hist.quantile_ns(0.5))),
     }
 }
@@ -125,5 +127,67 @@ mod tests {
         assert_eq!(refused.cpu_source, Source::CgroupFiles);
         assert!((refused.cpu_seconds - 0.24).abs() < 1e-9);
         assert_eq!(sample(window, false, None, None).cpu_source, Source::Absent);
+    }
+
+    use proptest::prelude::*;
+    use sim_ebpf::Log2Histogram;
+
+    /// Whatever a map may hold.
+    fn counters() -> impl Strategy<Value = Counters> {
+        let words = any::<[u64; 8]>();
+        let buckets = prop::array::uniform32(any::<u64>());
+        (words, buckets).prop_map(|(w, buckets)| {
+            let histogram = Log2Histogram::from(sim_ebpf::RawHistogram { buckets });
+            Counters {
+                on_cpu_ns: w[0],
+                run_queue_delay_ns: w[1],
+                run_queue_hist: histogram,
+                block_read_bytes: w[2],
+                block_write_bytes: w[3],
+                block_hist: histogram,
+                net_rx_bytes: w[4],
+                net_tx_bytes: w[5],
+                rtt_hist: histogram,
+                throttled_ns: w[6],
+                http_service_ns: w[7],
+                ..Counters::default()
+            }
+        })
+    }
+
+    fn usage() -> impl Strategy<Value = Usage> {
+        any::<[u64; 4]>().prop_map(|w| Usage {
+            cpu_micros: w[0],
+            throttled_micros: w[1],
+            cpu_pressure_micros: w[2],
+            memory_bytes: w[3],
+            ..Usage::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_two_readings_give_a_finite_sample(
+            kernel in prop::option::of((counters(), counters())),
+            files in prop::option::of((usage(), usage())),
+            cpu: bool,
+            micros in 1u64..=600_000_000,
+        ) {
+            let spent = kernel.map(|(now, before)| now.since(&before));
+            let filed = files.map(|(now, before)| now.since(&before));
+            let window = Duration::from_micros(micros);
+            let sample = sample(window, cpu, spent.as_ref(), filed.as_ref());
+            for value in [
+                sample.cpu_seconds,
+                sample.run_queue_seconds,
+                sample.block_latency_p95_seconds,
+                sample.rtt_p50_seconds,
+            ] {
+                prop_assert!(value.is_finite() && value >= 0.0, "{sample:?}");
+            }
+            prop_assert!((0.0..=1.0).contains(&sample.throttled_ratio));
+            let known = (cpu && kernel.is_some()) || files.is_some();
+            prop_assert_eq!(sample.cpu_source == Source::Absent, !known);
+        }
     }
 }

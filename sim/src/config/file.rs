@@ -18,6 +18,8 @@ pub(super) struct File {
     #[serde(default = "cgroup")]
     pub(super) cgroup: String,
     pub(super) probes_object: Option<PathBuf>,
+    #[serde(default = "probe_budget_percent")]
+    pub(super) probe_budget_percent: f64,
     pub(super) proxy: ProxyTable,
     pub(super) server: Vec<ServerTable>,
     pub(super) workload: Vec<WorkloadTable>,
@@ -31,6 +33,10 @@ fn data_dir() -> PathBuf {
 
 fn runtime_dir() -> PathBuf {
     "/run/sim".into()
+}
+
+fn probe_budget_percent() -> f64 {
+    2.0
 }
 
 fn cgroup() -> String {

@@ -48,6 +48,7 @@ pub(crate) struct Config {
     pub(crate) runtime_dir: PathBuf,
     pub(crate) cgroup: String,
     pub(crate) probes_object: Option<PathBuf>,
+    pub(crate) probe_budget_percent: f64,
     pub(crate) front: Front,
     pub(crate) servers: Vec<Server>,
     pub(crate) workload: WorkloadSpec,
@@ -216,6 +217,7 @@ impl Config {
                 .or_else(|| installed_object(&launcher)),
             launcher,
             life_socket: self.life_socket(server),
+            probe_budget_percent: self.probe_budget_percent,
             tick: self.policy.step(),
         }
     }

@@ -107,6 +107,12 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         runtime_dir: file.runtime_dir,
         cgroup: file.cgroup,
         probes_object: file.probes_object,
+        probe_budget_percent: rules.number(
+            "probe_budget_percent",
+            file.probe_budget_percent,
+            |v| (0.0..=100.0).contains(&v),
+            "0 to 100",
+        )?,
         front,
         servers,
         workload,
