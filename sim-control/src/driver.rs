@@ -1,8 +1,9 @@
 //! The live driver: one task that owns core, store and registry.
 
+use crate::beginning::{lost_state, prime};
 use crate::registry::{Node, Proxy, Registry};
 use crate::service::{Input, Service};
-use crate::store::{Batch, Store, StoreError};
+use crate::store::{Batch, Restored, Store, StoreError};
 use sim_api::v1::{self, control_plane_server::ControlPlaneServer, node_report};
 use sim_core::command::Command;
 use sim_core::event::Event;
@@ -167,19 +168,27 @@ impl Driver {
             config.servers.clone(),
             config.workloads.clone(),
         );
-        let mut core = if let Some((mut core, inputs)) = restored {
-            let replayed = inputs.len();
-            for (at, event) in inputs {
-                // What these inputs led to was carried out when they came.
-                core.step(at, event);
+        let mut lost = None;
+        let mut core = match restored {
+            Restored::Core(core, inputs) => {
+                let mut core = *core;
+                let replayed = inputs.len();
+                for (at, event) in inputs {
+                    // What these inputs led to was carried out when they came.
+                    core.step(at, event);
+                }
+                core.reconfigure(policy, servers, workloads);
+                tracing::info!("restored; {replayed} inputs replayed; epoch {epoch}");
+                core
             }
-            core.reconfigure(policy, servers, workloads);
-            tracing::info!("restored; {replayed} inputs replayed; epoch {epoch}");
-            core
-        } else {
-            let mut core = Core::new(policy, epoch, servers, workloads);
-            prime(&mut core, &store, config)?;
-            core
+            nothing => {
+                if let Restored::Unreadable(why) = nothing {
+                    lost = Some(why);
+                }
+                let mut core = Core::new(policy, epoch, servers, workloads);
+                prime(&mut core, &store, config)?;
+                core
+            }
         };
         core.take_lead(epoch);
         store.snapshot(&core)?;
@@ -188,8 +197,18 @@ impl Driver {
             .iter()
             .map(|s| (s.name.clone(), Node::default()))
             .collect();
+        let clock = Clock::new(core.now());
+        let mut batch = Batch::default();
+        if let Some(why) = lost {
+            // What an operator set since the start of that run is gone with it: say so where they look.
+            batch.records = config
+                .workloads
+                .iter()
+                .map(|workload| lost_state(&workload.name, clock.now(), &why))
+                .collect();
+        }
         Ok(Self {
-            clock: Clock::new(core.now()),
+            clock,
             core,
             store,
             registry: Registry {
@@ -197,7 +216,7 @@ impl Driver {
                 ..Registry::default()
             },
             followers: Vec::new(),
-            batch: Batch::default(),
+            batch,
             ticks: 0,
         })
     }
@@ -359,7 +378,11 @@ impl Driver {
                 };
                 if node.link.as_ref().is_none_or(|(s, _)| *s == session) {
                     node.link = None;
-                    tracing::warn!("node {server} is not connected any more");
+                    if self.core.is_closing() {
+                        tracing::info!("node {server} has ended");
+                    } else {
+                        tracing::warn!("node {server} is not connected any more");
+                    }
                     self.step(Event::ServerDown(server))?;
                 }
             }
@@ -396,7 +419,9 @@ impl Driver {
                     .is_none_or(|p| p.session == session)
                 {
                     self.registry.proxies.remove(&proxy);
-                    tracing::warn!("proxy {proxy} is not connected any more; it serves on");
+                    tracing::warn!(
+                        "proxy {proxy} is not connected any more; if it runs, it serves on by its last table"
+                    );
                     self.step(Event::ProxyDown(proxy))?;
                 }
             }
@@ -523,27 +548,6 @@ impl Driver {
             proxies: self.registry.proxies.iter().map(proxy).collect(),
         }
     }
-}
-
-/// Without a snapshot, history still teaches the forecaster what demand was like.
-fn prime(core: &mut Core, store: &Store, config: &ControlConfig) -> Result<(), StoreError> {
-    const STEPS: usize = 7_200;
-    let step = config.policy.step();
-    for workload in &config.workloads {
-        let samples = store.history(&format!("{}/demand_rps", workload.name), STEPS)?;
-        let mut regular: Vec<Option<f64>> = Vec::with_capacity(samples.len());
-        let mut last: Option<Time> = None;
-        for (at, value) in samples {
-            let gap = last.map_or(0, |l| {
-                (at.since(l).as_secs_f64() / step.as_secs_f64()).round() as usize
-            });
-            regular.extend(std::iter::repeat_n(None, gap.saturating_sub(1).min(STEPS)));
-            regular.push(Some(value));
-            last = Some(at);
-        }
-        core.prime(&workload.name, regular);
-    }
-    Ok(())
 }
 
 fn start_instance(spec: &WorkloadSpec, instance: InstanceId, cpus: f64) -> v1::StartInstance {

@@ -4,6 +4,7 @@
 //! [`run`] binds the socket that nodes, proxies and tools dial, restores the core from the store,
 //! and then loops: one task owns the core, so there is no lock around it.
 
+mod beginning;
 mod driver;
 mod registry;
 mod service;

@@ -25,6 +25,16 @@ const SNAPSHOTS_KEPT: usize = 2;
 /// Journal records kept.
 const JOURNAL_KEPT: u64 = 100_000;
 
+/// What an earlier run left.
+pub(crate) enum Restored {
+    /// Its core, and the inputs since.
+    Core(Box<Core>, Vec<Input>),
+    /// It was there, but of another version or damaged: why.
+    Unreadable(String),
+    /// There was none.
+    Nothing,
+}
+
 /// Why the store can't serve.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -129,7 +139,8 @@ impl Store {
     ///
     /// # Errors
     /// Where the transaction fails; a snapshot of another version is passed over with a warning.
-    pub(crate) fn restore(&self) -> Result<Option<(Core, Vec<Input>)>, StoreError> {
+    pub(crate) fn restore(&self) -> Result<Restored, StoreError> {
+        let mut unreadable = None;
         let read = self.database.begin_read().map_err(failed)?;
         let snapshots = read.open_table(SNAPSHOTS).map_err(failed)?;
         for entry in snapshots.iter().map_err(failed)?.rev() {
@@ -138,6 +149,7 @@ impl Store {
                 Ok(core) => core,
                 Err(error) => {
                     tracing::warn!("snapshot {} can't be read: {error}", after.value());
+                    unreadable = Some(error.to_string());
                     continue;
                 }
             };
@@ -153,9 +165,9 @@ impl Store {
                     }
                 }
             }
-            return Ok(Some((core, inputs)));
+            return Ok(Restored::Core(Box::new(core), inputs));
         }
-        Ok(None)
+        Ok(unreadable.map_or(Restored::Nothing, Restored::Unreadable))
     }
 
     /// Keeps `core` as it is after all inputs written so far, and drops what no snapshot needs.
@@ -340,9 +352,29 @@ mod tests {
         store.commit(&input(3)).expect("commit");
         drop(store);
         let store = Store::open(dir.path()).expect("open");
-        let (restored, inputs) = store.restore().expect("read").expect("some");
+        let Restored::Core(restored, inputs) = store.restore().expect("read") else {
+            panic!("a snapshot");
+        };
+        let restored = *restored;
         assert_eq!(restored, core);
         assert_eq!(inputs, [(Time(2), Event::Tick), (Time(3), Event::Tick)]);
+    }
+
+    #[test]
+    fn a_snapshot_of_another_version_is_told_and_not_taken_for_none() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(dir.path()).expect("open");
+        assert!(matches!(store.restore(), Ok(Restored::Nothing)));
+        let write = store.database.begin_write().expect("write");
+        {
+            let mut snapshots = write.open_table(SNAPSHOTS).expect("table");
+            snapshots.insert(1, [9_u8; 40].as_slice()).expect("insert");
+        }
+        write.commit().expect("commit");
+        let Ok(Restored::Unreadable(why)) = store.restore() else {
+            panic!("read");
+        };
+        assert!(!why.is_empty());
     }
 
     #[test]

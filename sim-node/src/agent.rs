@@ -296,6 +296,7 @@ impl Agent {
             Err(error) => {
                 let why = format!("{error:#}");
                 tracing::warn!("instance {} can't be started: {why}", InstanceId(id));
+                let why = format!("can't be started: {why}");
                 self.exited(id, v1::instance_exited::Cause::NotStarted(why), false, 0);
             }
         }

@@ -27,7 +27,7 @@ fn describe(cause: &ExitCause) -> String {
             "killed by the kernel: more memory wanted than its limit of {} MiB (workload.memory_mib)",
             limit_bytes >> 20
         ),
-        ExitCause::NotStarted(why) => format!("not started: {why}"),
+        ExitCause::NotStarted(why) => why.clone(),
         ExitCause::NodeLost => "its server is gone or has forgotten it".into(),
     }
 }
@@ -54,6 +54,7 @@ impl Workload {
         instance.state = State::Gone;
         if !expected {
             let reason = format!("{id} on {server} died: {}", describe(cause));
+            self.last_death = Some(reason.clone());
             self.record(out, Kind::Died, Some(id), reason, None);
             // Whatever is left of it must not serve on: the fence.
             let grace = Duration::ZERO;

@@ -215,12 +215,18 @@ impl Core {
         })
     }
 
+    /// The whole run ends ([`Event::Closing`]).
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
     /// State of every workload, for people and tools.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
         self.workloads
             .values()
-            .map(|w| status::of(w, &self.policy))
+            .map(|w| status::of(w, &self.policy, self.now))
             .collect()
     }
 

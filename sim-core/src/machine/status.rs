@@ -5,6 +5,7 @@ use crate::forecast::LEVELS;
 use crate::name::{InstanceId, WorkloadName};
 use crate::policy::Policy;
 use crate::table::Version;
+use crate::time::Time;
 use crate::workload::Standby;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -43,7 +44,7 @@ pub struct Status {
     pub calibrated: bool,
     /// Planned moves are frozen.
     pub frozen: bool,
-    /// What the baseline still waits for, while it does.
+    /// What a baseline, a proof or a start waits for, while it does.
     pub waits_for: Option<String>,
     /// Forecast at each step: mean, median, q95, q99.
     pub forecast: Vec<[f64; 4]>,
@@ -51,7 +52,7 @@ pub struct Status {
     pub levels: [f64; LEVELS.len()],
 }
 
-pub(super) fn of(workload: &Workload, policy: &Policy) -> Status {
+pub(super) fn of(workload: &Workload, policy: &Policy, now: Time) -> Status {
     let forecast = workload.demand.forecast();
     let step = |s: &crate::forecast::ForecastStep| {
         [s.mean, s.quantiles[2], s.quantiles[4], s.quantiles[5]]
@@ -76,7 +77,7 @@ pub(super) fn of(workload: &Workload, policy: &Policy) -> Status {
         lead_seconds: workload.lead_seconds(policy),
         calibrated: workload.demand.is_calibrated(),
         frozen: workload.frozen,
-        waits_for: workload.waits_for(),
+        waits_for: workload.waits_for(policy, now),
         forecast: forecast.steps.iter().map(step).collect(),
         levels: LEVELS,
     }

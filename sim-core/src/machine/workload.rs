@@ -142,6 +142,8 @@ pub(crate) struct Workload {
     /// The standby had too few requests to prove itself.
     pub(crate) unproven: bool,
     pub(crate) steps_back: u32,
+    /// The last death of an instance, in words.
+    pub(crate) last_death: Option<String>,
     /// Primaries in a row that died before they served, or soon after.
     pub(crate) failed_lives: u32,
     pub(crate) next_move_at: Time,
@@ -195,19 +197,34 @@ impl Workload {
             proof_until: Time::default(),
             unproven: false,
             steps_back: 0,
+            last_death: None,
             failed_lives: 0,
             next_move_at: Time::default(),
             next_start_at: Time::default(),
         }
     }
 
-    /// What keeps it in `Baseline`, in a few words.
-    pub(crate) fn waits_for(&self) -> Option<String> {
+    /// What it waits for, in a few words: in `Baseline`, while a shadow proves itself, and while no
+    /// instance serves.
+    pub(crate) fn waits_for(&self, policy: &Policy, now: Time) -> Option<String> {
+        if !self.is_healthy(self.primary) {
+            let last = self.last_death.as_ref();
+            let last = last.map_or(String::new(), |why| alloc::format!("; last: {why}"));
+            return Some(if self.primary.is_some() {
+                alloc::format!("waits for an instance that is ready{last}")
+            } else {
+                let pause = self.next_start_at.since(now).as_secs_f64();
+                alloc::format!("next start in {pause:.0} s{last}")
+            });
+        }
+        if self.phase == Phase::Warming {
+            let seen = |id| self.get(id).map_or(0, |i| i.arm.total());
+            let seen = seen(self.shadow).min(seen(self.primary));
+            let need = policy.parity_requests_min;
+            return Some(alloc::format!("parity: {seen} of {need} requests seen"));
+        }
         if self.phase != Phase::Baseline {
             return None;
-        }
-        if !self.is_healthy(self.primary) {
-            return Some("waits for an instance that is ready".into());
         }
         let samples = (!self.demand.is_calibrated())
             .then(|| alloc::format!("{} samples of demand so far", self.demand.samples_seen()));

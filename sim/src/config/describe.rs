@@ -101,7 +101,7 @@ impl Config {
 }
 
 /// Names in braces, as `{port}` is one.
-fn placeholders(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.split('{').skip(1).filter_map(|rest| {
         let (name, _) = rest.split_once('}')?;
         let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');

@@ -185,6 +185,12 @@ fn mebibytes(rules: &Rules<'_>, key: &str, mib: u64) -> Result<u64, ConfigError>
     }
 }
 
+/// The placeholder that `name` is nearly.
+fn misspelt(name: &str) -> Option<&'static str> {
+    let near = |known: &&str| (1..=2).contains(&strsim::damerau_levenshtein(name, known));
+    ["address", "port"].into_iter().find(near)
+}
+
 fn validate_workload(
     rules: &Rules<'_>,
     table: WorkloadTable,
@@ -194,6 +200,14 @@ fn validate_workload(
         .map_err(|e| rules.broken("workload.name", format!("{:?}", table.name), &e.to_string()))?;
     if table.command.is_empty() {
         return Err(rules.broken("workload.command", "[]", "must hold a program"));
+    }
+    for text in table.command.iter().chain(table.environment.values()) {
+        for name in super::describe::placeholders(text) {
+            if let Some(meant) = misspelt(name) {
+                let allowed = format!("is no placeholder; {{{meant}}} is");
+                return Err(rules.broken("workload.command", format!("\"{{{name}}}\""), &allowed));
+            }
+        }
     }
     let home = servers.iter().find(|s| s.spec.name.as_str() == table.home);
     let Some(home) = home else {
@@ -338,6 +352,11 @@ slo = { bound_ms = 100 }
                 "server a: cpus = NaN: must be 0.1 to 4096",
             ),
             ("command = [\"true\"]", "command = []", "workload.command"),
+            (
+                "command = [\"true\"]",
+                "command = [\"true\", \"--port={prot}\"]",
+                "workload.command = \"{prot}\": is no placeholder; {port} is",
+            ),
             (
                 "name = \"web\"",
                 "name = \"we b\"",
