@@ -42,11 +42,8 @@ impl Group {
             Self::Cpu => {
                 "cpu.stat (usage, throttling) and cpu.pressure of the cgroup; no delay histogram"
             }
-            Self::Block => "io.stat and io.pressure of the cgroup; no latency histogram",
-            Self::Net => {
-                "nothing per cgroup; /proc/net/dev of the instance's network namespace if it has its own"
-            }
-            Self::Tcp => "Tcp RetransSegs in /proc/net/snmp of the network namespace",
+            Self::Block => "io.pressure of the cgroup; no bytes and no latency",
+            Self::Net | Self::Tcp => "nothing",
             Self::Http => "the proxy's own counts of what it sends there",
             Self::Memory => "memory.pressure of the cgroup",
             Self::Life => {

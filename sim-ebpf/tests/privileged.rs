@@ -218,6 +218,10 @@ fn bytes_and_operations_of_direct_io_are_those_that_were_written() {
     let file = write_direct_in(&cgroup);
     let counted = probes.read(cgroup.id()).unwrap();
     fs::remove_file(file).unwrap();
+    // Where the bytes are off, these two say whether a run of a program was lost.
+    let cost = probes.cost();
+    let missed: u64 = cost.programs.iter().map(|one| one.missed_count).sum();
+    eprintln!("{missed} runs missed, losses {:?}", probes.losses());
     assert_close(
         "bytes written",
         counted.block_write_bytes,

@@ -19,6 +19,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -151,6 +152,17 @@ fn a_neighbour_that_holds_the_cpu_is_named() {
     assert_eq!(probes.losses().total(), 0);
 }
 
+/// How long a thread has run, in nanoseconds, and the CPU it is on, by its folder in `/proc`.
+fn ran_and_where(task: &Path) -> (u64, usize) {
+    let schedstat = fs::read_to_string(task.join("schedstat")).unwrap();
+    let stat = fs::read_to_string(task.join("stat")).unwrap();
+    // Field 39; the second may hold spaces and ends with the last parenthesis.
+    let fields = stat.rsplit_once(") ").unwrap().1;
+    let cpu = fields.split(' ').nth(36).unwrap();
+    let ran_ns = schedstat.split(' ').next().unwrap();
+    (ran_ns.parse().unwrap(), cpu.parse().unwrap())
+}
+
 #[test]
 fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
     const MOVES: u64 = 40;
@@ -158,7 +170,7 @@ fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
         return;
     };
     if thread::available_parallelism().unwrap().get() < 2 {
-        eprintln!("nothing to move to on one CPU");
+        eprintln!("SKIPPED (nothing to move to on one CPU)");
         return;
     }
     let cgroup = Cgroup::new("moved");
@@ -176,14 +188,25 @@ fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
         }
     };
     pin(0);
-    let spun = || probes.read(cgroup.id()).unwrap().switches;
-    thread::sleep(Duration::from_millis(50));
-    let before = probes.read(cgroup.id()).unwrap();
     actor.go();
+    let spinner = eventually("a thread that spins", || {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let tasks = tasks.map(|task| task.unwrap().path());
+        let mut busy = tasks.filter(|task| ran_and_where(task).0 > 50_000_000);
+        busy.next()
+    });
+    let before = probes.read(cgroup.id()).unwrap();
     for at in 1..=MOVES {
-        let switches = spun();
-        pin((at % 2) as usize);
-        eventually("it is moved", || (spun() > switches).then_some(()));
+        let cpu = (at % 2) as usize;
+        pin(cpu);
+        // It is there, and has run there: only then is its next turn elsewhere a migration.
+        let arrived_ns = eventually("it is moved", || {
+            let (ran_ns, on) = ran_and_where(&spinner);
+            (on == cpu).then_some(ran_ns)
+        });
+        eventually("it runs there", || {
+            (ran_and_where(&spinner).0 > arrived_ns).then_some(())
+        });
     }
     let moved = probes.read(cgroup.id()).unwrap().since(&before).migrations;
     eprintln!("{moved} migrations for {MOVES} moves");
@@ -210,7 +233,7 @@ fn requests_are_timed_and_classed_without_touching_the_service() {
     let port: u16 = server.hears("port ").parse().unwrap();
     let mut spent_ns = 0;
     for at in 0..GOOD + BAD {
-        // Every tenth on a connection of its own, the others kept alive: both are usual.
+        // Two on each connection: the first of a new one, and one on a connection that was kept alive.
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         for _ in 0..2 {
             let path = if at < GOOD { "/good" } else { "/bad" };
@@ -276,7 +299,7 @@ fn time_lost_to_reclaim_is_charged_to_who_hit_the_limit() {
         return;
     };
     let Some(mount) = cgroup1_mount("memory") else {
-        eprintln!("no cgroup1 memory hierarchy here");
+        eprintln!("SKIPPED (no cgroup1 memory hierarchy here)");
         return;
     };
     let limit = Cgroup::below(&mount, "limit");
