@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(crate) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// How to load.
 #[derive(Clone, Debug)]

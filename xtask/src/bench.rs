@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the criterion benches, gathered into one JSON file.
+//! `cargo xtask bench`: the criterion benches, gathered into one JSON file, and those that are programs of their own.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,8 +9,13 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::process;
 
+mod probes;
+
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    whole: Option<Whole>,
     /// Write the results here
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
     json: Option<PathBuf>,
@@ -21,7 +26,17 @@ pub(crate) struct Arguments {
     filter: Option<String>,
 }
 
+/// Benchmarks that are programs of their own.
+#[derive(clap::Subcommand)]
+enum Whole {
+    /// What the kernel probes cost, beside bpftrace and libbpf-tools; needs root
+    Probes(probes::Arguments),
+}
+
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    if let Some(Whole::Probes(arguments)) = &arguments.whole {
+        return probes::run(context, arguments);
+    }
     if arguments.smoke {
         return smoke(context);
     }

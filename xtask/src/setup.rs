@@ -3,6 +3,7 @@
 mod apt;
 mod debian_rust;
 mod packages;
+mod peers;
 mod python;
 pub(crate) mod toolchain;
 
@@ -16,6 +17,7 @@ use crate::context::{Context, REQUIRE_PRIVILEGED, privileged_required};
 use crate::ebpf;
 use crate::progress::{Activity, Steps};
 use apt::Apt;
+pub(crate) use peers::Peers;
 
 /// Steps that [`all`] takes.
 pub(crate) const STEPS: usize = 4;
@@ -97,6 +99,14 @@ pub(crate) fn kernel_side(
     let apt = Apt::find(context);
     let toolchain = toolchain(context, steps, &apt)?;
     object(context, steps, toolchain, profile)
+}
+
+/// What the probe benchmark runs beside SIM.
+pub(crate) fn peers(context: &Context, steps: &mut Steps) -> Result<Peers> {
+    let apt = Apt::find(context);
+    steps.run("peers of the benchmark", |activity| {
+        peers::install(context, &apt, activity)
+    })
 }
 
 fn packages(context: &Context, steps: &mut Steps, apt: &Apt) -> Result<()> {

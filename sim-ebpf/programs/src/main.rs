@@ -14,6 +14,7 @@
 mod atomic;
 mod block;
 mod cgroups;
+mod empty;
 mod http;
 mod kernel;
 mod life;

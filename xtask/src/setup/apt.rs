@@ -2,11 +2,14 @@
 //! when something is missing from them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::cache::remove_folder;
 use crate::context::{Context, find_program, is_root};
 use crate::process;
 use crate::progress::Activity;
@@ -90,7 +93,7 @@ impl Apt {
 
     /// The packages that the candidate version of `package` depends on; none if it is unknown
     /// (a virtual package, say).
-    pub(super) fn dependencies(&self, context: &Context, package: &str) -> Option<Vec<String>> {
+    fn dependencies(&self, context: &Context, package: &str) -> Option<Vec<String>> {
         let mut command = self.command(context, "apt-cache");
         command.args(["show", "--no-all-versions", package]);
         let text = process::output(&mut command).ok()?;
@@ -98,14 +101,14 @@ impl Apt {
     }
 
     /// True when dpkg has the package installed.
-    pub(super) fn is_installed(&self, context: &Context, package: &str) -> bool {
+    fn is_installed(&self, context: &Context, package: &str) -> bool {
         let mut command = context.command("dpkg-query");
         command.args(["--show", "--showformat", "${db:Status-Status}\n", package]);
         process::output(&mut command).is_ok_and(|text| text.lines().any(|line| line == "installed"))
     }
 
     /// Makes sure that `package` is known, by fetching the lists if it is not.
-    pub(super) fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
+    fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
         if !self.present {
             bail!("no apt-get here");
         }
@@ -118,11 +121,61 @@ impl Apt {
         Ok(())
     }
 
-    /// Downloads packages into `folder`, as any user.
-    pub(super) fn download(
+    /// Fetches packages and all that they need, and unpacks them below `root` without installing them, as
+    /// any user. Left out is what dpkg has installed already, unless `is_own` wants it in any case.
+    pub(super) fn fetch(
         &self,
         context: &Context,
-        packages: &[String],
+        wanted: &[&str],
+        is_own: impl Fn(&str) -> bool,
+        root: &Path,
+        activity: &Activity,
+    ) -> Result<()> {
+        for package in wanted {
+            self.know(context, package, activity)?;
+        }
+        activity.say("asking apt what is needed");
+        let packages = self.closure(context, wanted, is_own);
+        let archives = root.join(".archives");
+        std::fs::create_dir_all(&archives)?;
+        activity.say(format!("downloading {}", wanted.join(" ")));
+        self.download(context, &packages, &archives)?;
+        activity.say(format!("unpacking {}", wanted.join(" ")));
+        for entry in std::fs::read_dir(&archives)? {
+            unpack(context, &entry?.path(), root)?;
+        }
+        remove_folder(&archives)
+    }
+
+    fn closure(
+        &self,
+        context: &Context,
+        wanted: &[&str],
+        is_own: impl Fn(&str) -> bool,
+    ) -> BTreeSet<String> {
+        let mut waiting: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        let mut chosen = BTreeSet::new();
+        while let Some(package) = waiting.pop() {
+            if chosen.contains(&package)
+                || (!is_own(&package) && self.is_installed(context, &package))
+            {
+                continue;
+            }
+            // An unknown name is virtual, such as libc-dev: what provides it links Rust programs
+            // and so is there, or the packages step has said what is missing.
+            if let Some(dependencies) = self.dependencies(context, &package) {
+                waiting.extend(dependencies);
+                chosen.insert(package);
+            }
+        }
+        chosen
+    }
+
+    /// Downloads packages into `folder`, as any user.
+    fn download(
+        &self,
+        context: &Context,
+        packages: &BTreeSet<String>,
         folder: &Path,
     ) -> Result<()> {
         let log = context.cache.log("apt")?;
@@ -152,10 +205,28 @@ fn private_options(lists: &Path) -> Vec<String> {
 }
 
 /// Unpacks one package below `root`, without installing it.
-pub(super) fn unpack(context: &Context, package: &Path, root: &Path) -> Result<()> {
+fn unpack(context: &Context, package: &Path, root: &Path) -> Result<()> {
     let mut command = context.command("dpkg-deb");
     command.arg("--extract").arg(package).arg(root);
     process::output(&mut command).map(drop).context("unpack")
+}
+
+/// The multiarch folders of the unpacked packages.
+pub(super) fn library_path(root: &Path) -> Result<OsString> {
+    let mut folders = Vec::new();
+    for parent in [root.join("usr/lib"), root.join("lib")] {
+        let Ok(entries) = std::fs::read_dir(&parent) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() && name.contains("-linux-") {
+                folders.push(path);
+            }
+        }
+    }
+    std::env::join_paths(folders).context("library path")
 }
 
 /// Names in the `Depends:` field: the first of alternatives, without versions and qualifiers.
@@ -184,5 +255,15 @@ mod tests {
             ["libc6", "gcc", "python3", "libstd-rust-web-dev"]
         );
         assert!(depends_field("Package: x\n").is_empty());
+    }
+
+    #[test]
+    fn only_multiarch_folders_are_on_the_library_path() {
+        let root = std::env::temp_dir().join(format!("xtask-libraries-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("usr/lib/x86_64-linux-gnu")).unwrap();
+        std::fs::create_dir_all(root.join("usr/lib/rustlib")).unwrap();
+        let path = library_path(&root).unwrap();
+        assert_eq!(PathBuf::from(path), root.join("usr/lib/x86_64-linux-gnu"));
+        remove_folder(&root).unwrap();
     }
 }

@@ -4,13 +4,12 @@
 //! No version is written here but bpf-linker's: Debian's security updates move the compiler, and
 //! with it the LLVM that the linker must match.
 
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::apt::{self, Apt};
+use super::apt::{Apt, library_path};
 use super::toolchain::{Toolchain, has_library_source, llvm_major};
 use crate::cache::remove_folder;
 use crate::context::Context;
@@ -80,67 +79,22 @@ fn unpack_compiler(context: &Context, apt: &Apt, activity: &Activity) -> Result<
     if let Err(error) = apt.update(context, activity) {
         activity.say(format!("old package lists are used: {error:#}"));
     }
-    apt.know(context, COMPILER, activity)?;
-    apt.know(context, SOURCE, activity)?;
-    let archives = context.cache.path("debian-rust-archives");
     context.cache.install("debian-rust", |root| {
-        remove_folder(&archives)?;
-        std::fs::create_dir_all(&archives)?;
-        activity.say("asking apt what the compiler needs");
-        let packages = closure(context, apt);
-        activity.say("downloading the compiler");
-        apt.download(context, &packages, &archives)?;
-        activity.say("unpacking the compiler");
-        for entry in std::fs::read_dir(&archives)? {
-            apt::unpack(context, &entry?.path(), root)?;
-        }
+        apt.fetch(context, &[COMPILER, SOURCE], is_own, root, activity)?;
         anyhow::ensure!(
             has_library_source(&root.join("usr")),
             "{SOURCE} brings no library source"
         );
         usable_version(context, root).map(drop)
     })?;
-    remove_folder(&archives)
+    Ok(())
 }
 
-/// The compiler, its source and what they need: what dpkg hasn't installed, and in any case the
-/// compiler's own libraries, whose installed version may be another.
-fn closure(context: &Context, apt: &Apt) -> Vec<String> {
-    let mut waiting = vec![COMPILER.to_owned(), SOURCE.to_owned()];
-    let mut chosen = BTreeSet::new();
-    while let Some(package) = waiting.pop() {
-        let own = [COMPILER, SOURCE].contains(&package.as_str())
-            || package.starts_with("libstd-rust")
-            || package.starts_with("libllvm");
-        if chosen.contains(&package) || (!own && apt.is_installed(context, &package)) {
-            continue;
-        }
-        // An unknown name is virtual, such as libc-dev: what provides it links Rust programs
-        // and so is there, or the packages step has said what is missing.
-        if let Some(dependencies) = apt.dependencies(context, &package) {
-            waiting.extend(dependencies);
-            chosen.insert(package);
-        }
-    }
-    chosen.into_iter().collect()
-}
-
-/// The multiarch folders of the unpacked packages.
-fn library_path(root: &Path) -> Result<OsString> {
-    let mut folders = Vec::new();
-    for parent in [root.join("usr/lib"), root.join("lib")] {
-        let Ok(entries) = std::fs::read_dir(&parent) else {
-            continue;
-        };
-        for entry in entries {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if path.is_dir() && name.contains("-linux-") {
-                folders.push(path);
-            }
-        }
-    }
-    std::env::join_paths(folders).context("library path")
+/// Of another version than the installed one, perhaps: unpacked in any case.
+fn is_own(package: &str) -> bool {
+    [COMPILER, SOURCE].contains(&package)
+        || package.starts_with("libstd-rust")
+        || package.starts_with("libllvm")
 }
 
 fn build_linker(
@@ -231,15 +185,5 @@ mod tests {
         assert!(is_llvm_library("libLLVM-17.so.1", 17));
         assert!(!is_llvm_library("libLLVM.so.221", 22));
         assert!(!is_llvm_library("libLLVM-C.so.22", 22));
-    }
-
-    #[test]
-    fn only_multiarch_folders_are_on_the_library_path() {
-        let root = std::env::temp_dir().join(format!("xtask-libraries-{}", std::process::id()));
-        std::fs::create_dir_all(root.join("usr/lib/x86_64-linux-gnu")).unwrap();
-        std::fs::create_dir_all(root.join("usr/lib/rustlib")).unwrap();
-        let path = library_path(&root).unwrap();
-        assert_eq!(PathBuf::from(path), root.join("usr/lib/x86_64-linux-gnu"));
-        remove_folder(&root).unwrap();
     }
 }

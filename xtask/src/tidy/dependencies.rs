@@ -65,6 +65,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sim-node",
             "sim-proxy",
             "sim-control",
+            "sim-tests",
         ],
     ),
     ("xtask", &[]),

@@ -1,0 +1,72 @@
+//! A cgroup for what is measured, gone when it is dropped.
+
+use std::fs::{File, OpenOptions};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use sim_node::cgroup::{Group, Hierarchy};
+
+/// Holds processes so that the kernel accounts for them together.
+pub(crate) struct Cage {
+    group: Group,
+    id: u64,
+    directory: PathBuf,
+}
+
+impl Cage {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let name = format!("sim-bench-{}-{name}", std::process::id());
+        let hierarchy = Hierarchy::detect().context("cgroup mounts")?;
+        let group = Group::create(&hierarchy, &name).with_context(|| format!("cgroup {name}"))?;
+        let directory = group.unified_dir().context("no cgroup version 2 mount")?;
+        let id = group
+            .id()
+            .with_context(|| format!("cgroup {name} has no id"))?;
+        Ok(Self {
+            group,
+            id,
+            directory,
+        })
+    }
+
+    /// As the probes know it.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// On the version 2 mount.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.directory.clone()
+    }
+
+    /// For a child that joins.
+    pub(crate) fn procs(&self) -> Result<Vec<File>> {
+        let open = |directory: PathBuf| {
+            let path = directory.join("cgroup.procs");
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .with_context(|| path.display().to_string())
+        };
+        self.group.dirs().into_iter().map(open).collect()
+    }
+
+    /// CPU time of all that ever ran in it.
+    pub(crate) fn cpu_ns(&self) -> Result<u64> {
+        let path = self.directory.join("cpu.stat");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let micros = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "))
+            .with_context(|| format!("{}: no usage_usec", path.display()))?;
+        Ok(micros.trim().parse::<u64>()? * 1_000)
+    }
+}
+
+impl Drop for Cage {
+    fn drop(&mut self) {
+        if let Err(error) = self.group.destroy() {
+            eprintln!("bench: {} stays behind: {error}", self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the kernel probes cost: nanoseconds per switch beside bpftrace and libbpf-tools, share of a
+//! service's CPU time, and what the node takes at a hundred workloads.
+//!
+//! All by the kernel's own account (`BPF_ENABLE_STATS`), all in one run and in turn; the median of the
+//! rounds counts. Run it by `cargo xtask bench probes`, which fetches what it compares with.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark speaks to the terminal"
+)]
+
+mod cage;
+mod counter;
+mod peers;
+mod services;
+mod settings;
+mod spent;
+mod switches;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use aya::sys::{Stats, enable_stats};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use peers::Peers;
+use settings::Settings;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Write the results here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measurements of each, in turn
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Nanoseconds per switch and wakeup
+    Switches,
+    /// Share of the CPU time of services at capacity
+    Services,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// The work of `switches`
+    #[command(hide = true)]
+    PingPong,
+}
+
+fn main() -> std::process::ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(Role::PingPong) = arguments.role {
+        return switches::ping_pong();
+    }
+    let settings = Settings::new(arguments.rounds)?;
+    let peers = Peers::locate()?;
+    let _measuring = enable_stats(Stats::RunTime)
+        .context("the kernel doesn't measure programs; it takes CAP_SYS_ADMIN")?;
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut results = Map::new();
+    // Always: the others need to know what measuring itself takes.
+    let (value, empty_ns) = switches::measure(&settings, &peers)?;
+    results.insert("cpu".to_owned(), value);
+    if wanted(Part::Services) {
+        let value = services::measure(&settings, &peers, empty_ns)?;
+        results.insert("services".to_owned(), value);
+    }
+    let report = json!({
+        "machine": machine(),
+        "versions": {
+            "sim": env!("CARGO_PKG_VERSION"),
+            "bpftrace": peers.version("bpftrace", "--version"),
+            "libbpf_tools_runqlat": peers.version("runqlat", "--version"),
+        },
+        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        "rounds": settings.rounds,
+        "results": Value::Object(results),
+    });
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    print!("{text}");
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, &text).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn machine() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == "model name").then(|| value.trim().to_owned())
+    });
+    json!({
+        "cpu": model,
+        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "architecture": std::env::consts::ARCH,
+    })
+}
