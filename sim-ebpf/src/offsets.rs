@@ -43,13 +43,33 @@ const WANTED: &[Wanted] = {
             paths: &["se.sum_exec_runtime"],
             field: |o| &mut o.task_runtime,
         },
+        // With task delay accounting or scheduler statistics, which every distribution has.
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["sched_info.run_delay"],
+            field: |o| &mut o.task_run_delay,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["sched_info.pcount"],
+            field: |o| &mut o.task_turns,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
+            paths: &["sched_info.last_queued"],
+            field: |o| &mut o.task_last_queued,
+        },
         Wanted {
             needed_by: &[Cpu],
             of: "task_struct",
             paths: &["cgroups"],
             field: |o| &mut o.task_cgroups,
         },
-        // Without quotas there is nothing to tell apart, so nobody needs these two.
+        // Without quotas there is nothing to tell apart, and without scheduling groups no neighbour is
+        // named: nobody needs these.
         Wanted {
             needed_by: &[],
             of: "task_struct",
@@ -61,6 +81,18 @@ const WANTED: &[Wanted] = {
             of: "cfs_rq",
             paths: &["throttle_count"],
             field: |o| &mut o.cfs_rq_throttle_count,
+        },
+        Wanted {
+            needed_by: &[],
+            of: "cfs_rq",
+            paths: &["rq"],
+            field: |o| &mut o.cfs_rq_rq,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "rq",
+            paths: &["clock"],
+            field: |o| &mut o.rq_clock,
         },
         Wanted {
             needed_by: &[],

@@ -20,12 +20,22 @@ pub struct KernelOffsets {
     pub task_state: u32,
     /// `task_struct.se.sum_exec_runtime`
     pub task_runtime: u32,
+    /// `task_struct.sched_info.run_delay`
+    pub task_run_delay: u32,
+    /// `task_struct.sched_info.pcount`
+    pub task_turns: u32,
+    /// `task_struct.sched_info.last_queued`
+    pub task_last_queued: u32,
     /// `task_struct.cgroups`
     pub task_cgroups: u32,
     /// `task_struct.se.cfs_rq`
     pub task_cfs_rq: u32,
     /// `cfs_rq.throttle_count`; 0 where the kernel has no CPU quotas
     pub cfs_rq_throttle_count: u32,
+    /// `cfs_rq.rq`; 0 where the kernel has no scheduling groups
+    pub cfs_rq_rq: u32,
+    /// `rq.clock`
+    pub rq_clock: u32,
     /// `task_struct.signal`
     pub task_signal: u32,
     /// `signal_struct.live`

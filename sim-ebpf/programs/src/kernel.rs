@@ -16,9 +16,14 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     task_tgid: 0,
     task_state: 0,
     task_runtime: 0,
+    task_run_delay: 0,
+    task_turns: 0,
+    task_last_queued: 0,
     task_cgroups: 0,
     task_cfs_rq: 0,
     cfs_rq_throttle_count: 0,
+    cfs_rq_rq: 0,
+    rq_clock: 0,
     task_signal: 0,
     signal_live: 0,
     css_set_dfl_cgrp: 0,
@@ -77,6 +82,49 @@ pub unsafe fn pid(task: *const task_struct) -> i32 {
 pub unsafe fn runtime_ns(task: *const task_struct) -> u64 {
     // SAFETY: as the caller promises.
     unsafe { member(task.cast(), offset!(task_runtime)) }
+}
+
+/// How long a task has waited in its life for a CPU, up to its present turn, in nanoseconds, as the
+/// scheduler accounts it.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn run_delay_ns(task: *const task_struct) -> u64 {
+    // SAFETY: as the caller promises.
+    unsafe { member(task.cast(), offset!(task_run_delay)) }
+}
+
+/// How often a task was given a CPU after it had to ask.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn turns(task: *const task_struct) -> u64 {
+    // SAFETY: as the caller promises. An `unsigned long`, on machines of 64 bits.
+    unsafe { member(task.cast(), offset!(task_turns)) }
+}
+
+/// How long a runnable task has waited on this CPU, in nanoseconds; 0 if it didn't, or if the kernel has
+/// no scheduling groups, by which its clock is found.
+///
+/// # Safety
+/// `task` comes from the program's context and is queued on this CPU.
+#[inline(always)]
+pub unsafe fn waiting_ns(task: *const task_struct) -> u64 {
+    if offset!(cfs_rq_rq) == 0 {
+        return 0;
+    }
+    // SAFETY: each pointer is loaded through the one before, from the task the caller vouches for.
+    unsafe {
+        let since: u64 = member(task.cast(), offset!(task_last_queued));
+        if since == 0 {
+            return 0;
+        }
+        let queue: *const u8 = member(task.cast(), offset!(task_cfs_rq));
+        let queue: *const u8 = member(queue, offset!(cfs_rq_rq));
+        member::<u64>(queue, offset!(rq_clock)).saturating_sub(since)
+    }
 }
 
 /// Whether the quota of a task's cgroup, or of an ancestor, is used up on the task's CPU.
