@@ -23,6 +23,8 @@ use sim_ebpf_abi::{Connection, Loss, bucket_of};
 /// Verdict of a `cgroup_skb` program: let the packet through.
 const PASS: i32 = 1;
 const TCP: u8 = 6;
+/// Least length of the headers of a TCP packet.
+const IP_AND_TCP: usize = 40;
 
 #[btf_map]
 static CONNECTIONS: SocketStorage<Connection> = SocketStorage::new();
@@ -117,22 +119,31 @@ pub fn http_response(ctx: SkBuffContext) -> i32 {
 }
 
 /// TCP sequence number, and where the payload starts; `None` if the packet has none.
+///
+/// Read in place: by the time that a packet is at its socket its headers lie in one piece.
 #[inline(always)]
 fn payload(ctx: &SkBuffContext) -> Option<(u32, usize)> {
-    let first: u8 = ctx.load(0).ok()?;
-    let (protocol, tcp): (u8, usize) = match first >> 4 {
-        4 => (ctx.load(9).ok()?, (first as usize & 15) * 4),
-        // Extension headers are rare on TCP, and skipped with their packets.
-        6 => (ctx.load(6).ok()?, 40),
-        _ => return None,
-    };
-    if protocol != TCP {
-        return None;
+    // SAFETY: each load lies before `end`, as the verifier checks.
+    unsafe {
+        let (start, end) = ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize);
+        if start + IP_AND_TCP > end {
+            return None;
+        }
+        let first = *(start as *const u8);
+        let (protocol, tcp) = match first >> 4 {
+            4 => (*((start + 9) as *const u8), (first as usize & 15) * 4),
+            // Extension headers are rare on TCP, and skipped with their packets.
+            6 => (*((start + 6) as *const u8), 40),
+            _ => return None,
+        };
+        let header = start + tcp;
+        if protocol != TCP || header + 20 > end {
+            return None;
+        }
+        let seq = *((header + 4) as *const u32);
+        let payload = tcp + (*((header + 12) as *const u8) as usize >> 4) * 4;
+        ((payload as u32) < ctx.len()).then_some((u32::from_be(seq), payload))
     }
-    let seq: [u8; 4] = ctx.load(tcp + 4).ok()?;
-    let offset: u8 = ctx.load(tcp + 12).ok()?;
-    let payload = tcp + (offset as usize >> 4) * 4;
-    ((payload as u32) < ctx.len()).then_some((u32::from_be_bytes(seq), payload))
 }
 
 /// By the first letters of a method and, for the short ones, the space behind it.

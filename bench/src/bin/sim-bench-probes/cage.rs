@@ -29,6 +29,11 @@ impl Cage {
         })
     }
 
+    /// Caps what it may use, as a node caps its instances.
+    pub(crate) fn hold_to(&self, cpus: f64) -> Result<()> {
+        self.group.limit_cpu(cpus).context("CPU quota")
+    }
+
     /// As the probes know it.
     pub(crate) fn id(&self) -> u64 {
         self.id

@@ -9,6 +9,7 @@
     reason = "a benchmark speaks to the terminal"
 )]
 
+mod agent;
 mod cage;
 mod counter;
 mod peers;
@@ -49,6 +50,8 @@ enum Part {
     Switches,
     /// Share of the CPU time of services at capacity
     Services,
+    /// The node at a hundred workloads
+    Node,
 }
 
 #[derive(Subcommand)]
@@ -56,6 +59,9 @@ enum Role {
     /// The work of `switches`
     #[command(hide = true)]
     PingPong,
+    /// A workload of `node`
+    #[command(hide = true)]
+    Serve { address: String },
 }
 
 fn main() -> std::process::ExitCode {
@@ -69,8 +75,10 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    if let Some(Role::PingPong) = arguments.role {
-        return switches::ping_pong();
+    match &arguments.role {
+        Some(Role::PingPong) => return switches::ping_pong(),
+        Some(Role::Serve { address }) => return agent::serve(address),
+        None => {}
     }
     let settings = Settings::new(arguments.rounds)?;
     let peers = Peers::locate()?;
@@ -84,6 +92,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Services) {
         let value = services::measure(&settings, &peers, empty_ns)?;
         results.insert("services".to_owned(), value);
+    }
+    if wanted(Part::Node) {
+        results.insert("node".to_owned(), agent::measure()?);
     }
     let report = json!({
         "machine": machine(),

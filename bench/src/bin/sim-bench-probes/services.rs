@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
-use sim_tests::demo::settings::Programs;
+use sim_tests::demo::settings::{CPUS, Programs};
 use sim_tests::world::process::{Guarded, Placement};
 
 use crate::cage::Cage;
@@ -34,6 +34,27 @@ const COUNTERS: [Counter; 4] = [
     Counter::Tool(Tool::LibbpfRunqlat),
 ];
 
+/// What is loaded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Service {
+    /// The workload of the demonstration, held to its share of the CPU by a quota.
+    HttpbinHeld,
+    /// The same with all the CPUs to itself: its threads fight for Python's lock on two of them.
+    Httpbin,
+    /// As little work per request as there can be.
+    NginxEcho,
+}
+
+impl Service {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::HttpbinHeld => "httpbin_quarter_cpu",
+            Self::Httpbin => "httpbin",
+            Self::NginxEcho => "nginx_echo",
+        }
+    }
+}
+
 /// One load with one counter.
 #[derive(Clone, Debug, Default)]
 struct Taken {
@@ -46,20 +67,29 @@ struct Taken {
 
 pub(crate) fn measure(settings: &Settings, peers: &Peers, empty_ns: f64) -> Result<Value> {
     let mut results = Map::new();
-    for service in ["httpbin", "nginx_echo"] {
-        let value = of_service(settings, peers, service, empty_ns).context(service)?;
-        results.insert(service.to_owned(), value);
+    for service in [Service::HttpbinHeld, Service::Httpbin, Service::NginxEcho] {
+        let value =
+            of_service(settings, peers, service, empty_ns).with_context(|| service.name())?;
+        results.insert(service.name().to_owned(), value);
     }
     Ok(Value::Object(results))
 }
 
-fn of_service(settings: &Settings, peers: &Peers, service: &str, empty_ns: f64) -> Result<Value> {
-    let cage = Cage::new(service)?;
+fn of_service(
+    settings: &Settings,
+    peers: &Peers,
+    service: Service,
+    empty_ns: f64,
+) -> Result<Value> {
+    let cage = Cage::new(service.name())?;
+    if service == Service::HttpbinHeld {
+        cage.hold_to(CPUS)?;
+    }
     let folder = tempfile::tempdir()?;
     let address = free_address()?;
     let command = match service {
-        "httpbin" => httpbin(address)?,
-        _ => nginx(peers, address, folder.path())?,
+        Service::HttpbinHeld | Service::Httpbin => httpbin(address)?,
+        Service::NginxEcho => nginx(peers, address, folder.path())?,
     };
     let _process = start(command, &cage, address)?;
     // What a service does only once: imports, first connections.
@@ -87,6 +117,7 @@ fn of_service(settings: &Settings, peers: &Peers, service: &str, empty_ns: f64) 
                     .collect(),
             });
         }
+        let service = service.name();
         println!("{service}: round {} of {}", round + 1, settings.rounds);
     }
     Ok(report(&taken, empty_ns))
