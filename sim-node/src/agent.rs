@@ -277,7 +277,7 @@ impl Agent {
                 if let Some(cgroup) = instance.limits.cgroup_id() {
                     self.sensors.watch(id, instance.pid, cgroup);
                 }
-                let files = instance.limits.usage(instance.pid).ok();
+                let files = instance.usage();
                 instance.readings = Readings::first(instance.cgroups.read(&self.sensors), files);
                 let (address, pid) = (instance.address.to_string(), instance.pid);
                 tracing::info!(
@@ -432,7 +432,7 @@ impl Agent {
         for (&id, instance) in &mut self.instances {
             instance.cgroups.follow(&mut self.sensors);
             let kernel = instance.cgroups.read(&self.sensors);
-            let files = instance.limits.usage(instance.pid).ok();
+            let files = instance.usage();
             let sample = instance.readings.next(&self.sensors, kernel, files);
             samples.push(sim_api::resource_report(InstanceId(id), &sample));
         }

@@ -5,6 +5,7 @@
 //! `cpu.stat` and pressure. A workload is therefore put into all of them, under one relative
 //! name. Nothing is ever mounted or remounted here.
 
+pub use crate::stat_files::StatFiles;
 pub use crate::usage::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
@@ -393,8 +394,8 @@ impl Group {
     ///
     /// # Errors
     /// Where none of them can be read.
-    pub fn usage(&self) -> io::Result<Usage> {
-        Usage::of(&self.hierarchy, &self.name)
+    pub fn usage(&self, files: &mut StatFiles) -> io::Result<Usage> {
+        Usage::of(&self.hierarchy, &self.name, files)
     }
 
     /// Kills all that runs in it and removes it everywhere.

@@ -1,5 +1,6 @@
 //! One instance: from the start command to its last process.
 
+use crate::cgroup::{StatFiles, Usage};
 use crate::cgroup_set::CgroupSet;
 use crate::limits::{self, Limits};
 use crate::process_tree;
@@ -42,6 +43,7 @@ pub(crate) struct Instance {
     pub(crate) pid: u32,
     pub(crate) limits: Limits,
     pub(crate) readings: Readings,
+    files: StatFiles,
     /// Its cgroups, nested ones too.
     pub(crate) cgroups: CgroupSet,
     /// Its limit.
@@ -90,6 +92,7 @@ impl Instance {
                 pid,
                 limits,
                 readings: Readings::first(None, None),
+                files: StatFiles::kept_open(),
                 cgroups: CgroupSet::default(),
                 memory_bytes: start.memory_bytes,
                 stopping: false,
@@ -180,9 +183,14 @@ impl Instance {
         Ok((pid, tasks))
     }
 
+    /// What it used since its start, by files; `None` where none can be read.
+    pub(crate) fn usage(&mut self) -> Option<Usage> {
+        self.limits.usage(self.pid, &mut self.files).ok()
+    }
+
     /// The kernel killed for want of memory here since the last sample.
-    pub(crate) fn is_out_of_memory(&self) -> bool {
-        let killed = self.limits.usage(self.pid).map_or(0, |u| u.oom_kills);
+    pub(crate) fn is_out_of_memory(&mut self) -> bool {
+        let killed = self.usage().map_or(0, |u| u.oom_kills);
         killed > self.readings.oom_kills()
     }
 

@@ -17,6 +17,7 @@ mod process_tree;
 mod readiness;
 mod sense;
 mod session;
+mod stat_files;
 mod usage;
 
 pub use agent::{NodeConfig, NodeError, run};

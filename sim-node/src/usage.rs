@@ -2,7 +2,7 @@
 //! where no probe runs.
 
 use crate::cgroup::Hierarchy;
-use std::fs;
+use crate::stat_files::StatFiles;
 use std::io;
 use std::path::Path;
 
@@ -33,24 +33,23 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Reads the files of the cgroup `name`.
+    /// Reads the files of the cgroup `name` by `files`.
     ///
     /// # Errors
     /// Where none of them can be read.
-    pub fn of(hierarchy: &Hierarchy, name: &str) -> io::Result<Self> {
+    pub fn of(hierarchy: &Hierarchy, name: &str, files: &mut StatFiles) -> io::Result<Self> {
         let mut usage = Self::default();
         let mut found = false;
         if let Some(dir) = hierarchy.unified_dir(name) {
-            found |= usage.read_unified(&dir);
+            found |= usage.read_unified(&dir, files);
         }
-        if let Some(dir) = hierarchy.cpu_dir(name)
-            && let Ok(stat) = fs::read_to_string(dir.join("cpu.stat"))
-        {
-            found = true;
-            usage.throttled_micros = key(&stat, "throttled_time").unwrap_or(0) / 1_000;
+        if let Some(dir) = hierarchy.cpu_dir(name) {
+            let stat = files.read(&dir.join("cpu.stat"));
+            found |= !stat.is_empty();
+            usage.throttled_micros = key(stat, "throttled_time").unwrap_or(0) / 1_000;
         }
         if let Some(dir) = hierarchy.memory_dir(name) {
-            found |= usage.read_memory(&dir);
+            found |= usage.read_memory(&dir, files);
         }
         if found {
             Ok(usage)
@@ -59,39 +58,52 @@ impl Usage {
         }
     }
 
-    fn read_unified(&mut self, dir: &Path) -> bool {
-        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let stat = read("cpu.stat");
-        self.cpu_micros = key(&stat, "usage_usec").unwrap_or(0);
-        self.throttled_micros = key(&stat, "throttled_usec").unwrap_or(0);
-        let pressure =
-            |resource: &str| pressure_total(&read(&format!("{resource}.pressure"))).unwrap_or(0);
-        self.cpu_pressure_micros = pressure("cpu");
-        self.memory_pressure_micros = pressure("memory");
-        self.io_pressure_micros = pressure("io");
-        // The files of a controller are there only where it is enabled.
-        self.memory_bytes = read("memory.current").trim().parse().unwrap_or(0);
-        if self.memory_bytes != 0 {
-            let stat = read("memory.stat");
-            let idle = key(&stat, "inactive_file").unwrap_or(0);
-            self.working_set_bytes = self.memory_bytes.saturating_sub(idle);
-            self.major_faults = key(&stat, "pgmajfault").unwrap_or(0);
-            self.oom_kills = key(&read("memory.events"), "oom_kill").unwrap_or(0);
+    fn read_unified(&mut self, dir: &Path, files: &mut StatFiles) -> bool {
+        let mut read = |file: &str, take: &mut dyn FnMut(&str)| take(files.read(&dir.join(file)));
+        let mut found = false;
+        read("cpu.stat", &mut |stat| {
+            found = !stat.is_empty();
+            self.cpu_micros = key(stat, "usage_usec").unwrap_or(0);
+            self.throttled_micros = key(stat, "throttled_usec").unwrap_or(0);
+        });
+        for (file, micros) in [
+            ("cpu.pressure", &mut self.cpu_pressure_micros),
+            ("memory.pressure", &mut self.memory_pressure_micros),
+            ("io.pressure", &mut self.io_pressure_micros),
+        ] {
+            read(file, &mut |text| {
+                *micros = pressure_total(text).unwrap_or(0)
+            });
         }
-        !stat.is_empty()
+        // The files of a controller are there only where it is enabled.
+        read("memory.current", &mut |text| {
+            self.memory_bytes = text.trim().parse().unwrap_or(0);
+        });
+        if self.memory_bytes != 0 {
+            read("memory.stat", &mut |stat| {
+                let idle = key(stat, "inactive_file").unwrap_or(0);
+                self.working_set_bytes = self.memory_bytes.saturating_sub(idle);
+                self.major_faults = key(stat, "pgmajfault").unwrap_or(0);
+            });
+            read("memory.events", &mut |events| {
+                self.oom_kills = key(events, "oom_kill").unwrap_or(0);
+            });
+        }
+        found
     }
 
-    fn read_memory(&mut self, dir: &Path) -> bool {
-        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let Ok(memory_bytes) = read("memory.usage_in_bytes").trim().parse() else {
+    fn read_memory(&mut self, dir: &Path, files: &mut StatFiles) -> bool {
+        let usage = files.read(&dir.join("memory.usage_in_bytes"));
+        let Ok(memory_bytes) = usage.trim().parse() else {
             return false;
         };
-        let stat = read("memory.stat");
-        let idle = key(&stat, "total_inactive_file").unwrap_or(0);
+        let stat = files.read(&dir.join("memory.stat"));
+        let idle = key(stat, "total_inactive_file").unwrap_or(0);
         self.memory_bytes = memory_bytes;
         self.working_set_bytes = memory_bytes.saturating_sub(idle);
-        self.major_faults = key(&stat, "total_pgmajfault").unwrap_or(0);
-        self.oom_kills = key(&read("memory.oom_control"), "oom_kill").unwrap_or(0);
+        self.major_faults = key(stat, "total_pgmajfault").unwrap_or(0);
+        let control = files.read(&dir.join("memory.oom_control"));
+        self.oom_kills = key(control, "oom_kill").unwrap_or(0);
         true
     }
 
@@ -131,6 +143,7 @@ fn pressure_total(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn files_are_read_by_key() {
@@ -154,7 +167,7 @@ mod tests {
             "some avg10=0.00 avg60=0.00 avg300=0.00 total=33\n",
         );
         let mut usage = Usage::default();
-        assert!(usage.read_unified(dir.path()));
+        assert!(usage.read_unified(dir.path(), &mut StatFiles::opened_anew()));
         let expected = Usage {
             cpu_micros: 900,
             throttled_micros: 70,
@@ -176,7 +189,7 @@ mod tests {
         let write =
             |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
         let mut usage = Usage::default();
-        assert!(!usage.read_memory(dir.path()));
+        assert!(!usage.read_memory(dir.path(), &mut StatFiles::opened_anew()));
         write("memory.usage_in_bytes", "4096\n");
         write(
             "memory.stat",
@@ -186,7 +199,7 @@ mod tests {
             "memory.oom_control",
             "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         );
-        assert!(usage.read_memory(dir.path()));
+        assert!(usage.read_memory(dir.path(), &mut StatFiles::opened_anew()));
         let expected = (4_096, 4_000, 3, 2);
         assert_eq!(
             (
