@@ -1,8 +1,10 @@
 //! The agent's loop: commands in, facts out. One task owns all state.
 
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Detail, Group, Hierarchy};
 use crate::cgroup_set::CgroupSet;
+use crate::exporter;
 use crate::instance::{Fact, Instance, Place};
+use crate::metrics::{InstanceFigures, Snapshot};
 use crate::probes::Sensors;
 use crate::process_tree;
 use crate::sense::Readings;
@@ -14,10 +16,10 @@ use sim_life::Offer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
@@ -49,6 +51,8 @@ pub struct NodeConfig {
     pub launcher: PathBuf,
     /// Where life flags are offered to proxies of this machine.
     pub life_socket: PathBuf,
+    /// Where the metrics page is served, if it is.
+    pub metrics: Option<SocketAddr>,
     /// Sample window.
     pub tick: Duration,
 }
@@ -61,6 +65,14 @@ pub enum NodeError {
     Cgroup {
         /// Which.
         name: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The metrics page can't be served.
+    #[error("metrics at {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
         /// What the kernel said.
         source: std::io::Error,
     },
@@ -86,6 +98,12 @@ struct Agent {
 /// # Errors
 /// [`NodeError`] where the server's own cgroup can't be made or, at the end, not be removed.
 pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
+    let (questions, mut questions_in) = mpsc::channel(4);
+    if let Some(address) = config.metrics {
+        let wrap = |source| NodeError::Metrics { address, source };
+        let listener = TcpListener::bind(address).await.map_err(wrap)?;
+        tokio::spawn(exporter::serve(listener, questions.clone()));
+    }
     let (facts, mut facts_in) = mpsc::channel(64);
     let (link, mut link_in) = mpsc::channel(64);
     let mut agent = Agent::new(config, facts)?;
@@ -108,9 +126,14 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
             Some(fact) = facts_in.recv() => agent.take_fact(fact),
             reader = next_reader(readers.as_ref()) => hand_over(life.as_mut(), reader),
             _ = tick.tick() => agent.sense(),
+            Some(answer) = questions_in.recv() => {
+                // A reader that left needs no answer.
+                answer.send(agent.snapshot()).ok();
+            }
             () = async { sleep_until(deadline.unwrap_or_else(far_future)).await } => agent.overdue(),
         }
     }
+    drop(questions);
     session.abort();
     agent.end(facts_in).await
 }
@@ -277,7 +300,7 @@ impl Agent {
                 if let Some(cgroup) = instance.limits.cgroup_id() {
                     self.sensors.watch(id, instance.pid, cgroup);
                 }
-                let files = instance.usage();
+                let files = instance.usage(Detail::Sample);
                 instance.readings = Readings::first(instance.cgroups.read(&self.sensors), files);
                 let (address, pid) = (instance.address.to_string(), instance.pid);
                 tracing::info!(
@@ -432,7 +455,7 @@ impl Agent {
         for (&id, instance) in &mut self.instances {
             instance.cgroups.follow(&mut self.sensors);
             let kernel = instance.cgroups.read(&self.sensors);
-            let files = instance.usage();
+            let files = instance.usage(Detail::Sample);
             let sample = instance.readings.next(&self.sensors, kernel, files);
             samples.push(sim_api::resource_report(InstanceId(id), &sample));
         }
@@ -443,6 +466,30 @@ impl Agent {
             self.sensors.keep_budget();
             self.report(v1::node_report::Report::Probes(self.sensors.report()));
         }
+    }
+
+    /// What the metrics page shows.
+    fn snapshot(&mut self) -> Snapshot {
+        self.sensors.settle();
+        let kernel_cpu = self.sensors.is_active(sim_ebpf::Group::Cpu);
+        let mut instances = Vec::new();
+        for (&id, instance) in &mut self.instances {
+            instances.push(InstanceFigures {
+                workload: instance.workload.clone(),
+                instance: InstanceId(id).to_string(),
+                kernel: instance.cgroups.read(&self.sensors),
+                kernel_cpu,
+                files: instance.usage(Detail::Whole),
+            });
+        }
+        let mut snapshot = Snapshot {
+            server: self.config.server.to_string(),
+            instances,
+            reports_lost: self.reports_lost,
+            ..Snapshot::default()
+        };
+        self.sensors.tell(&mut snapshot);
+        snapshot
     }
 
     /// Ends every instance, in order, and leaves nothing behind.

@@ -6,7 +6,7 @@
 //! name. Nothing is ever mounted or remounted here.
 
 pub use crate::stat_files::StatFiles;
-pub use crate::usage::Usage;
+pub use crate::usage::{Detail, Usage};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
 use nix::unistd::{AccessFlags, faccessat};
@@ -394,8 +394,8 @@ impl Group {
     ///
     /// # Errors
     /// Where none of them can be read.
-    pub fn usage(&self, files: &mut StatFiles) -> io::Result<Usage> {
-        Usage::of(&self.hierarchy, &self.name, files)
+    pub fn usage(&self, detail: Detail, files: &mut StatFiles) -> io::Result<Usage> {
+        Usage::of(&self.hierarchy, &self.name, detail, files)
     }
 
     /// Kills all that runs in it and removes it everywhere.

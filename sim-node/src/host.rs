@@ -1,7 +1,7 @@
 //! Every cgroup of this machine, side by side: what `sim sense` shows. No instance is needed, and
 //! nothing is changed.
 
-use crate::cgroup::{Hierarchy, StatFiles, Usage};
+use crate::cgroup::{Detail, Hierarchy, StatFiles, Usage};
 use sim_ebpf::{Counters, GroupState, Probes, ProbesConfig};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -121,7 +121,8 @@ impl Host {
         for (&id, known) in &mut self.known {
             let kernel = self.probes.as_ref().and_then(|probes| probes.read(id).ok());
             let name = known.name.trim_start_matches('/');
-            let files = Usage::of(&self.hierarchy, name, &mut by_path).unwrap_or_default();
+            let files =
+                Usage::of(&self.hierarchy, name, Detail::Whole, &mut by_path).unwrap_or_default();
             let spent = match (&kernel, &known.kernel) {
                 (Some(now), Some(before)) => Some(now.since(before)),
                 _ => None,

@@ -1,6 +1,6 @@
 //! One instance: from the start command to its last process.
 
-use crate::cgroup::{StatFiles, Usage};
+use crate::cgroup::{Detail, StatFiles, Usage};
 use crate::cgroup_set::CgroupSet;
 use crate::limits::{self, Limits};
 use crate::process_tree;
@@ -39,6 +39,7 @@ pub(crate) enum Fact {
 
 /// A running instance.
 pub(crate) struct Instance {
+    pub(crate) workload: String,
     pub(crate) address: SocketAddr,
     pub(crate) pid: u32,
     pub(crate) limits: Limits,
@@ -91,6 +92,7 @@ impl Instance {
                 address,
                 pid,
                 limits,
+                workload: start.workload.clone(),
                 readings: Readings::first(None, None),
                 files: StatFiles::kept_open(),
                 cgroups: CgroupSet::default(),
@@ -184,13 +186,13 @@ impl Instance {
     }
 
     /// What it used since its start, by files; `None` where none can be read.
-    pub(crate) fn usage(&mut self) -> Option<Usage> {
-        self.limits.usage(self.pid, &mut self.files).ok()
+    pub(crate) fn usage(&mut self, detail: Detail) -> Option<Usage> {
+        self.limits.usage(self.pid, detail, &mut self.files).ok()
     }
 
     /// The kernel killed for want of memory here since the last sample.
     pub(crate) fn is_out_of_memory(&mut self) -> bool {
-        let killed = self.usage().map_or(0, |u| u.oom_kills);
+        let killed = self.usage(Detail::Sample).map_or(0, |u| u.oom_kills);
         killed > self.readings.oom_kills()
     }
 

@@ -4,7 +4,7 @@
 //! and continued so that it uses its share (the method of the `cpulimit` tool). That is coarse,
 //! and it stops what it limits, but it needs no privilege at all.
 
-use crate::cgroup::{Group, Hierarchy, StatFiles, Usage};
+use crate::cgroup::{Detail, Group, Hierarchy, StatFiles, Usage};
 use crate::process_tree::{self, GroupClocks};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -81,9 +81,14 @@ impl Limits {
     }
 
     /// What was used since the start, by files.
-    pub(crate) fn usage(&self, pid: u32, files: &mut StatFiles) -> io::Result<Usage> {
+    pub(crate) fn usage(
+        &self,
+        pid: u32,
+        detail: Detail,
+        files: &mut StatFiles,
+    ) -> io::Result<Usage> {
         match self {
-            Self::Cgroup(group) => group.usage(files),
+            Self::Cgroup(group) => group.usage(detail, files),
             Self::DutyCycle { .. } => process_tree::usage(pid),
         }
     }

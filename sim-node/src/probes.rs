@@ -1,6 +1,7 @@
 //! The kernel probes as the node uses them, and what it does without them.
 
 use crate::budget::Budget;
+use crate::metrics::Snapshot;
 use sim_api::v1;
 use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
 use sim_life::Offer;
@@ -144,6 +145,16 @@ impl Sensors {
 
     pub(crate) fn read(&self, cgroup: Option<u64>) -> Option<Counters> {
         self.probes.as_ref()?.read(cgroup?).ok()
+    }
+
+    /// What runs, what it costs and loses, for the metrics page.
+    pub(crate) fn tell(&self, snapshot: &mut Snapshot) {
+        let active = |group: Group| (group.name(), self.is_active(group));
+        snapshot.groups = Group::ALL.into_iter().map(active).collect();
+        if let Some(probes) = &self.probes {
+            snapshot.cost = probes.cost();
+            snapshot.losses = probes.losses();
+        }
     }
 
     /// What runs, what doesn't and why, what it costs.

@@ -9,6 +9,7 @@
 pub mod clock;
 pub mod demand;
 pub mod demo;
+pub mod director;
 pub mod load;
 pub mod sweep;
 pub mod world;

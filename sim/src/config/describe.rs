@@ -44,6 +44,12 @@ impl Config {
         for server in &self.servers {
             let spec = &server.spec;
             let netns = server.netns.as_ref();
+            if let Some(metrics) = server.metrics {
+                line(
+                    "metrics",
+                    format!("http://{metrics}/metrics of {}", spec.name),
+                );
+            }
             let place = netns.map_or(String::new(), |path| format!(", in {}", path.display()));
             line(
                 "server",

@@ -76,6 +76,7 @@ pub(super) struct ServerTable {
     pub(super) price_per_hour: f64,
     pub(super) failure_domain: Option<String>,
     pub(super) netns: Option<PathBuf>,
+    pub(super) metrics: Option<String>,
 }
 
 fn loopback() -> String {

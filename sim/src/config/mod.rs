@@ -30,6 +30,8 @@ pub(crate) struct ConfigError {
 pub(crate) struct Server {
     pub(crate) spec: ServerSpec,
     pub(crate) netns: Option<PathBuf>,
+    /// Where its node serves metrics, if it does.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// The proxy.
@@ -218,6 +220,7 @@ impl Config {
             launcher,
             life_socket: self.life_socket(server),
             probe_budget_percent: self.probe_budget_percent,
+            metrics: server.metrics,
             tick: self.policy.step(),
         }
     }

@@ -6,6 +6,7 @@ use sim_core::name::{ServerName, WorkloadName};
 use sim_core::server::ServerSpec;
 use sim_core::workload::{Readiness, Slo, WorkloadSpec};
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -151,7 +152,8 @@ fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, C
 fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, ConfigError> {
     let name = ServerName::new(&table.name)
         .map_err(|e| rules.broken("server.name", format!("{:?}", table.name), &e.to_string()))?;
-    let key = |field: &str| format!("server {name}: {field}");
+    let of = name.clone();
+    let key = |field: &str| format!("server {of}: {field}");
     let spec = ServerSpec {
         address: rules.parsed(&key("address"), &table.address, "must be an IP address")?,
         cpus: rules.number(
@@ -171,9 +173,22 @@ fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, Conf
         failure_domain: table.failure_domain.unwrap_or_else(|| name.to_string()),
         name,
     };
+    let metrics = match &table.metrics {
+        Some(text) => {
+            let allowed = "must be ip:port, such as \"127.0.0.1:9902\"";
+            let address: SocketAddr = rules.parsed(&key("metrics"), text, allowed)?;
+            if !address.ip().is_loopback() {
+                let allowed = "must be a loopback address: it has no authentication yet";
+                return Err(rules.broken(&key("metrics"), address, allowed));
+            }
+            Some(address)
+        }
+        None => None,
+    };
     Ok(Server {
         spec,
         netns: table.netns,
+        metrics,
     })
 }
 
