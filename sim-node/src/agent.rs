@@ -4,6 +4,7 @@ use crate::cgroup::{Detail, Group, Hierarchy};
 use crate::cgroup_set::CgroupSet;
 use crate::exporter;
 use crate::instance::{Fact, Instance, Place};
+use crate::listeners::{Listeners, Queue};
 use crate::metrics::{InstanceFigures, Snapshot};
 use crate::probes::Sensors;
 use crate::process_tree;
@@ -91,6 +92,9 @@ struct Agent {
     leaving: BTreeMap<u64, bool>,
     reports_lost: u64,
     ticks: u64,
+    /// `None` where the kernel doesn't list them.
+    listeners: Option<Listeners>,
+    listened_at: tokio::time::Instant,
 }
 
 /// Runs the agent until `shutdown` is done; then ends every instance and removes every cgroup.
@@ -213,6 +217,12 @@ impl Agent {
             leaving: BTreeMap::new(),
             reports_lost: 0,
             ticks: 0,
+            listeners: Listeners::open()
+                .inspect_err(|error| {
+                    tracing::warn!("connections that wait to be accepted are not seen: {error}");
+                })
+                .ok(),
+            listened_at: tokio::time::Instant::now(),
         })
     }
 
@@ -451,6 +461,7 @@ impl Agent {
     fn sense(&mut self) {
         self.sensors.settle();
         self.ticks += 1;
+        self.look_at_listeners();
         let mut samples = Vec::new();
         for (&id, instance) in &mut self.instances {
             instance.cgroups.follow(&mut self.sensors);
@@ -468,6 +479,30 @@ impl Agent {
         }
     }
 
+    fn look_at_listeners(&mut self) {
+        let now = tokio::time::Instant::now();
+        let window = now.duration_since(std::mem::replace(&mut self.listened_at, now));
+        let Some(listeners) = &mut self.listeners else {
+            return;
+        };
+        let found = match listeners.look() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!("connections that wait are not seen any more: {error}");
+                self.listeners = None;
+                return;
+            }
+        };
+        for instance in self.instances.values_mut() {
+            let mut all = Queue::default();
+            for queue in instance.cgroups.ids().filter_map(|id| found.get(id)) {
+                all.waiting += queue.waiting;
+                all.dropped += queue.dropped;
+            }
+            instance.accept_queue.add(all, window);
+        }
+    }
+
     /// What the metrics page shows.
     fn snapshot(&mut self) -> Snapshot {
         self.sensors.settle();
@@ -480,6 +515,7 @@ impl Agent {
                 kernel: instance.cgroups.read(&self.sensors),
                 kernel_cpu,
                 files: instance.usage(Detail::Whole),
+                accept_queue: self.listeners.is_some().then_some(instance.accept_queue),
             });
         }
         let mut snapshot = Snapshot {

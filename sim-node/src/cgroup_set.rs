@@ -93,6 +93,11 @@ impl CgroupSet {
         sum.map(|sum| sum.plus(&self.folded))
     }
 
+    /// Ids of all that are there now.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &u64> {
+        self.tracked.iter()
+    }
+
     /// Stops counting all of them.
     pub(crate) fn forget(&mut self, tracker: &mut impl Tracker) {
         for id in std::mem::take(&mut self.tracked) {

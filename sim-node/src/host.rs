@@ -2,6 +2,7 @@
 //! nothing is changed.
 
 use crate::cgroup::{Detail, Hierarchy, StatFiles, Usage};
+use crate::listeners::{Listeners, Queue};
 use sim_ebpf::{Counters, GroupState, Probes, ProbesConfig};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -22,6 +23,7 @@ pub struct Host {
     notes: Vec<String>,
     known: BTreeMap<u64, Known>,
     waits: HashMap<(u64, u64), u64>,
+    listeners: Option<Listeners>,
     at: Instant,
     untracked: usize,
 }
@@ -45,6 +47,8 @@ pub struct Reading {
     pub kernel: Option<Counters>,
     /// What its files say, nested cgroups included.
     pub files: Usage,
+    /// Its listening sockets in this network namespace; none where the kernel doesn't list them.
+    pub accept_queue: Option<Queue>,
     /// Who held the CPU while its tasks waited, longest first.
     pub neighbours: Vec<(String, Duration)>,
 }
@@ -87,9 +91,16 @@ impl Host {
             notes,
             known: BTreeMap::new(),
             waits: HashMap::new(),
+            listeners: None,
             at: Instant::now(),
             untracked: 0,
         };
+        match Listeners::open() {
+            Ok(listeners) => host.listeners = Some(listeners),
+            Err(error) => host.notes.push(format!(
+                "connections that wait to be accepted are not seen: {error}"
+            )),
+        }
         host.look();
         Ok(host)
     }
@@ -116,6 +127,10 @@ impl Host {
             probes.flush_log();
         }
         let mut neighbours = self.neighbours();
+        let queues = match &mut self.listeners {
+            Some(listeners) => listeners.look().ok(),
+            None => None,
+        };
         let mut by_path = StatFiles::opened_anew();
         let mut readings = Vec::with_capacity(self.known.len());
         for (&id, known) in &mut self.known {
@@ -132,6 +147,9 @@ impl Host {
                 window,
                 kernel: spent,
                 files: files.since(&known.files),
+                accept_queue: queues
+                    .as_ref()
+                    .map(|queues| queues.get(&id).copied().unwrap_or_default()),
                 neighbours: neighbours.remove(&id).unwrap_or_default(),
             });
             known.kernel = kernel;

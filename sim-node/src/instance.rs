@@ -3,6 +3,7 @@
 use crate::cgroup::{Detail, StatFiles, Usage};
 use crate::cgroup_set::CgroupSet;
 use crate::limits::{self, Limits};
+use crate::listeners::Queue;
 use crate::process_tree;
 use crate::readiness::{self, Proof};
 use crate::sense::Readings;
@@ -37,6 +38,26 @@ pub(crate) enum Fact {
     },
 }
 
+/// Connections at an instance's listening sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct AcceptQueue {
+    /// How many wait now.
+    pub(crate) waiting: u64,
+    /// How long all have waited, in seconds: what waited at each look, times the pause since the last.
+    pub(crate) waited_seconds: f64,
+    /// How many were dropped.
+    pub(crate) dropped: u64,
+}
+
+impl AcceptQueue {
+    /// Adds a look at its sockets, so long after the last.
+    pub(crate) fn add(&mut self, queue: Queue, window: Duration) {
+        self.waiting = queue.waiting;
+        self.waited_seconds += queue.waiting as f64 * window.as_secs_f64();
+        self.dropped += queue.dropped;
+    }
+}
+
 /// A running instance.
 pub(crate) struct Instance {
     pub(crate) workload: String,
@@ -47,6 +68,8 @@ pub(crate) struct Instance {
     files: StatFiles,
     /// Its cgroups, nested ones too.
     pub(crate) cgroups: CgroupSet,
+    /// Connections that wait for it to accept them, since its start.
+    pub(crate) accept_queue: AcceptQueue,
     /// Its limit.
     pub(crate) memory_bytes: u64,
     /// Control asked for its end.
@@ -95,6 +118,7 @@ impl Instance {
                 workload: start.workload.clone(),
                 readings: Readings::first(None, None),
                 files: StatFiles::kept_open(),
+                accept_queue: AcceptQueue::default(),
                 cgroups: CgroupSet::default(),
                 memory_bytes: start.memory_bytes,
                 stopping: false,

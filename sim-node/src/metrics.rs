@@ -6,6 +6,7 @@
 //! instance and server; no cgroup, process or address ever makes a series.
 
 use crate::cgroup::Usage;
+use crate::instance::AcceptQueue;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -36,6 +37,8 @@ pub(crate) struct InstanceFigures {
     pub(crate) kernel_cpu: bool,
     /// `None` without cgroups.
     pub(crate) files: Option<Usage>,
+    /// `None` where the kernel doesn't list listening sockets.
+    pub(crate) accept_queue: Option<AcceptQueue>,
 }
 
 /// The page in the OpenMetrics text format.
@@ -73,7 +76,7 @@ fn micros(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
 
-const fn times() -> [Row<f64>; 7] {
+const fn times() -> [Row<f64>; 8] {
     [
         (
             "container_resources_cpu_usage",
@@ -112,6 +115,12 @@ const fn times() -> [Row<f64>; 7] {
             |i| files(i, |f| micros(f.io_pressure_micros)),
         ),
         (
+            "sim_container_net_tcp_accept_wait",
+            "Time that connections waited to be accepted, sampled each tick; over accepts it is the mean",
+            Some(Unit::Seconds),
+            |i| i.accept_queue.map(|queue| queue.waited_seconds),
+        ),
+        (
             "sim_container_memory_reclaim",
             "Time that tasks spent freeing memory instead of running",
             Some(Unit::Seconds),
@@ -120,7 +129,7 @@ const fn times() -> [Row<f64>; 7] {
     ]
 }
 
-const fn counts() -> [Row<u64>; 18] {
+const fn counts() -> [Row<u64>; 19] {
     [
         (
             "sim_container_cpu_switches",
@@ -225,6 +234,12 @@ const fn counts() -> [Row<u64>; 18] {
             |i| kernel(i, |k| k.retransmits),
         ),
         (
+            "sim_container_net_tcp_listen_drops",
+            "TCP connections dropped by listening sockets, for want of room in their queue above all",
+            None,
+            |i| i.accept_queue.map(|queue| queue.dropped),
+        ),
+        (
             "sim_container_net_tcp_resets",
             "TCP resets sent and received",
             None,
@@ -233,8 +248,14 @@ const fn counts() -> [Row<u64>; 18] {
     ]
 }
 
-const fn gauges() -> [Row<u64>; 2] {
+const fn gauges() -> [Row<u64>; 3] {
     [
+        (
+            "sim_container_net_tcp_accept_queue",
+            "TCP connections that wait to be accepted",
+            None,
+            |i| i.accept_queue.map(|queue| queue.waiting),
+        ),
         (
             "container_memory_usage_bytes",
             "Memory charged now",
@@ -485,6 +506,11 @@ mod tests {
                     working_set_bytes: 4_096,
                     ..Usage::default()
                 }),
+                accept_queue: Some(AcceptQueue {
+                    waiting: 2,
+                    waited_seconds: 3.5,
+                    dropped: 4,
+                }),
             }],
             groups: vec![("cpu", true), ("net", false)],
             cost: Cost {
@@ -509,6 +535,8 @@ mod tests {
             format!("container_resources_cpu_usage_seconds_total{of} 1.5"),
             format!("container_resources_cpu_delay_seconds_total{of} 0.25"),
             format!("container_memory_working_set_bytes{of} 4096"),
+            format!("sim_container_net_tcp_accept_wait_seconds_total{of} 3.5"),
+            format!("sim_container_net_tcp_listen_drops_total{of} 4"),
             r#"container_http_requests_total{workload="web",instance="i1",server="a",status="5xx"} 1"#.into(),
             r#"sim_probe_run_seconds_total{server="a",program="sched_switch"} 2.0"#.into(),
             r#"sim_probe_missed_runs_total{server="a",program="sched_switch"} 2"#.into(),
@@ -547,6 +575,7 @@ mod tests {
         let mut snapshot = snapshot();
         snapshot.instances[0].kernel = None;
         snapshot.instances[0].files = None;
+        snapshot.instances[0].accept_queue = None;
         let page = page(snapshot).expect("a page");
         assert!(!page.contains("instance="), "{page}");
     }

@@ -63,6 +63,10 @@ pub(crate) struct Network {
     pub(crate) accepts_per_second: f64,
     pub(crate) resets_received_per_second: f64,
     pub(crate) resets_sent_per_second: f64,
+    /// Connections that wait to be accepted; none where the kernel doesn't tell.
+    pub(crate) accept_queue: Option<u64>,
+    /// Connections that a listening socket dropped, for want of room above all.
+    pub(crate) listen_drops_per_second: Option<f64>,
     /// Smoothed round trip of its sockets.
     pub(crate) round_trip: Times,
 }
@@ -172,6 +176,8 @@ impl View {
                 accepts_per_second: rate(k.accepts),
                 resets_received_per_second: rate(k.resets_received),
                 resets_sent_per_second: rate(k.resets_sent),
+                accept_queue: reading.accept_queue.map(|queue| queue.waiting),
+                listen_drops_per_second: reading.accept_queue.map(|queue| rate(queue.dropped)),
                 round_trip: Times::of(k.rtt_hist, None),
             },
             requests: Requests {
@@ -209,6 +215,7 @@ impl View {
 mod tests {
     use super::*;
     use sim_ebpf::Counters;
+    use sim_node::Queue;
     use sim_node::cgroup::Usage;
     use std::time::Duration;
 
@@ -222,6 +229,10 @@ mod tests {
                 throttled_micros: 100_000,
                 ..Usage::default()
             },
+            accept_queue: Some(Queue {
+                waiting: 3,
+                dropped: 4,
+            }),
             neighbours: vec![("/b".into(), Duration::from_millis(30))],
         }
     }
@@ -240,6 +251,8 @@ mod tests {
         assert!((view.requests.per_second - 60.0).abs() < 1e-9);
         assert!((view.requests.demand_seconds.unwrap() - 0.01).abs() < 1e-9);
         assert_eq!(view.cpu.neighbours[0].cgroup, "/b");
+        assert_eq!(view.network.accept_queue, Some(3));
+        assert_eq!(view.network.listen_drops_per_second, Some(2.0));
         assert!(!view.is_idle());
     }
 
