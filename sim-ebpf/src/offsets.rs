@@ -179,6 +179,16 @@ const WANTED_FOR_BIO_OWNER: &[Wanted] = &[
     },
 ];
 
+/// Where a packet keeps how many segments it will be; 0 where the kernel doesn't say, and then each counts
+/// as one.
+fn skb_segments(btf: &Btf) -> u32 {
+    let block = btf.offset("sk_buff", "cb");
+    let inside = btf.offset("tcp_skb_cb", "tcp_gso_segs");
+    block
+        .and_then(|block| Ok(block + inside?))
+        .unwrap_or_default()
+}
+
 /// What was found of the running kernel's structs.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
@@ -201,6 +211,7 @@ impl Found {
         found.bio_owner = WANTED_FOR_BIO_OWNER
             .iter()
             .all(|wanted| wanted.fill(btf, &mut found.offsets).is_ok());
+        found.offsets.skb_segments = skb_segments(btf);
         found
     }
 

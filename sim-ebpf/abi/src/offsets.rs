@@ -62,6 +62,8 @@ pub struct KernelOffsets {
     pub blkcg_cgroup: u32,
     /// `sock.sk_cgrp_data.cgroup`
     pub sock_cgroup: u32,
+    /// `sk_buff.cb` and, in it, `tcp_skb_cb.tcp_gso_segs`
+    pub skb_segments: u32,
     /// [`BLOCK_OWNER_ISSUER`] or [`BLOCK_OWNER_BIO`].
     pub block_owner: u32,
 }

@@ -37,6 +37,7 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     blkg_blkcg: 0,
     blkcg_cgroup: 0,
     sock_cgroup: 0,
+    skb_segments: 0,
     block_owner: 0,
 };
 

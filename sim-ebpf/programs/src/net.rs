@@ -64,11 +64,17 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn tcp_retransmit(ctx: BtfTracePointContext) -> i32 {
-    let socket: *const u8 = ctx.arg(0);
-    // SAFETY: the socket comes from the context.
-    if let Some(counters) = unsafe { owner(socket) } {
-        // SAFETY: a live map value; `add` is atomic.
-        unsafe { add(&raw mut (*counters).tcp.retransmits, 1) };
+    let (socket, packet): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
+    // SAFETY: socket and packet come from the context; the counter is a live map value, and `add` is atomic.
+    unsafe {
+        if let Some(counters) = owner(socket) {
+            // One packet here may leave as several segments. The control block is bytes to the verifier.
+            let segments = match offset!(skb_segments) {
+                0 => 1,
+                at => u16::from_ne_bytes([member(packet, at), member(packet, at + 1)]),
+            };
+            add(&raw mut (*counters).tcp.retransmits, u64::from(segments).max(1));
+        }
     }
     0
 }

@@ -29,6 +29,12 @@ impl CpuCap {
         Ok(cap)
     }
 
+    /// The cgroup itself.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
     /// For a child that joins.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("ip", "iproute2"),           // network namespaces of the demo
     ("nsenter", "util-linux"),    // programs inside them
     ("python3", "python3"),       // httpbin
+    ("nft", "nftables"),          // lost packets in a test
 ];
 
 /// Installs what is missing; says so where it may not.
