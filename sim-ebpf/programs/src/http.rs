@@ -125,7 +125,10 @@ pub fn http_response(ctx: SkBuffContext) -> i32 {
 fn payload(ctx: &SkBuffContext) -> Option<(u32, usize)> {
     // SAFETY: each load lies before `end`, as the verifier checks.
     unsafe {
-        let (start, end) = ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize);
+        let (start, end) = (
+            (*ctx.skb.skb).data as usize,
+            (*ctx.skb.skb).data_end as usize,
+        );
         if start + IP_AND_TCP > end {
             return None;
         }

@@ -73,7 +73,10 @@ pub fn tcp_retransmit(ctx: BtfTracePointContext) -> i32 {
                 0 => 1,
                 at => u16::from_ne_bytes([member(packet, at), member(packet, at + 1)]),
             };
-            add(&raw mut (*counters).tcp.retransmits, u64::from(segments).max(1));
+            add(
+                &raw mut (*counters).tcp.retransmits,
+                u64::from(segments).max(1),
+            );
         }
     }
     0
