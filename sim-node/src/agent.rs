@@ -137,7 +137,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Resu
             () = async { sleep_until(deadline.unwrap_or_else(far_future)).await } => agent.overdue(),
         }
     }
-    drop(questions);
+    // Whoever asks from now on is told that the node is ending.
+    drop(questions_in);
     session.abort();
     agent.end(facts_in).await
 }
@@ -506,15 +507,16 @@ impl Agent {
     /// What the metrics page shows.
     fn snapshot(&mut self) -> Snapshot {
         self.sensors.settle();
-        let kernel_cpu = self.sensors.is_active(sim_ebpf::Group::Cpu);
+        let groups = sim_ebpf::Group::ALL.into_iter();
+        let active: Vec<_> = groups.filter(|&g| self.sensors.is_active(g)).collect();
         let mut instances = Vec::new();
         for (&id, instance) in &mut self.instances {
             instances.push(InstanceFigures {
                 workload: instance.workload.clone(),
                 instance: InstanceId(id).to_string(),
                 kernel: instance.cgroups.read(&self.sensors),
-                kernel_cpu,
-                files: instance.usage(Detail::Whole),
+                active: active.clone(),
+                files: instance.cgroup_usage(),
                 accept_queue: self.listeners.is_some().then_some(instance.accept_queue),
             });
         }

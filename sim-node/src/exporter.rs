@@ -8,12 +8,19 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 /// A reader that sends no request by then is let go.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a connection lasts, with a reader that doesn't read.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once; the next ones wait.
+const CONNECTIONS_MAX: usize = 4;
+/// A page younger than this is given again: however often it is asked for, the agent has its own work.
+const PAGE_AGE_MAX: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, as when descriptors have run out.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -21,10 +28,23 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Asks the agent for what a page shows.
 pub(crate) type Ask = mpsc::Sender<oneshot::Sender<Snapshot>>;
 
+/// The last page, and when it was made.
+type Last = Arc<Mutex<Option<(Instant, Bytes)>>>;
+
 /// Serves until the agent is gone.
 pub(crate) async fn serve(listener: TcpListener, agent: Ask) {
-    while !agent.is_closed() {
-        let stream = match listener.accept().await {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let last = Last::default();
+    loop {
+        // Never closed, so there is always a place in the end.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = agent.closed() => return,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!("metrics: {error}");
@@ -32,17 +52,20 @@ pub(crate) async fn serve(listener: TcpListener, agent: Ask) {
                 continue;
             }
         };
-        let agent = agent.clone();
+        let (agent, last) = (agent.clone(), Arc::clone(&last));
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, agent.clone()));
+            let service = service_fn(|request| answer(request, agent.clone(), Arc::clone(&last)));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!("metrics: {error}");
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("metrics: {error}"),
+                Err(_) => tracing::debug!("metrics: a reader takes too long"),
             }
+            drop(place);
         });
     }
 }
@@ -50,32 +73,43 @@ pub(crate) async fn serve(listener: TcpListener, agent: Ask) {
 async fn answer(
     request: Request<Incoming>,
     agent: Ask,
+    last: Last,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let page = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => page(&agent).await,
+        (&Method::GET, "/metrics") => page(&agent, &last).await,
         (_, "/metrics") => Err((StatusCode::METHOD_NOT_ALLOWED, "only GET\n")),
         _ => Err((StatusCode::NOT_FOUND, "only /metrics\n")),
     };
     let (status, kind, text) = match page {
         Ok(page) => (StatusCode::OK, CONTENT_TYPE, page),
-        Err((status, why)) => (status, "text/plain", why.to_owned()),
+        Err((status, why)) => (status, "text/plain", Bytes::from(why)),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
     let kind = header::HeaderValue::from_static(kind);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
 }
 
-async fn page(agent: &Ask) -> Result<String, (StatusCode, &'static str)> {
+async fn page(agent: &Ask, last: &Last) -> Result<Bytes, (StatusCode, &'static str)> {
     const GONE: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "the node is ending\n");
+    // Held while a page is made: who comes meanwhile gets the same.
+    let mut last = last.lock().await;
+    if let Some((made, page)) = &*last
+        && made.elapsed() < PAGE_AGE_MAX
+    {
+        return Ok(page.clone());
+    }
     let (answer, snapshot) = oneshot::channel();
     agent.send(answer).await.map_err(|_| GONE)?;
     let snapshot = snapshot.await.map_err(|_| GONE)?;
-    metrics::page(snapshot).map_err(|_| {
+    let page = metrics::page(snapshot).map_err(|_| {
         (
             StatusCode::INTERNAL_SERVER_ERROR,
             "the page can't be made\n",
         )
-    })
+    })?;
+    let page = Bytes::from(page);
+    *last = Some((Instant::now(), page.clone()));
+    Ok(page)
 }

@@ -214,6 +214,14 @@ impl Instance {
         self.limits.usage(self.pid, detail, &mut self.files).ok()
     }
 
+    /// The whole of what its cgroup used; `None` without one.
+    pub(crate) fn cgroup_usage(&mut self) -> Option<Usage> {
+        match self.limits {
+            Limits::Cgroup(_) => self.usage(Detail::Whole),
+            Limits::DutyCycle { .. } => None,
+        }
+    }
+
     /// The kernel killed for want of memory here since the last sample.
     pub(crate) fn is_out_of_memory(&mut self) -> bool {
         let killed = self.usage(Detail::Sample).map_or(0, |u| u.oom_kills);

@@ -11,6 +11,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
+use sim_ebpf::Group::{self, Block, Cpu, Http, Memory, Net, Tcp};
 use sim_ebpf::{Cost, Counters, Log2Histogram, Losses};
 use std::fmt::Error;
 
@@ -33,9 +34,9 @@ pub(crate) struct InstanceFigures {
     pub(crate) instance: String,
     /// `None` without probes.
     pub(crate) kernel: Option<Counters>,
-    /// Whether the CPU group counts.
-    pub(crate) kernel_cpu: bool,
-    /// `None` without cgroups.
+    /// Groups that count.
+    pub(crate) active: Vec<Group>,
+    /// `None` without a cgroup: a sum over the processes that live now is no counter.
     pub(crate) files: Option<Usage>,
     /// `None` where the kernel doesn't list listening sockets.
     pub(crate) accept_queue: Option<AcceptQueue>,
@@ -60,12 +61,10 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-fn kernel<T>(i: &InstanceFigures, figure: impl Fn(&Counters) -> T) -> Option<T> {
-    i.kernel.as_ref().map(figure)
-}
-
-fn kernel_cpu<T>(i: &InstanceFigures, figure: impl Fn(&Counters) -> T) -> Option<T> {
-    i.kernel.as_ref().filter(|_| i.kernel_cpu).map(figure)
+/// What a group counted, where it runs: the counters of one that is refused or shed say nothing.
+fn kernel<T>(i: &InstanceFigures, group: Group, figure: impl Fn(&Counters) -> T) -> Option<T> {
+    let active = i.active.contains(&group);
+    i.kernel.as_ref().filter(|_| active).map(figure)
 }
 
 fn files<T>(i: &InstanceFigures, figure: impl Fn(&Usage) -> T) -> Option<T> {
@@ -82,13 +81,13 @@ const fn times() -> [Row<f64>; 8] {
             "container_resources_cpu_usage",
             "CPU time used",
             Some(Unit::Seconds),
-            |i| kernel_cpu(i, |k| seconds(k.on_cpu_ns)).or(files(i, |f| micros(f.cpu_micros))),
+            |i| kernel(i, Cpu, |k| seconds(k.on_cpu_ns)).or(files(i, |f| micros(f.cpu_micros))),
         ),
         (
             "container_resources_cpu_delay",
             "Time that tasks were runnable and waited for a CPU that others held",
             Some(Unit::Seconds),
-            |i| kernel_cpu(i, |k| seconds(k.run_queue_delay_ns)),
+            |i| kernel(i, Cpu, |k| seconds(k.run_queue_delay_ns)),
         ),
         (
             "container_resources_cpu_throttled",
@@ -124,7 +123,7 @@ const fn times() -> [Row<f64>; 8] {
             "sim_container_memory_reclaim",
             "Time that tasks spent freeing memory instead of running",
             Some(Unit::Seconds),
-            |i| kernel(i, |k| seconds(k.reclaim_ns)),
+            |i| kernel(i, Memory, |k| seconds(k.reclaim_ns)),
         ),
     ]
 }
@@ -135,13 +134,13 @@ const fn counts() -> [Row<u64>; 19] {
             "sim_container_cpu_switches",
             "Times that a task left a CPU",
             None,
-            |i| kernel_cpu(i, |k| k.switches),
+            |i| kernel(i, Cpu, |k| k.switches),
         ),
         (
             "sim_container_cpu_migrations",
             "Times that a task left another CPU than the time before",
             None,
-            |i| kernel_cpu(i, |k| k.migrations),
+            |i| kernel(i, Cpu, |k| k.migrations),
         ),
         (
             "container_oom_kills",
@@ -159,79 +158,79 @@ const fn counts() -> [Row<u64>; 19] {
             "container_resources_disk_reads",
             "Completed reads",
             None,
-            |i| kernel(i, |k| k.block_read_ops),
+            |i| kernel(i, Block, |k| k.block_read_ops),
         ),
         (
             "container_resources_disk_writes",
             "Completed writes",
             None,
-            |i| kernel(i, |k| k.block_write_ops),
+            |i| kernel(i, Block, |k| k.block_write_ops),
         ),
         (
             "container_resources_disk_read_bytes",
             "Bytes read from block devices",
             None,
-            |i| kernel(i, |k| k.block_read_bytes),
+            |i| kernel(i, Block, |k| k.block_read_bytes),
         ),
         (
             "container_resources_disk_written_bytes",
             "Bytes written to block devices",
             None,
-            |i| kernel(i, |k| k.block_write_bytes),
+            |i| kernel(i, Block, |k| k.block_write_bytes),
         ),
         (
             "sim_container_disk_errors",
             "Block operations that failed",
             None,
-            |i| kernel(i, |k| k.block_errors),
+            |i| kernel(i, Block, |k| k.block_errors),
         ),
         (
             "container_network_receive_bytes",
             "Bytes received, IP headers included",
             None,
-            |i| kernel(i, |k| k.net_rx_bytes),
+            |i| kernel(i, Net, |k| k.net_rx_bytes),
         ),
         (
             "container_network_transmit_bytes",
             "Bytes sent, IP headers included",
             None,
-            |i| kernel(i, |k| k.net_tx_bytes),
+            |i| kernel(i, Net, |k| k.net_tx_bytes),
         ),
         (
             "container_network_receive_packets",
             "Packets received",
             None,
-            |i| kernel(i, |k| k.net_rx_packets),
+            |i| kernel(i, Net, |k| k.net_rx_packets),
         ),
         (
             "container_network_transmit_packets",
             "Packets sent",
             None,
-            |i| kernel(i, |k| k.net_tx_packets),
+            |i| kernel(i, Net, |k| k.net_tx_packets),
         ),
         (
             "container_net_tcp_successful_connects",
             "TCP connections made from here",
             None,
-            |i| kernel(i, |k| k.connects),
+            |i| kernel(i, Tcp, |k| k.connects),
         ),
         (
             "container_net_tcp_failed_connects",
             "TCP connections from here that were refused or timed out",
             None,
-            |i| kernel(i, |k| k.connect_failures),
+            |i| kernel(i, Tcp, |k| k.connect_failures),
         ),
         (
             "sim_container_net_tcp_accepts",
             "TCP connections made to here",
             None,
-            |i| kernel(i, |k| k.accepts),
+            |i| kernel(i, Tcp, |k| k.accepts),
         ),
         (
-            "container_net_tcp_retransmits",
+            "sim_container_net_tcp_retransmits",
             "TCP segments sent again",
             None,
-            |i| kernel(i, |k| k.retransmits),
+            |i| kernel(i, Tcp, |k| k.retransmits),
         ),
         (
             "sim_container_net_tcp_listen_drops",
@@ -243,7 +242,7 @@ const fn counts() -> [Row<u64>; 19] {
             "sim_container_net_tcp_resets",
             "TCP resets sent and received",
             None,
-            |i| kernel(i, |k| k.resets_sent.saturating_add(k.resets_received)),
+            |i| kernel(i, Tcp, |k| k.resets_sent.saturating_add(k.resets_received)),
         ),
     ]
 }
@@ -280,31 +279,31 @@ const fn histograms() -> [Row<Durations>; 5] {
             "sim_container_cpu_run_queue_delay",
             "From runnable to running, while there was quota",
             Some(Unit::Seconds),
-            |i| kernel_cpu(i, |k| (k.run_queue_hist, Some(k.run_queue_delay_ns))),
+            |i| kernel(i, Cpu, |k| (k.run_queue_hist, Some(k.run_queue_delay_ns))),
         ),
         (
             "sim_container_disk_latency",
             "Block I/O from issue to completion",
             Some(Unit::Seconds),
-            |i| kernel(i, |k| (k.block_hist, Some(k.block_latency_ns))),
+            |i| kernel(i, Block, |k| (k.block_hist, Some(k.block_latency_ns))),
         ),
         (
             "sim_container_disk_queue",
             "Block I/O from its making to its issue",
             Some(Unit::Seconds),
-            |i| kernel(i, |k| (k.block_queue_hist, Some(k.block_queue_ns))),
+            |i| kernel(i, Block, |k| (k.block_queue_hist, Some(k.block_queue_ns))),
         ),
         (
             "sim_container_net_tcp_rtt",
             "Smoothed round-trip time at each TCP packet sent; the sum is estimated",
             Some(Unit::Seconds),
-            |i| kernel(i, |k| (k.rtt_hist, None)),
+            |i| kernel(i, Net, |k| (k.rtt_hist, None)),
         ),
         (
             "http_server_request_duration",
             "Clear-text HTTP/1 requests, from their first packet to the first of their final response",
             Some(Unit::Seconds),
-            |i| kernel(i, |k| (k.http_hist, Some(k.http_service_ns))),
+            |i| kernel(i, Http, |k| (k.http_hist, Some(k.http_service_ns))),
         ),
     ]
 }
@@ -367,16 +366,16 @@ impl Snapshot {
     fn responses(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
         let mut family = to.encode_descriptor(
-            "container_http_requests",
+            "sim_container_http_responses",
             "Clear-text HTTP/1 responses by status class",
             None,
             MetricType::Counter,
         )?;
         for instance in &self.instances {
-            let Some(kernel) = &instance.kernel else {
+            let Some(responses) = kernel(instance, Http, |k| k.http_responses) else {
                 continue;
             };
-            for (class, count) in CLASSES.into_iter().zip(kernel.http_responses) {
+            for (class, count) in CLASSES.into_iter().zip(responses) {
                 let [a, b, c] = self.labels(instance);
                 let labels = [a, b, c, ("status", class)];
                 let mut metric = family.encode_family(&labels)?;
@@ -501,7 +500,7 @@ mod tests {
                 workload: "web".into(),
                 instance: "i1".into(),
                 kernel: Some(kernel),
-                kernel_cpu: true,
+                active: Group::ALL.to_vec(),
                 files: Some(Usage {
                     working_set_bytes: 4_096,
                     ..Usage::default()
@@ -537,7 +536,7 @@ mod tests {
             format!("container_memory_working_set_bytes{of} 4096"),
             format!("sim_container_net_tcp_accept_wait_seconds_total{of} 3.5"),
             format!("sim_container_net_tcp_listen_drops_total{of} 4"),
-            r#"container_http_requests_total{workload="web",instance="i1",server="a",status="5xx"} 1"#.into(),
+            r#"sim_container_http_responses_total{workload="web",instance="i1",server="a",status="5xx"} 1"#.into(),
             r#"sim_probe_run_seconds_total{server="a",program="sched_switch"} 2.0"#.into(),
             r#"sim_probe_missed_runs_total{server="a",program="sched_switch"} 2"#.into(),
             r#"sim_probe_group_active{server="a",group="net"} 0"#.into(),
@@ -573,6 +572,18 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_shown() {
         let mut snapshot = snapshot();
+        snapshot.instances[0].active = vec![Cpu];
+        let shed = page(snapshot.clone()).expect("a page");
+        assert!(shed.contains("container_resources_cpu_delay_seconds_total{"));
+        for family in [
+            "network_receive",
+            "http",
+            "net_tcp_retransmits",
+            "disk_reads",
+        ] {
+            let shown = |line: &&str| line.contains(family) && line.contains("instance=");
+            assert_eq!(shed.lines().find(shown), None);
+        }
         snapshot.instances[0].kernel = None;
         snapshot.instances[0].files = None;
         snapshot.instances[0].accept_queue = None;

@@ -53,7 +53,7 @@ async fn the_page_says_what_happened_and_forgets_what_is_gone() {
     let answers = |page: &str, status: &str| {
         value(
             page,
-            "container_http_requests_total",
+            "sim_container_http_responses_total",
             &format!("{web},status=\"{status}\""),
         )
         .unwrap()
