@@ -136,8 +136,8 @@ impl Host {
         for (&id, known) in &mut self.known {
             let kernel = self.probes.as_ref().and_then(|probes| probes.read(id).ok());
             let name = known.name.trim_start_matches('/');
-            let files =
-                Usage::of(&self.hierarchy, name, Detail::Whole, &mut by_path).unwrap_or_default();
+            let files = Usage::of(&self.hierarchy, name, Detail::Whole, &mut by_path)
+                .unwrap_or(known.files);
             let spent = match (&kernel, &known.kernel) {
                 (Some(now), Some(before)) => Some(now.since(before)),
                 _ => None,

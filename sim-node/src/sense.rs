@@ -54,7 +54,8 @@ impl Readings {
         *self = Self {
             at: now,
             kernel,
-            files,
+            // What can't be read for once doesn't begin anew at 0.
+            files: files.or(self.files),
         };
         sample
     }

@@ -16,6 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Enough for all but `memory.stat` of kernels to come.
 const BUFFER_BYTES: usize = 4096;
 
+/// Of a file whose cgroup is gone.
+const ENODEV: i32 = nix::errno::Errno::ENODEV as i32;
+/// Of a pressure file where pressure is not accounted for.
+const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
+
 /// Files kept open by this process.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
@@ -45,9 +50,18 @@ impl StatFiles {
     }
 
     /// Content of the file; empty where there is none, or where its cgroup is gone.
-    pub(crate) fn read(&mut self, path: &Path) -> &str {
-        let length = self.fill(path).unwrap_or(0);
-        std::str::from_utf8(self.buffer.get(..length).unwrap_or_default()).unwrap_or_default()
+    ///
+    /// # Errors
+    /// It is there and can't be read, as when descriptors have run out: that is not the same as 0.
+    pub(crate) fn read(&mut self, path: &Path) -> io::Result<&str> {
+        let length = match self.fill(path) {
+            Ok(length) => length,
+            Err(error) if is_gone(&error) => 0,
+            Err(error) => return Err(error),
+        };
+        let bytes = self.buffer.get(..length).unwrap_or_default();
+        std::str::from_utf8(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     fn fill(&mut self, path: &Path) -> io::Result<usize> {
@@ -88,6 +102,12 @@ impl Drop for StatFiles {
     }
 }
 
+/// No such file, or one whose cgroup or feature is not there (any more).
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(ENODEV | EOPNOTSUPP))
+}
+
 /// The kernel writes a cgroup's file in one go: a read that doesn't fill the buffer has all of it.
 fn read_whole(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     if buffer.is_empty() {
@@ -122,14 +142,23 @@ mod tests {
         let (path, missing) = (dir.path().join("stat"), dir.path().join("none"));
         for mut files in [StatFiles::kept_open(), StatFiles::opened_anew()] {
             fs::write(&path, "usage 1\n").expect("written");
-            assert_eq!(files.read(&path), "usage 1\n");
-            assert_eq!(files.read(&missing), "");
-            assert_eq!(files.read(&missing), "");
+            assert_eq!(files.read(&path).expect("read"), "usage 1\n");
+            assert_eq!(files.read(&missing).expect("read"), "");
+            assert_eq!(files.read(&missing).expect("read"), "");
             let long = "x".repeat(3 * BUFFER_BYTES);
             fs::write(&path, &long).expect("written");
-            assert_eq!(files.read(&path), long);
+            assert_eq!(files.read(&path).expect("read"), long);
             fs::write(&path, "short").expect("written");
-            assert_eq!(files.read(&path), "short");
+            assert_eq!(files.read(&path).expect("read"), "short");
+        }
+    }
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_an_error_and_not_empty() {
+        let dir = tempfile::tempdir().expect("dir");
+        for mut files in [StatFiles::kept_open(), StatFiles::opened_anew()] {
+            // A directory opens, and doesn't read.
+            assert!(files.read(dir.path()).is_err());
         }
     }
 
@@ -139,7 +168,7 @@ mod tests {
         let mut files = StatFiles::kept_open();
         for name in ["a", "b"] {
             fs::write(dir.path().join(name), name).expect("written");
-            files.read(&dir.path().join(name));
+            files.read(&dir.path().join(name)).expect("read");
         }
         let kept = files.kept.as_ref().expect("kept");
         assert_eq!(kept.values().flatten().count(), 2);

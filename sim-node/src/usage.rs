@@ -45,7 +45,7 @@ impl Usage {
     /// Reads the files of the cgroup `name` by `files`.
     ///
     /// # Errors
-    /// Where none of them can be read.
+    /// Where there are none, or one that is there can't be read.
     pub fn of(
         hierarchy: &Hierarchy,
         name: &str,
@@ -55,15 +55,15 @@ impl Usage {
         let mut usage = Self::default();
         let mut found = false;
         if let Some(dir) = hierarchy.unified_dir(name) {
-            found |= usage.read_unified(&dir, detail, files);
+            found |= usage.read_unified(&dir, detail, files)?;
         }
         if let Some(dir) = hierarchy.cpu_dir(name) {
-            let stat = files.read(&dir.join("cpu.stat"));
+            let stat = files.read(&dir.join("cpu.stat"))?;
             found |= !stat.is_empty();
             usage.throttled_micros = key(stat, "throttled_time").unwrap_or(0) / 1_000;
         }
         if let Some(dir) = hierarchy.memory_dir(name) {
-            found |= usage.read_memory(&dir, detail, files);
+            found |= usage.read_memory(&dir, detail, files)?;
         }
         if found {
             Ok(usage)
@@ -72,14 +72,22 @@ impl Usage {
         }
     }
 
-    fn read_unified(&mut self, dir: &Path, detail: Detail, files: &mut StatFiles) -> bool {
-        let mut read = |file: &str, take: &mut dyn FnMut(&str)| take(files.read(&dir.join(file)));
+    fn read_unified(
+        &mut self,
+        dir: &Path,
+        detail: Detail,
+        files: &mut StatFiles,
+    ) -> io::Result<bool> {
+        let mut read = |file: &str, take: &mut dyn FnMut(&str)| -> io::Result<()> {
+            take(files.read(&dir.join(file))?);
+            Ok(())
+        };
         let mut found = false;
         read("cpu.stat", &mut |stat| {
             found = !stat.is_empty();
             self.cpu_micros = key(stat, "usage_usec").unwrap_or(0);
             self.throttled_micros = key(stat, "throttled_usec").unwrap_or(0);
-        });
+        })?;
         let pressures = [
             ("cpu.pressure", &mut self.cpu_pressure_micros),
             ("memory.pressure", &mut self.memory_pressure_micros),
@@ -89,42 +97,47 @@ impl Usage {
         for (file, micros) in pressures.into_iter().take(wanted) {
             read(file, &mut |text| {
                 *micros = pressure_total(text).unwrap_or(0);
-            });
+            })?;
         }
         // The files of a controller are there only where it is enabled.
         read("memory.current", &mut |text| {
             self.memory_bytes = text.trim().parse().unwrap_or(0);
-        });
+        })?;
         if self.memory_bytes != 0 {
             if detail == Detail::Whole {
                 read("memory.stat", &mut |stat| {
                     let idle = key(stat, "inactive_file").unwrap_or(0);
                     self.working_set_bytes = self.memory_bytes.saturating_sub(idle);
                     self.major_faults = key(stat, "pgmajfault").unwrap_or(0);
-                });
+                })?;
             }
             read("memory.events", &mut |events| {
                 self.oom_kills = key(events, "oom_kill").unwrap_or(0);
-            });
+            })?;
         }
-        found
+        Ok(found)
     }
 
-    fn read_memory(&mut self, dir: &Path, detail: Detail, files: &mut StatFiles) -> bool {
-        let usage = files.read(&dir.join("memory.usage_in_bytes"));
+    fn read_memory(
+        &mut self,
+        dir: &Path,
+        detail: Detail,
+        files: &mut StatFiles,
+    ) -> io::Result<bool> {
+        let usage = files.read(&dir.join("memory.usage_in_bytes"))?;
         let Ok(memory_bytes) = usage.trim().parse() else {
-            return false;
+            return Ok(false);
         };
         self.memory_bytes = memory_bytes;
         if detail == Detail::Whole {
-            let stat = files.read(&dir.join("memory.stat"));
+            let stat = files.read(&dir.join("memory.stat"))?;
             let idle = key(stat, "total_inactive_file").unwrap_or(0);
             self.working_set_bytes = memory_bytes.saturating_sub(idle);
             self.major_faults = key(stat, "total_pgmajfault").unwrap_or(0);
         }
-        let control = files.read(&dir.join("memory.oom_control"));
+        let control = files.read(&dir.join("memory.oom_control"))?;
         self.oom_kills = key(control, "oom_kill").unwrap_or(0);
-        true
+        Ok(true)
     }
 
     /// What was used since `before`, with the memory held now.
@@ -187,7 +200,8 @@ mod tests {
             "some avg10=0.00 avg60=0.00 avg300=0.00 total=33\n",
         );
         let mut usage = Usage::default();
-        assert!(usage.read_unified(dir.path(), Detail::Whole, &mut StatFiles::opened_anew()));
+        let found = usage.read_unified(dir.path(), Detail::Whole, &mut StatFiles::opened_anew());
+        assert!(found.expect("read"));
         let expected = Usage {
             cpu_micros: 900,
             throttled_micros: 70,
@@ -209,7 +223,8 @@ mod tests {
         let write =
             |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
         let mut usage = Usage::default();
-        assert!(!usage.read_memory(dir.path(), Detail::Whole, &mut StatFiles::opened_anew()));
+        let found = usage.read_memory(dir.path(), Detail::Whole, &mut StatFiles::opened_anew());
+        assert!(!found.expect("read"));
         write("memory.usage_in_bytes", "4096\n");
         write(
             "memory.stat",
@@ -219,7 +234,8 @@ mod tests {
             "memory.oom_control",
             "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
         );
-        assert!(usage.read_memory(dir.path(), Detail::Whole, &mut StatFiles::opened_anew()));
+        let found = usage.read_memory(dir.path(), Detail::Whole, &mut StatFiles::opened_anew());
+        assert!(found.expect("read"));
         let expected = (4_096, 4_000, 3, 2);
         assert_eq!(
             (

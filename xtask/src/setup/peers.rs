@@ -12,7 +12,8 @@ use crate::cache::{Stamp, write_atomically};
 use crate::context::Context;
 use crate::progress::Activity;
 
-const PACKAGES: &[&str] = &["bpftrace", "libbpf-tools", "nginx-light", "wrk"];
+/// `nginx-light` has the modules, `nginx` the program.
+const PACKAGES: &[&str] = &["bpftrace", "libbpf-tools", "nginx", "nginx-light", "wrk"];
 const WHOLE: &str = ".whole";
 
 /// Programs of those packages.
