@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use sim_api::v1::control_plane_server::{ControlPlane, ControlPlaneServer};
 use sim_api::v1::{self, node_command, node_report};
+use sim_node::cgroup::Hierarchy;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -152,6 +153,17 @@ pub struct Director {
     pub heard: Arc<Heard>,
     /// Cgroup of all instances, below the mounts.
     pub cgroup: String,
+}
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        self.node.stop();
+        // The node removes its own cgroup, not the one of the run around it.
+        if let (Ok(hierarchy), Some(run)) = (Hierarchy::detect(), Path::new(&self.cgroup).parent())
+        {
+            hierarchy.remove_empty(&run.to_string_lossy());
+        }
+    }
 }
 
 impl Director {

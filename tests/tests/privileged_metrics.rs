@@ -111,6 +111,11 @@ async fn the_page_says_what_happened_and_forgets_what_is_gone() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(get(metrics, "/metrics").1.contains(&web));
+
+    let run = director.cgroup.trim_end_matches("/a").to_owned();
+    drop(director);
+    let left = Hierarchy::detect().unwrap().directories(&run);
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn cpu_seconds(cgroup: &str) -> f64 {
