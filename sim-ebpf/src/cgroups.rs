@@ -5,6 +5,7 @@ use crate::{
     error::{one_line, os_error},
 };
 use aya::maps::{MapData, MapError, PerCpuHashMap, PerCpuValues};
+use nix::time::{ClockId, clock_gettime};
 use sim_ebpf_abi::CgroupCounters;
 use std::{collections::HashSet, thread, time::Duration};
 
@@ -68,7 +69,11 @@ impl Cgroups {
     }
 
     fn insert(&mut self, id: u64) -> Result<(), MapError> {
-        let zeros = PerCpuValues::try_from(vec![CgroupCounters::default(); self.cpus])?;
+        let zero = CgroupCounters {
+            tracked_ns: monotonic_ns(),
+            ..CgroupCounters::default()
+        };
+        let zeros = PerCpuValues::try_from(vec![zero; self.cpus])?;
         self.map.insert(id, zeros, NO_EXIST)
     }
 
@@ -100,4 +105,12 @@ impl Cgroups {
     pub(crate) const fn tracked(&self) -> &HashSet<u64> {
         &self.tracked
     }
+}
+
+/// What `bpf_ktime_get_ns` and the times of birth of tasks count by.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| {
+        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    })
 }

@@ -174,6 +174,7 @@ impl From<&CgroupCounters> for Counters {
             tcp,
             http,
             memory,
+            tracked_ns: _,
         } = *kernel;
         let CpuCounters {
             on_cpu_ns,
@@ -361,6 +362,7 @@ mod tests {
                 reclaim_ns: 26,
                 reclaims: 27,
             },
+            tracked_ns: 33,
         };
         all.add(&one_cpu);
         all.add(&one_cpu);

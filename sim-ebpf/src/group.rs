@@ -78,6 +78,10 @@ impl Group {
                     hook: Hook::Tracepoint("sched_wakeup"),
                 },
                 ProgramSpec {
+                    name: "sched_wakeup_new",
+                    hook: Hook::Tracepoint("sched_wakeup_new"),
+                },
+                ProgramSpec {
                     name: "sched_switch",
                     hook: Hook::Tracepoint("sched_switch"),
                 },

@@ -65,6 +65,12 @@ const WANTED: &[Wanted] = {
         Wanted {
             needed_by: &[Cpu],
             of: "task_struct",
+            paths: &["start_time"],
+            field: |o| &mut o.task_start,
+        },
+        Wanted {
+            needed_by: &[Cpu],
+            of: "task_struct",
             paths: &["cgroups"],
             field: |o| &mut o.task_cgroups,
         },

@@ -167,6 +167,42 @@ fn a_short_life_of_many_switches_is_charged_too() {
 }
 
 #[test]
+fn what_a_thread_ran_before_its_cgroup_was_tracked_is_not_charged() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("before");
+    let mut probes = privileged.load();
+    // A turn that began with the thread's life and has lasted: it is rarely left alone for so long.
+    let (_actor, ran_ns) = eventually("a thread in its first turn", || {
+        let mut actor = Actor::start(&cgroup, "spin-in-thread 1");
+        actor.go();
+        thread::sleep(Duration::from_millis(30));
+        let tasks = fs::read_dir(format!("/proc/{}/task", actor.pid())).unwrap();
+        let first_turn = tasks
+            .filter_map(|task| {
+                let text = fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+                let numbers: Vec<u64> = text
+                    .split_whitespace()
+                    .map(|n| n.parse().unwrap())
+                    .collect();
+                (numbers[2] <= 1 && numbers[0] > 10_000_000).then_some(numbers[0])
+            })
+            .next();
+        first_turn.map(|ran_ns| (actor, ran_ns))
+    });
+    let start = Instant::now();
+    probes.track(cgroup.id()).unwrap();
+    probes.settle();
+    let counted = probes.read(cgroup.id()).unwrap().on_cpu_ns;
+    let possible = start.elapsed().as_nanos() as u64;
+    assert!(
+        counted <= possible,
+        "{counted} ns in {possible}; it had run {ran_ns} before"
+    );
+}
+
+#[test]
 fn running_and_waiting_add_up_to_the_time_that_two_rivals_exist() {
     let Some(privileged) = Privileged::enter() else {
         return;

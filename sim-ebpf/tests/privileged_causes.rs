@@ -20,6 +20,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -150,6 +151,75 @@ fn a_neighbour_that_holds_the_cpu_is_named() {
             .all(|wait| wait.waiting != victim.id())
     );
     assert_eq!(probes.losses().total(), 0);
+}
+
+#[test]
+fn the_neighbour_is_named_to_threads_that_wait_once_in_their_life() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let (victim, bully) = (Cgroup::new("short-lived"), Cgroup::new("bully"));
+    let mut probes = privileged.load();
+    probes.track(victim.id()).unwrap();
+    let mut bullies = [
+        Actor::start(&bully, "spin-on 1"),
+        Actor::start(&bully, "spin-on 1"),
+    ];
+    let mut actor = Actor::start(&victim, "thread-per-turn 100");
+    // A new thread of equal rank hardly waits.
+    for thread in fs::read_dir(format!("/proc/{}/task", actor.pid())).unwrap() {
+        let mut renice = Command::new("renice");
+        renice
+            .args(["-n", "10", "-p"])
+            .arg(thread.unwrap().file_name());
+        assert!(renice.output().unwrap().status.success());
+    }
+    bullies.iter_mut().for_each(Actor::go);
+    let before = probes.read(victim.id()).unwrap();
+    actor.go();
+    actor.done();
+    probes.settle();
+    let spent = probes.read(victim.id()).unwrap().since(&before);
+    // Others on this machine hold that CPU too, now and then; each is named.
+    let named_ns = |by: Option<u64>| -> u64 {
+        let waits = probes.neighbours().into_iter();
+        let waits = waits.filter(|wait| wait.waiting == victim.id());
+        let waits = waits.filter(|wait| by.is_none_or(|by| wait.running == by));
+        waits.map(|wait| wait.wait_ns).sum()
+    };
+    let (named, bullied) = (named_ns(None), named_ns(Some(bully.id())));
+    let waited = spent.run_queue_delay_ns;
+    eprintln!("{named} ns of {waited} named, {bullied} of them the bully's");
+    assert!(named > waited * 8 / 10, "{named} of {waited}");
+    assert!(bullied > named / 2, "{bullied} of {named}");
+}
+
+#[test]
+fn threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let Some(quota) = Quota::new("quota") else {
+        panic!("no cgroup has a cpu controller");
+    };
+    let cgroup = Cgroup::new("throttled");
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let mut actor = Actor::start(&cgroup, "thread-per-turn 400");
+    actor.join(&quota.cgroup);
+    let (before, throttled_before) = (probes.read(cgroup.id()).unwrap(), quota.throttled_ns());
+    actor.go();
+    actor.done();
+    probes.settle();
+    let spent = probes.read(cgroup.id()).unwrap().since(&before);
+    let throttled = quota.throttled_ns() - throttled_before;
+    // The own waits go on until there is a CPU as well.
+    assert_close("throttled ns", spent.throttled_ns, throttled, 0.15);
+    let waits = probes.neighbours();
+    let blamed = waits.iter().filter(|wait| wait.waiting == cgroup.id());
+    let blamed: u64 = blamed.map(|wait| wait.wait_ns).sum();
+    eprintln!("{blamed} ns blamed on others");
+    assert!(blamed < throttled / 4, "{blamed} of {throttled}");
 }
 
 /// How long a thread has run, in nanoseconds, and the CPU it is on, by its folder in `/proc`.

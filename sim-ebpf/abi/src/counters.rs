@@ -20,6 +20,8 @@ pub struct CgroupCounters {
     pub http: HttpCounters,
     /// From reclaim.
     pub memory: MemoryCounters,
+    /// Since when the cgroup is tracked, on the monotonic clock. No counter: the same on each CPU.
+    pub tracked_ns: u64,
 }
 
 /// What the scheduler says.

@@ -26,6 +26,8 @@ pub struct KernelOffsets {
     pub task_turns: u32,
     /// `task_struct.sched_info.last_queued`
     pub task_last_queued: u32,
+    /// `task_struct.start_time`
+    pub task_start: u32,
     /// `task_struct.cgroups`
     pub task_cgroups: u32,
     /// `task_struct.se.cfs_rq`

@@ -29,9 +29,9 @@ mod tests {
         let (cpu, block, net, tcp, http, memory) = (7, 8, 4, 6, 7, 2);
         assert_eq!(
             size_of::<CgroupCounters>(),
-            8 * (cpu + block + net + tcp + http + memory + 5 * HISTOGRAM_BUCKETS)
+            8 * (cpu + block + net + tcp + http + memory + 1 + 5 * HISTOGRAM_BUCKETS)
         );
-        assert_eq!(size_of::<KernelOffsets>(), 4 * 27);
+        assert_eq!(size_of::<KernelOffsets>(), 4 * 28);
         assert_eq!(size_of::<Neighbour>(), 16);
         assert_eq!((size_of::<LifeFlag>(), size_of::<Watched>()), (16, 16));
     }

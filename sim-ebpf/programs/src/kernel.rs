@@ -19,6 +19,7 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     task_run_delay: 0,
     task_turns: 0,
     task_last_queued: 0,
+    task_start: 0,
     task_cgroups: 0,
     task_cfs_rq: 0,
     cfs_rq_throttle_count: 0,
@@ -104,6 +105,27 @@ pub unsafe fn run_delay_ns(task: *const task_struct) -> u64 {
 pub unsafe fn turns(task: *const task_struct) -> u64 {
     // SAFETY: as the caller promises. An `unsigned long`, on machines of 64 bits.
     unsafe { member(task.cast(), offset!(task_turns)) }
+}
+
+/// When a task was born, on the monotonic clock.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn born_ns(task: *const task_struct) -> u64 {
+    // SAFETY: as the caller promises.
+    unsafe { member(task.cast(), offset!(task_start)) }
+}
+
+/// Whether the scheduler counts a task as waiting for a CPU. One that was preempted on its way to sleep
+/// waits for one too, but uncounted.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn is_waiting(task: *const task_struct) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { member::<u64>(task.cast(), offset!(task_last_queued)) != 0 }
 }
 
 /// How long a runnable task has waited on this CPU, in nanoseconds; 0 if it didn't, or if the kernel has

@@ -16,7 +16,8 @@
 //! from the CPU comes out on top.
 //!
 //! Only tasks that were seen in a tracked cgroup have storage. The turn in which a task is first seen,
-//! having been moved in, isn't charged; the first turn of its life is.
+//! having been moved in, isn't charged; the first turn of its life is, whole, if the task is younger
+//! than the tracking.
 
 use crate::{
     atomic, cgroups,
@@ -62,13 +63,12 @@ static NEIGHBOURS: HashMap<Neighbour, u64> = HashMap::with_max_entries(NEIGHBOUR
 
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    let preempted: u32 = ctx.arg(0);
     let prev: *mut task_struct = ctx.arg(1);
     let next: *mut task_struct = ctx.arg(2);
     // SAFETY: both tasks come from the context, and `next` is about to leave this CPU's queue.
     unsafe {
         if kernel::pid(prev) != 0 {
-            leave(&ctx, prev, preempted & 0xff != 0);
+            leave(&ctx, prev);
             if kernel::pid(next) != 0 {
                 let waited_ns = kernel::waiting_ns(next);
                 if waited_ns >= NEIGHBOUR_WAIT_MIN_NS {
@@ -90,8 +90,12 @@ unsafe fn blame(ctx: &BtfTracePointContext, next: *mut task_struct, waited_ns: u
     // SAFETY: as the caller promises; the storage is of a task that doesn't run.
     let pair = unsafe {
         match TASKS.get(next) {
-            Some(task) if (*task.as_ptr()).throttled == 0 => {}
-            _ => return,
+            Some(task) if (*task.as_ptr()).throttled != 0 => return,
+            Some(_) => {}
+            // A new task: had it found no quota, `sched_wakeup_new` would have noted it.
+            None if kernel::turns(next) == 0 => {}
+            // One that was moved in. Why it waited isn't known.
+            None => return,
         }
         Neighbour {
             waiting: kernel::task_cgroup_id(next),
@@ -112,7 +116,7 @@ unsafe fn blame(ctx: &BtfTracePointContext, next: *mut task_struct, waited_ns: u
 /// # Safety
 /// `prev` is the current task, about to be switched out.
 #[inline(always)]
-unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct, preempted: bool) {
+unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
     // SAFETY: as the caller promises. The storage is ours while the runqueue is locked, as it is here;
     // counters belong to this CPU, and a switch can't nest.
     unsafe {
@@ -135,8 +139,8 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct, preempted: b
             // In an untracked cgroup now; it may come back.
             note(task, prev);
         }
-        // Preempted on the way to sleep counts as runnable: it must run again to finish going to sleep.
-        let runnable = preempted || kernel::member::<u32>(prev.cast(), offset!(task_state)) == 0;
+        // By the scheduler's rule: who is preempted on the way to sleep begins no wait that it counts.
+        let runnable = kernel::member::<u32>(prev.cast(), offset!(task_state)) == 0;
         task.throttled = u32::from(runnable && kernel::is_throttled(prev));
     }
 }
@@ -144,12 +148,29 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct, preempted: b
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
-    // SAFETY: the task comes from the context, and its runqueue is locked: nobody else writes its storage.
+    // SAFETY: the task comes from the context, and its runqueue is locked. If it waits, it doesn't run, so
+    // nobody else writes its storage; one that is woken while it runs yet is left alone.
     unsafe {
         if kernel::is_throttled(task)
+            && kernel::is_waiting(task)
             && let Some(task) = TASKS.get(task)
         {
             (*task.as_ptr()).throttled = 1;
+        }
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    let task: *mut task_struct = ctx.arg(0);
+    // SAFETY: the task comes from the context; it has never run, and its runqueue is locked.
+    unsafe {
+        if kernel::is_throttled(task) && cgroups::tracked(kernel::task_cgroup_id(task)).is_some() {
+            match TASKS.get_or_zeroed(task) {
+                Some(task) => (*task.as_ptr()).throttled = 1,
+                None => losses::count(&ctx, Loss::TaskStorage),
+            }
         }
     }
     0
@@ -187,9 +208,16 @@ pub fn settle(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 unsafe fn charge(counters: *mut CgroupCounters, task: &mut Task, current: *mut task_struct) {
     // SAFETY: as the caller promises.
-    let (counters, turns) = unsafe { (&mut (*counters).cpu, kernel::turns(current)) };
+    let (turns, known) = unsafe {
+        let turns = kernel::turns(current);
+        let known =
+            task.cpu != 0 || turns <= 1 && kernel::born_ns(current) >= (*counters).tracked_ns;
+        (turns, known)
+    };
+    // SAFETY: as the caller promises.
+    let counters = unsafe { &mut (*counters).cpu };
     let cpu = bpf_get_smp_processor_id() + 1;
-    if task.cpu != 0 || turns <= 1 {
+    if known {
         // SAFETY: as the caller promises.
         let (runtime_ns, run_delay_ns) =
             unsafe { (kernel::runtime_ns(current), kernel::run_delay_ns(current)) };

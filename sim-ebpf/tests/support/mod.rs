@@ -240,6 +240,21 @@ pub(crate) fn play() {
             std::io::stdin().read_line(&mut line).unwrap();
             compute_forever();
         }
+        "spin-in-thread" => {
+            pin(argument.parse().unwrap());
+            std::io::stdin().read_line(&mut line).unwrap();
+            thread::spawn(|| compute_forever()).join().ok();
+        }
+        "thread-per-turn" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            for _ in 0..argument.parse().unwrap() {
+                // It is born on CPU 1, and its parent gets out of its way.
+                pin(1);
+                let thread = thread::spawn(|| compute(1_000_000));
+                pin(0);
+                thread.join().unwrap();
+            }
+        }
         "ping-pong" => {
             std::io::stdin().read_line(&mut line).unwrap();
             ping_pong(argument.parse().unwrap());
@@ -329,9 +344,15 @@ fn serve(think: Duration) {
 }
 
 fn compute_forever() -> ! {
+    loop {
+        compute(u32::MAX);
+    }
+}
+
+fn compute(rounds: u32) {
     // Not `spin_loop`: a hypervisor may take a virtual CPU away that does nothing but pause.
     let mut x = 1_u64;
-    loop {
+    for _ in 0..rounds {
         x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
     }
 }
