@@ -95,6 +95,10 @@ impl Group {
                     name: "block_rq_issue",
                     hook: Hook::Tracepoint("block_rq_issue"),
                 },
+                ProgramSpec {
+                    name: "block_rq_insert",
+                    hook: Hook::Tracepoint("block_rq_insert"),
+                },
             ],
             Self::Net => &[
                 ProgramSpec {

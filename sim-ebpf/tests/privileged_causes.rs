@@ -24,8 +24,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::tools::{cgroup1_mount, write_direct_in};
-use support::{Actor, Cgroup, Privileged, assert_close, eventually};
+use support::tools::{Loop, cgroup1_mount, write_direct_in};
+use support::{Actor, BLOCK_BYTES, BLOCKS, Cgroup, Privileged, assert_close, eventually};
 
 /// Not a test: what [`Actor`] runs.
 #[test]
@@ -391,6 +391,47 @@ fn time_lost_to_reclaim_is_charged_to_who_hit_the_limit() {
     fs::remove_file(file).ok();
     eprintln!("{} reclaims, {} ns", counted.reclaims, counted.reclaim_ns);
     assert!(counted.reclaims > 0 && counted.reclaim_ns > 0);
+}
+
+#[test]
+fn latency_of_a_throttled_device_is_what_the_writer_sees() {
+    // 64 KiB each: 16 to a second.
+    const BYTES_PER_SECOND: u32 = 1 << 20;
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("slow-device");
+    let slow = Loop::new("slow-device", (BLOCKS * BLOCK_BYTES) as u64);
+    let limited = slow.throttle(&cgroup, BYTES_PER_SECOND);
+    let mut probes = privileged.load();
+    probes.track(cgroup.id()).unwrap();
+    let mut writer = Actor::start(
+        &cgroup,
+        &format!("write-direct-timed {}", slow.device.display()),
+    );
+    if let Some(limited) = &limited {
+        writer.join(limited);
+    }
+    let before = probes.read(cgroup.id()).unwrap();
+    writer.go();
+    let took = writer.hears("took ");
+    let counted = probes.read(cgroup.id()).unwrap().since(&before);
+    let took: Vec<u64> = took.split(' ').map(|ns| ns.parse().unwrap()).collect();
+    assert_eq!(counted.block_write_ops, BLOCKS as u64);
+    assert_eq!(counted.block_write_bytes, (BLOCKS * BLOCK_BYTES) as u64);
+    let sum: u64 = took.iter().sum();
+    assert_close("block latency ns", counted.block_latency_ns, sum, 0.02);
+    // Slow for being throttled, and the median is one of theirs.
+    let expected_ns = BLOCK_BYTES as u64 * 1_000_000_000 / u64::from(BYTES_PER_SECOND);
+    assert_close("ns per write", sum / BLOCKS as u64, expected_ns, 0.2);
+    let median = counted.block_hist.quantile_ns(0.5).unwrap();
+    let mut sorted = took;
+    sorted.sort_unstable();
+    let truth = sorted[BLOCKS / 2] as f64;
+    assert!(
+        median > truth / 2.0 && median < truth * 2.0,
+        "{median} for {truth}"
+    );
 }
 
 #[test]

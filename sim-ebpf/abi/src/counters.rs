@@ -155,13 +155,13 @@ pub struct Connection {
     pub pending: u32,
 }
 
-/// A block request between issue and completion; shared by all CPUs, keyed by the request's address.
+/// A block request until its completion; shared by all CPUs, keyed by the request's address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlight {
     /// When it was made; 0 where the kernel doesn't stamp requests.
     pub queued_ns: u64,
-    /// When it was handed to the device.
+    /// When it was handed to the device; 0 until then.
     pub issued_ns: u64,
     /// Whom it is charged to.
     pub cgroup_id: u64,

@@ -1,7 +1,7 @@
 //! Block I/O: bytes, operations and issue-to-completion latency of each tracked cgroup.
 //!
-//! **Whose I/O is it?** By default that of the cgroup which was current when the request went to the
-//! device. That is right for direct I/O and for reads. A buffered write goes out later from a flusher
+//! **Whose I/O is it?** By default that of the cgroup which was current when the request was queued, or
+//! when it went to the device where it wasn't. That is right for direct I/O and for reads. A buffered write goes out later from a flusher
 //! thread (nobody's cgroup) or from whoever calls `fsync`. Where the `io` controller is on cgroup2 the
 //! loader asks for [`BLOCK_OWNER_BIO`]: then the bio itself carries the cgroup that dirtied the page. With
 //! `io` on cgroup1 the bio's cgroup lives in another hierarchy, whose ids may collide with cgroup2's.
@@ -26,36 +26,81 @@ const REQ_OP_WRITE: u32 = 1;
 #[map]
 static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(IN_FLIGHT_MAX, 0);
 
+/// A request that goes to the device by way of a queue: whose it is, while the one that made it is current.
+/// It may be issued from a worker of the kernel's.
+#[btf_tracepoint(function = "block_rq_insert")]
+pub fn block_rq_insert(ctx: BtfTracePointContext) -> i32 {
+    let request: *const u8 = ctx.arg(0);
+    // SAFETY: the request comes from the context.
+    unsafe {
+        // What isn't stamped couldn't be told from an earlier request in the same memory.
+        let queued_ns = made_ns(request);
+        if queued_ns != 0
+            && let Some(cgroup_id) = tracked_owner(request)
+        {
+            remember(&ctx, request, queued_ns, 0, cgroup_id);
+        }
+    }
+    0
+}
+
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
     let request: *const u8 = ctx.arg(0);
     // SAFETY: the request comes from the context.
-    let Some(cgroup_id) = (unsafe { tracked_owner(request) }) else {
-        return 0;
-    };
-    // SAFETY: a helper without arguments.
-    let issued_ns = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the request comes from the context; read only where the kernel has the member.
-    let queued_ns: u64 = match offset!(request_start_ns) {
-        0 => 0,
-        at => unsafe { member(request, at) },
-    };
-    // A requeued request is issued again: the later issue counts.
-    if IN_FLIGHT
-        .insert(
-            &(request as u64),
-            &InFlight {
-                queued_ns,
-                issued_ns,
-                cgroup_id,
-            },
-            0,
-        )
-        .is_err()
-    {
-        losses::count(&ctx, Loss::InFlight);
+    let queued_ns = unsafe { made_ns(request) };
+    if let Some(in_flight) = IN_FLIGHT.get_ptr_mut(&(request as u64)) {
+        // SAFETY: an entry belongs to a request, which one CPU at a time has in hand.
+        let in_flight = unsafe { &mut *in_flight };
+        // A requeued request is issued again: the later issue counts. One that was merged into another
+        // left an entry behind, which the next request in its memory doesn't fall for.
+        if queued_ns != 0 && in_flight.queued_ns == queued_ns {
+            // SAFETY: a helper without arguments.
+            in_flight.issued_ns = unsafe { bpf_ktime_get_ns() };
+            return 0;
+        }
+        IN_FLIGHT.remove(&(request as u64)).ok();
+    }
+    // SAFETY: the request comes from the context; the helper has no arguments.
+    unsafe {
+        if let Some(cgroup_id) = tracked_owner(request) {
+            remember(&ctx, request, queued_ns, bpf_ktime_get_ns(), cgroup_id);
+        }
     }
     0
+}
+
+/// # Safety
+/// `request` comes from the program's context.
+#[inline(always)]
+unsafe fn remember(
+    ctx: &BtfTracePointContext,
+    request: *const u8,
+    queued_ns: u64,
+    issued_ns: u64,
+    cgroup_id: u64,
+) {
+    let in_flight = InFlight {
+        queued_ns,
+        issued_ns,
+        cgroup_id,
+    };
+    if IN_FLIGHT.insert(&(request as u64), &in_flight, 0).is_err() {
+        losses::count(ctx, Loss::InFlight);
+    }
+}
+
+/// When a request was made; 0 where the kernel doesn't stamp it.
+///
+/// # Safety
+/// `request` comes from the program's context.
+#[inline(always)]
+unsafe fn made_ns(request: *const u8) -> u64 {
+    match offset!(request_start_ns) {
+        0 => 0,
+        // SAFETY: as the caller promises.
+        at => unsafe { member(request, at) },
+    }
 }
 
 #[btf_tracepoint(function = "block_rq_complete")]

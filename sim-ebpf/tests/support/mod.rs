@@ -263,6 +263,14 @@ pub(crate) fn play() {
             std::io::stdin().read_line(&mut line).unwrap();
             write_direct(Path::new(argument));
         }
+        "write-direct-timed" => {
+            std::io::stdin().read_line(&mut line).unwrap();
+            let took: Vec<_> = write_direct(Path::new(argument))
+                .into_iter()
+                .map(|one| one.as_nanos().to_string())
+                .collect();
+            say(&format!("took {}", took.join(" ")));
+        }
         "send" => {
             let (port, bytes) = argument.split_once(' ').unwrap();
             let mut stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
@@ -361,7 +369,8 @@ fn compute(rounds: u32) {
 pub(crate) const BLOCK_BYTES: usize = 64 << 10;
 pub(crate) const BLOCKS: usize = 128;
 
-fn write_direct(path: &Path) {
+/// Writes the blocks; how long each took.
+fn write_direct(path: &Path) -> Vec<Duration> {
     #[repr(C, align(4096))]
     struct Aligned([u8; BLOCK_BYTES]);
     let block = Box::new(Aligned([7; BLOCK_BYTES]));
@@ -372,9 +381,12 @@ fn write_direct(path: &Path) {
         .custom_flags(libc::O_DIRECT)
         .open(path)
         .unwrap();
-    for _ in 0..BLOCKS {
+    let write = |_| {
+        let start = Instant::now();
         file.write_all(&block.0).unwrap();
-    }
+        start.elapsed()
+    };
+    (0..BLOCKS).map(write).collect()
 }
 
 /// Two threads on one CPU that wake each other: two switches per round.

@@ -5,7 +5,9 @@ use std::{
     collections::HashSet,
     fs,
     net::{TcpListener, TcpStream},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 pub(crate) fn program_ids() -> HashSet<u32> {
@@ -24,6 +26,74 @@ pub(crate) fn write_direct_in(cgroup: &Cgroup) -> PathBuf {
     actor.go();
     actor.done();
     file
+}
+
+/// A block device of a file's, as slow as the file.
+pub(crate) struct Loop {
+    pub(crate) device: PathBuf,
+    file: PathBuf,
+}
+
+impl Loop {
+    pub(crate) fn new(name: &str, bytes: u64) -> Self {
+        let name = format!("{name}-{}", std::process::id());
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        // Written, so that no block is allocated later.
+        fs::write(&file, vec![0; bytes.try_into().unwrap()]).unwrap();
+        let mut losetup = Command::new("losetup");
+        losetup
+            .args(["--find", "--show", "--direct-io=on"])
+            .arg(&file);
+        let output = losetup.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let device = String::from_utf8(output.stdout).unwrap().trim().into();
+        Self { device, file }
+    }
+
+    /// Holds what processes of `cgroup` write to the disk below to so many bytes a second; the cgroup to
+    /// join for it, where that isn't the same.
+    pub(crate) fn throttle(&self, cgroup: &Cgroup, bytes_per_second: u32) -> Option<Cgroup> {
+        let disk = self.disk();
+        if let Some(mount) = cgroup1_mount("blkio") {
+            let limited = Cgroup::below(&mount, "throttle");
+            let file = limited.path.join("blkio.throttle.write_bps_device");
+            fs::write(file, format!("{disk} {bytes_per_second}")).unwrap();
+            return Some(limited);
+        }
+        fs::write(
+            cgroup.path.join("io.max"),
+            format!("{disk} wbps={bytes_per_second}"),
+        )
+        .unwrap();
+        None
+    }
+
+    /// Major and minor number of the whole disk below.
+    fn disk(&self) -> String {
+        let device = fs::metadata(&self.file).unwrap().dev();
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        let own = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        let disk = if own.join("partition").exists() {
+            own.join("..")
+        } else {
+            own
+        };
+        fs::read_to_string(disk.join("dev"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.device)
+            .status()
+            .ok();
+        fs::remove_file(&self.file).ok();
+    }
 }
 
 /// An actor in `cgroup` that has begun to send `bytes`, and our end.

@@ -18,6 +18,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),    // programs inside them
     ("python3", "python3"),       // httpbin
     ("nft", "nftables"),          // lost packets in a test
+    ("losetup", "mount"),         // a slow disk in a test
 ];
 
 /// Installs what is missing; says so where it may not.
