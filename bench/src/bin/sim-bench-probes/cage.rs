@@ -4,7 +4,38 @@ use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use nix::fcntl::Flock;
 use sim_node::cgroup::{Group, Hierarchy};
+
+/// Where all cages are.
+const ALL: &str = "sim-bench";
+
+/// Takes the place of the cages for this process alone, and clears away what an interrupted one left.
+pub(crate) struct Ground {
+    hierarchy: Hierarchy,
+    lock: Option<Flock<File>>,
+}
+
+impl Ground {
+    pub(crate) fn take() -> Result<Self> {
+        let hierarchy = Hierarchy::detect().context("cgroup mounts")?;
+        let lock = hierarchy
+            .lock(ALL)
+            .with_context(|| format!("cgroup {ALL}: does another benchmark run?"))?;
+        hierarchy.clear(ALL)?;
+        Ok(Self {
+            hierarchy,
+            lock: Some(lock),
+        })
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.hierarchy.remove_empty(ALL);
+        drop(self.lock.take());
+    }
+}
 
 /// Holds processes so that the kernel accounts for them together.
 pub(crate) struct Cage {
@@ -15,7 +46,7 @@ pub(crate) struct Cage {
 
 impl Cage {
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let name = format!("sim-bench-{}-{name}", std::process::id());
+        let name = format!("{ALL}/{name}");
         let hierarchy = Hierarchy::detect().context("cgroup mounts")?;
         let group = Group::create(&hierarchy, &name).with_context(|| format!("cgroup {name}"))?;
         let directory = group.unified_dir().context("no cgroup version 2 mount")?;

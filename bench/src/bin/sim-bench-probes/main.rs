@@ -12,6 +12,7 @@
 mod agent;
 mod cage;
 mod counter;
+mod flag;
 mod peers;
 mod services;
 mod settings;
@@ -48,6 +49,8 @@ struct Arguments {
 enum Part {
     /// Nanoseconds per switch and wakeup
     Switches,
+    /// Reading the death flag, and how soon it is seen
+    Flag,
     /// Share of the CPU time of services at capacity
     Services,
     /// The node at a hundred workloads
@@ -59,6 +62,9 @@ enum Role {
     /// The work of `switches`
     #[command(hide = true)]
     PingPong,
+    /// A rival of `switches`
+    #[command(hide = true)]
+    Spin,
     /// A workload of `node`
     #[command(hide = true)]
     Serve { address: String },
@@ -77,11 +83,13 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.role {
         Some(Role::PingPong) => return switches::ping_pong(),
+        Some(Role::Spin) => return switches::spin(),
         Some(Role::Serve { address }) => return agent::serve(address),
         None => {}
     }
     let settings = Settings::new(arguments.rounds)?;
     let peers = Peers::locate()?;
+    let _ground = cage::Ground::take()?;
     let _measuring = enable_stats(Stats::RunTime)
         .context("the kernel doesn't measure programs; it takes CAP_SYS_ADMIN")?;
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
@@ -89,6 +97,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     // Always: the others need to know what measuring itself takes.
     let (value, empty_ns) = switches::measure(&settings, &peers)?;
     results.insert("cpu".to_owned(), value);
+    if wanted(Part::Switches) {
+        let value = switches::under_pressure(&settings, &peers)?;
+        results.insert("cpu_under_pressure".to_owned(), value);
+    }
+    if wanted(Part::Flag) {
+        results.insert("flag".to_owned(), flag::measure(&settings)?);
+    }
     if wanted(Part::Services) {
         let value = services::measure(&settings, &peers, empty_ns)?;
         results.insert("services".to_owned(), value);

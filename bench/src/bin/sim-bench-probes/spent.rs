@@ -95,6 +95,12 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// The least of the sorted values that a share `q` of all is no greater than. `None` of none.
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let rank = (q * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +125,14 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0]), Some(2.5));
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(quantile(&hundred, 0.5), Some(50.0));
+        assert_eq!(quantile(&hundred, 0.99), Some(99.0));
+        assert_eq!(quantile(&hundred, 1.0), Some(100.0));
+        assert_eq!(quantile(&[], 0.5), None);
     }
 }

@@ -23,6 +23,9 @@ use crate::spent::{self, Spent, median, round_to};
 /// Rounds of the ping-pong of one measurement.
 const PING_PONGS: u32 = 200_000;
 
+/// Share of a CPU that is left to the work under [`Pressure::Quota`].
+const QUOTA_CPUS: f64 = 0.2;
+
 /// What one counter took in one round.
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
@@ -80,6 +83,50 @@ pub(crate) fn measure(settings: &Settings, peers: &Peers) -> Result<(Value, f64)
     Ok((Value::Object(results), empty_ns))
 }
 
+/// What makes the work wait, and SIM look for the reason.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pressure {
+    /// A stranger who wants the same CPU all the time.
+    Rival,
+    /// A quota of a fifth of the CPU.
+    Quota,
+}
+
+/// Ours alone, where tasks wait: neighbours are looked up, or waits for want of quota told apart.
+pub(crate) fn under_pressure(settings: &Settings, peers: &Peers) -> Result<Value> {
+    let mut results = Map::new();
+    for (name, pressure) in [("rival", Pressure::Rival), ("quota", Pressure::Quota)] {
+        let cage = Cage::new(name)?;
+        let strangers = Cage::new("strangers")?;
+        let mut rival = None;
+        match pressure {
+            Pressure::Rival => rival = Some(child("spin", &strangers)?),
+            Pressure::Quota => cage.hold_to(QUOTA_CPUS)?,
+        }
+        let (mut empty, mut ours) = (Vec::new(), Vec::new());
+        for round in 0..settings.rounds {
+            let mut turns = [(Counter::Empty, &mut empty), (Counter::Sim, &mut ours)];
+            if round % 2 == 1 {
+                turns.reverse();
+            }
+            for (counter, taken) in turns {
+                taken.push(run(settings, peers, &cage, counter)?);
+            }
+            println!("{name}: round {} of {}", round + 1, settings.rounds);
+        }
+        drop(rival);
+        let net = |field: fn(&Taken) -> Option<f64>| {
+            let of = |taken: &[Taken]| median(&taken.iter().filter_map(field).collect::<Vec<_>>());
+            Some(round_to(of(&ours)? - of(&empty)?, 1.0))
+        };
+        results.insert(
+            name.to_owned(),
+            json!({ "switch_net_ns": net(|t| t.switch_ns), "wakeup_net_ns": net(|t| t.wakeup_ns) }),
+        );
+    }
+    Ok(Value::Object(results))
+}
+
 fn run(settings: &Settings, peers: &Peers, cage: &Cage, counter: Counter) -> Result<Taken> {
     let running = counter.start(settings, peers, cage)?;
     let before = running.spent()?;
@@ -109,25 +156,40 @@ fn switch_and_wakeup(mut programs: Vec<Spent>) -> (Option<Spent>, Option<Spent>)
 
 /// One ping-pong in the cage; nanoseconds per round.
 fn work(cage: &Cage) -> Result<f64> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("ping-pong");
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let placement = Placement {
-        netns: None,
-        cgroups: cage.procs()?,
-    };
-    let mut child = Guarded::spawn(
-        "ping-pong",
-        command,
-        placement,
-        Signal::SIGTERM,
-        Duration::from_secs(5),
-    )?;
+    let mut child = child("ping-pong", cage)?;
     let stdout = child.stdout().context("output of the ping-pong")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     let ns: f64 = line.trim().parse().context("what the ping-pong says")?;
     Ok(ns / f64::from(PING_PONGS))
+}
+
+/// This program again, in a role and in a cage.
+fn child(role: &'static str, cage: &Cage) -> Result<Guarded> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(role);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let placement = Placement {
+        netns: None,
+        cgroups: cage.procs()?,
+    };
+    let grace = Duration::from_secs(5);
+    Ok(Guarded::spawn(
+        role,
+        command,
+        placement,
+        Signal::SIGTERM,
+        grace,
+    )?)
+}
+
+/// What the rival does until it is ended.
+pub(crate) fn spin() -> Result<()> {
+    pin()?;
+    let mut x = 1_u64;
+    loop {
+        x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
 }
 
 /// What the child does: prints how many nanoseconds it took.
