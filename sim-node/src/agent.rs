@@ -10,6 +10,7 @@ use crate::probes::Sensors;
 use crate::process_tree;
 use crate::sense::Readings;
 use crate::session::{self, Link};
+use crate::signals::{self, Means};
 use nix::fcntl::Flock;
 use sim_api::v1;
 use sim_core::name::{InstanceId, ServerName};
@@ -20,7 +21,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
@@ -69,14 +70,6 @@ pub enum NodeError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// The metrics page can't be served.
-    #[error("metrics at {address}: {source}")]
-    Metrics {
-        /// Where.
-        address: SocketAddr,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
 }
 
 struct Agent {
@@ -104,9 +97,7 @@ struct Agent {
 pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Result<(), NodeError> {
     let (questions, mut questions_in) = mpsc::channel(4);
     if let Some(address) = config.metrics {
-        let wrap = |source| NodeError::Metrics { address, source };
-        let listener = TcpListener::bind(address).await.map_err(wrap)?;
-        tokio::spawn(exporter::serve(listener, questions.clone()));
+        tokio::spawn(exporter::serve(address, questions.clone()));
     }
     let (facts, mut facts_in) = mpsc::channel(64);
     let (link, mut link_in) = mpsc::channel(64);
@@ -523,6 +514,12 @@ impl Agent {
         let mut snapshot = Snapshot {
             server: self.config.server.to_string(),
             instances,
+            signals: signals::all(Means {
+                active: &|group| self.sensors.is_active(group),
+                cgroups: self.hierarchy.is_some(),
+                listeners: self.listeners.is_some(),
+                pidfds: true,
+            }),
             reports_lost: self.reports_lost,
             ..Snapshot::default()
         };

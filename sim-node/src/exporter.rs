@@ -8,6 +8,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -23,6 +24,8 @@ const CONNECTIONS_MAX: usize = 4;
 const PAGE_AGE_MAX: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, as when descriptors have run out.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before an address that is taken is tried again.
+const BIND_PAUSE: Duration = Duration::from_secs(10);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Asks the agent for what a page shows.
@@ -31,8 +34,28 @@ pub(crate) type Ask = mpsc::Sender<oneshot::Sender<Snapshot>>;
 /// The last page, and when it was made.
 type Last = Arc<Mutex<Option<(Instant, Bytes)>>>;
 
-/// Serves until the agent is gone.
-pub(crate) async fn serve(listener: TcpListener, agent: Ask) {
+/// Serves until the agent is gone. An address that is taken is tried again and again: a node without a
+/// metrics page is worth more than none.
+pub(crate) async fn serve(address: SocketAddr, agent: Ask) {
+    let mut complained = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if complained => tracing::debug!("metrics at {address}: {error}"),
+            Err(error) => tracing::warn!(
+                "metrics are not served at {address} ({error}); it is tried again each {} s",
+                BIND_PAUSE.as_secs()
+            ),
+        }
+        complained = true;
+        tokio::select! {
+            () = tokio::time::sleep(BIND_PAUSE) => {}
+            () = agent.closed() => return,
+        }
+    };
+    if complained {
+        tracing::info!("metrics are served at {address}");
+    }
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let last = Last::default();
     loop {
@@ -112,4 +135,33 @@ async fn page(agent: &Ask, last: &Last) -> Result<Bytes, (StatusCode, &'static s
     let page = Bytes::from(page);
     *last = Some((Instant::now(), page.clone()));
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_taken_is_served_once_it_is_free() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = taken.local_addr().expect("address");
+        let (ask, mut questions) = mpsc::channel::<oneshot::Sender<Snapshot>>(1);
+        let serving = tokio::spawn(serve(address, ask));
+        tokio::time::sleep(BIND_PAUSE / 2).await;
+        drop(taken);
+        tokio::time::sleep(BIND_PAUSE).await;
+        let mut stream = TcpStream::connect(address).await.expect("served");
+        let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
+        stream.write_all(request).await.expect("asked");
+        let question = questions.recv().await.expect("a question");
+        question.send(Snapshot::default()).expect("awaited");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+        drop(questions);
+        serving.await.expect("it ends with the agent");
+    }
 }

@@ -3,7 +3,8 @@
 
 use crate::cgroup::{Detail, Hierarchy, StatFiles, Usage};
 use crate::listeners::{Listeners, Queue};
-use sim_ebpf::{Counters, GroupState, Probes, ProbesConfig};
+use crate::signals::{self, Means, Signal};
+use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
@@ -109,6 +110,23 @@ impl Host {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Where each signal comes from, and how good it is.
+    #[must_use]
+    pub fn signals(&self) -> Vec<Signal> {
+        signals::all(Means {
+            active: &|group| self.is_active(group),
+            cgroups: true,
+            listeners: self.listeners.is_some(),
+            pidfds: false,
+        })
+    }
+
+    /// Whether a group of probes runs.
+    #[must_use]
+    pub fn is_active(&self, group: Group) -> bool {
+        self.probes.as_ref().is_some_and(|p| p.is_active(group))
     }
 
     /// Cgroups that the probes have no room for.

@@ -20,6 +20,7 @@ mod process_tree;
 mod readiness;
 mod sense;
 mod session;
+mod signals;
 mod stat_files;
 mod usage;
 
@@ -28,3 +29,4 @@ pub use launch::launch;
 pub use limits::hold_to_duty_cycle;
 pub use listeners::Queue;
 pub use process_tree::usage as process_group_usage;
+pub use signals::{Quality, Signal};

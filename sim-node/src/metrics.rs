@@ -5,8 +5,11 @@
 //! (`http_server_request_duration_seconds`). What has no such name begins with `sim_`. Labels are workload,
 //! instance and server; no cgroup, process or address ever makes a series.
 
+mod own;
+
 use crate::cgroup::Usage;
 use crate::instance::AcceptQueue;
+use crate::signals::Signal;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -22,6 +25,8 @@ pub(crate) struct Snapshot {
     pub(crate) instances: Vec<InstanceFigures>,
     /// Name and whether it runs.
     pub(crate) groups: Vec<(&'static str, bool)>,
+    /// Where each signal comes from.
+    pub(crate) signals: Vec<Signal>,
     pub(crate) cost: Cost,
     pub(crate) losses: Losses,
     pub(crate) reports_lost: u64,
@@ -81,7 +86,8 @@ const fn times() -> [Row<f64>; 8] {
             "container_resources_cpu_usage",
             "CPU time used",
             Some(Unit::Seconds),
-            |i| kernel(i, Cpu, |k| seconds(k.on_cpu_ns)).or(files(i, |f| micros(f.cpu_micros))),
+            // Not the probes', which may be shed: a counter has one source for life.
+            |i| files(i, |f| micros(f.cpu_micros)),
         ),
         (
             "container_resources_cpu_delay",
@@ -384,78 +390,6 @@ impl Snapshot {
         }
         Ok(())
     }
-
-    /// What sensing itself costs and loses.
-    fn own(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let server = ("server", self.server.as_str());
-        let programs = &self.cost.programs;
-        let counter = MetricType::Counter;
-        let mut family = to.encode_descriptor(
-            "sim_probe_run",
-            "CPU time in each kernel program, measurement included",
-            Some(&Unit::Seconds),
-            counter,
-        )?;
-        for program in programs {
-            let labels = [server, ("program", program.name.as_str())];
-            let mut metric = family.encode_family(&labels)?;
-            metric.encode_counter::<NoLabelSet, _, f64>(&seconds(program.run_ns), None)?;
-        }
-        for (name, help, figure) in [
-            ("sim_probe_runs", "Runs of each kernel program", 0),
-            (
-                "sim_probe_missed_runs",
-                "Runs that the kernel skipped; what they would have counted is lost",
-                1,
-            ),
-        ] {
-            let mut family = to.encode_descriptor(name, help, None, counter)?;
-            for program in programs {
-                let labels = [server, ("program", program.name.as_str())];
-                let value = [program.run_count, program.missed_count][figure];
-                let mut metric = family.encode_family(&labels)?;
-                metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
-            }
-        }
-        let mut family = to.encode_descriptor(
-            "sim_probe_group_active",
-            "1 where the kernel programs of a group run, 0 where they are refused or shed",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (group, active) in &self.groups {
-            let labels = [server, ("group", group)];
-            family
-                .encode_family(&labels)?
-                .encode_gauge(&u32::from(*active))?;
-        }
-        let mut family = to.encode_descriptor(
-            "sim_probe_losses",
-            "Facts that the kernel programs had to drop",
-            None,
-            counter,
-        )?;
-        let losses = self.losses;
-        for (kind, count) in [
-            ("run_queue_waits", losses.run_queue_waits),
-            ("block_requests", losses.block_requests),
-            ("http_requests", losses.http_requests),
-            ("neighbours", losses.neighbours),
-        ] {
-            let labels = [server, ("kind", kind)];
-            let mut metric = family.encode_family(&labels)?;
-            metric.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
-        }
-        let mut family = to.encode_descriptor(
-            "sim_node_reports_lost",
-            "Reports that the control plane did not take",
-            None,
-            counter,
-        )?;
-        let labels = [server];
-        let mut metric = family.encode_family(&labels)?;
-        metric.encode_counter::<NoLabelSet, _, f64>(&self.reports_lost, None)
-    }
 }
 
 /// Sum in seconds and buckets by their upper bounds in seconds. A sum that isn't kept is put together from
@@ -481,6 +415,7 @@ fn buckets(histogram: &Log2Histogram, sum_ns: Option<u64>) -> (f64, Vec<(f64, u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signals::Quality;
     use sim_ebpf::ProgramCost;
 
     fn snapshot() -> Snapshot {
@@ -488,7 +423,6 @@ mod tests {
         buckets[1] = 3;
         buckets[11] = 1;
         let kernel = Counters {
-            on_cpu_ns: 1_500_000_000,
             run_queue_delay_ns: 250_000_000,
             rtt_hist: Log2Histogram::from(sim_ebpf::RawHistogram { buckets }),
             http_responses: [0, 7, 0, 0, 1],
@@ -502,6 +436,7 @@ mod tests {
                 kernel: Some(kernel),
                 active: Group::ALL.to_vec(),
                 files: Some(Usage {
+                    cpu_micros: 1_500_000,
                     working_set_bytes: 4_096,
                     ..Usage::default()
                 }),
@@ -512,6 +447,11 @@ mod tests {
                 }),
             }],
             groups: vec![("cpu", true), ("net", false)],
+            signals: vec![Signal {
+                name: "pressure",
+                source: "PSI: cpu.pressure",
+                quality: Quality::Exact,
+            }],
             cost: Cost {
                 programs: vec![ProgramCost {
                     name: "sched_switch".into(),
@@ -540,6 +480,7 @@ mod tests {
             r#"sim_probe_run_seconds_total{server="a",program="sched_switch"} 2.0"#.into(),
             r#"sim_probe_missed_runs_total{server="a",program="sched_switch"} 2"#.into(),
             r#"sim_probe_group_active{server="a",group="net"} 0"#.into(),
+            r#"sim_signal_info{server="a",signal="pressure",source="PSI: cpu.pressure",quality="exact"} 1"#.into(),
             r#"sim_node_reports_lost_total{server="a"} 3"#.into(),
         ] {
             assert!(page.lines().any(|l| l == line), "no {line} in:\n{page}");

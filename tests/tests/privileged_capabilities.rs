@@ -68,6 +68,9 @@ fn three_capabilities_are_enough_and_a_missing_one_is_named() {
 
     let (seen, complaints) = sense(&program, ",+bpf,+perfmon");
     assert_eq!(seen["source"], "probes", "the others still run");
+    assert!(seen["requests"].is_null(), "{seen}");
+    assert!(seen["network"]["receive_bytes_per_second"].is_null());
+    assert!(seen["network"]["accepts_per_second"].is_f64());
     let lines: Vec<&str> = complaints.lines().collect();
     assert_eq!(lines.len(), 2, "net and http, a line each: {complaints}");
     for line in lines {

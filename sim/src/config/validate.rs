@@ -95,6 +95,8 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         let allowed = "must differ from proxy.listen";
         return Err(rules.broken("proxy.admin", front.admin, allowed));
     }
+    let taken = [("proxy.listen", front.listen), ("proxy.admin", front.admin)];
+    metrics_apart(&rules, &servers, &taken)?;
     if !(1..=1024).contains(&front.threads) {
         return Err(rules.broken("proxy.threads", front.threads, "must be 1 to 1024"));
     }
@@ -147,6 +149,35 @@ fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, C
         servers.push(server);
     }
     Ok(servers)
+}
+
+/// Each node listens for itself: in one network namespace no two can have the same address.
+fn metrics_apart(
+    rules: &Rules<'_>,
+    servers: &[Server],
+    taken: &[(&str, SocketAddr)],
+) -> Result<(), ConfigError> {
+    for (at, server) in servers.iter().enumerate() {
+        let Some(address) = server.metrics.filter(|address| address.port() != 0) else {
+            continue;
+        };
+        let name = &server.spec.name;
+        let rival = servers[..at]
+            .iter()
+            .find(|other| other.metrics == Some(address) && other.netns == server.netns)
+            .map(|other| format!("server {}", other.spec.name));
+        // The proxy is in the namespace of whoever starts it.
+        let of_proxy = taken
+            .iter()
+            .find(|(_, other)| server.netns.is_none() && *other == address)
+            .map(|(key, _)| (*key).to_owned());
+        if let Some(rival) = rival.or(of_proxy) {
+            let key = format!("server {name}: metrics");
+            let allowed = format!("is taken by {rival}; give each its own");
+            return Err(rules.broken(&key, address, &allowed));
+        }
+    }
+    Ok(())
 }
 
 fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, ConfigError> {
@@ -434,6 +465,29 @@ slo = { bound_ms = 100 }
                 );
             }
         }
+    }
+
+    #[test]
+    fn two_nodes_of_one_namespace_serve_metrics_at_two_addresses() {
+        let with = |other: &str| {
+            let metrics = "cpus = 1.0\nmetrics = \"127.0.0.1:9902\"";
+            let second = format!("[[server]]\nname = \"b\"\ncpus = 1.0\n{other}\n");
+            read(&format!(
+                "{}\n{second}",
+                GOOD.replacen("cpus = 1.0", metrics, 1)
+            ))
+        };
+        let error = with("metrics = \"127.0.0.1:9902\"").expect_err("taken");
+        let expected =
+            "server b: metrics = 127.0.0.1:9902: is taken by server a; give each its own";
+        assert!(error.to_string().contains(expected), "{error}");
+        with("metrics = \"127.0.0.1:9902\"\nnetns = \"/run/netns/b\"").expect("apart");
+        with("metrics = \"127.0.0.1:9903\"").expect("apart");
+        let error = with("metrics = \"127.0.0.1:9901\"").expect_err("taken");
+        assert!(
+            error.to_string().contains("is taken by proxy.admin"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::client::say;
 use crate::config::installed_object;
 use crate::roles::{CannotStart, own_program};
 use clap::{Args, ValueEnum};
+use sim_node::Signal;
 use sim_node::host::Host;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -34,6 +35,9 @@ pub(crate) struct SenseArgs {
     /// One look, over one interval, and the end.
     #[arg(long)]
     once: bool,
+    /// Where each signal comes from on this machine, how good it is there, and the end.
+    #[arg(long, conflicts_with_all = ["once", "all", "filter", "interval_ms"])]
+    signals: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -54,13 +58,24 @@ pub(crate) fn run(args: &SenseArgs) -> anyhow::Result<()> {
         None => installed_object(&own_program()?),
     };
     let mut host = Host::open(object.as_deref()).map_err(|e| CannotStart(e.to_string()))?;
-    let live = !args.once && args.output == Output::Table && std::io::stdout().is_terminal();
+    let live = !args.once
+        && !args.signals
+        && args.output == Output::Table
+        && std::io::stdout().is_terminal();
     let interval = Duration::from_millis(args.interval_ms);
     if live {
         return screen::run(&mut host, interval, |host| args.look(host));
     }
     for note in host.notes() {
         crate::client::complain(&format!("sim sense: {note}"));
+    }
+    if args.signals {
+        let signals = host.signals();
+        match args.output {
+            Output::Table => say(&table::signals(&signals)),
+            Output::Json => say(&serde_json::to_string(&json_of(&signals))?),
+        }
+        return Ok(());
     }
     loop {
         std::thread::sleep(interval);
@@ -75,6 +90,18 @@ pub(crate) fn run(args: &SenseArgs) -> anyhow::Result<()> {
     }
 }
 
+fn json_of(signals: &[Signal]) -> serde_json::Value {
+    let one = |signal: &Signal| {
+        let source = (!signal.source.is_empty()).then_some(signal.source);
+        serde_json::json!({
+            "signal": signal.name,
+            "quality": signal.quality.name(),
+            "source": source,
+        })
+    };
+    signals.iter().map(one).collect()
+}
+
 impl SenseArgs {
     /// The busiest first.
     fn look(&self, host: &mut Host) -> Vec<View> {
@@ -82,7 +109,9 @@ impl SenseArgs {
             (self.all || !view.is_idle())
                 && self.filter.as_ref().is_none_or(|f| view.cgroup.contains(f))
         };
-        let mut views: Vec<View> = host.look().iter().map(View::of).filter(wanted).collect();
+        let readings = host.look();
+        let view = |reading| View::of(reading, |group| host.is_active(group));
+        let mut views: Vec<View> = readings.iter().map(view).filter(wanted).collect();
         views.sort_by(|a, b| {
             b.cpu
                 .cpus

@@ -1,9 +1,10 @@
 //! The table.
 
 use super::bars::{amount, bar, percent, time};
-use super::view::View;
+use super::view::{Times, View};
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use sim_node::Signal;
 
 const HEADS: [&str; 15] = [
     "CGROUP",
@@ -63,23 +64,42 @@ fn row(view: &View) -> [String; HEADS.len()] {
     let neighbour = view.cpu.neighbours.first().map_or_else(String::new, |n| {
         format!("{} {}", short(&n.cgroup, 20), time(Some(n.seconds)))
     });
+    let delay = view.cpu.run_queue_delay.as_ref();
+    let (block, network) = (view.block.as_ref(), &view.network);
+    let requests = view.requests.as_ref();
+    let known = |value: Option<f64>| value.map_or_else(String::new, amount);
+    let p99 = |times: Option<&Times>| time(times.and_then(|t| t.p99_seconds));
     [
         short(&view.cgroup, 36),
         percent(view.cpu.cpus),
-        time(view.cpu.run_queue_delay.p99_seconds),
-        bar(&view.cpu.run_queue_delay.histogram),
+        p99(delay),
+        delay.map_or_else(String::new, |d| bar(&d.histogram)),
         percent(view.cpu.throttled),
         neighbour,
-        amount(view.block.read_bytes_per_second),
-        amount(view.block.write_bytes_per_second),
-        time(view.block.latency.p99_seconds),
-        amount(view.network.receive_bytes_per_second),
-        amount(view.network.transmit_bytes_per_second),
-        time(view.network.round_trip.p50_seconds),
-        amount(view.requests.per_second),
-        time(view.requests.service.p99_seconds),
+        known(block.map(|b| b.read_bytes_per_second)),
+        known(block.map(|b| b.write_bytes_per_second)),
+        p99(block.map(|b| &b.latency)),
+        known(network.receive_bytes_per_second),
+        known(network.transmit_bytes_per_second),
+        time(network.round_trip.as_ref().and_then(|t| t.p50_seconds)),
+        known(requests.map(|r| r.per_second)),
+        p99(requests.map(|r| &r.service)),
         amount(view.memory.working_set_bytes as f64),
     ]
+}
+
+/// Where each signal comes from.
+pub(crate) fn signals(signals: &[Signal]) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(["SIGNAL", "QUALITY", "SOURCE"]);
+    for signal in signals {
+        table.add_row([signal.name, signal.quality.name(), signal.source]);
+    }
+    let lines = table.lines().map(|line| line.trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The end of a path tells more than its start.

@@ -1,7 +1,7 @@
 //! One cgroup's figures as they are shown and printed: rates a second, times in seconds.
 
 use serde::Serialize;
-use sim_ebpf::Log2Histogram;
+use sim_ebpf::{Group, Log2Histogram};
 use sim_node::host::Reading;
 
 /// One cgroup in one look.
@@ -11,12 +11,14 @@ pub(crate) struct View {
     pub(crate) cgroup: String,
     /// Time that the figures cover, in seconds.
     pub(crate) window_seconds: f64,
-    /// `probes`, or `files`: then what is nested is included, and what no file tells is 0.
+    /// `probes`, or `files` where no probe runs: then what is nested is included. `sim sense --signals`
+    /// has it for each signal.
     pub(crate) source: &'static str,
     pub(crate) cpu: Cpu,
-    pub(crate) block: Block,
+    /// None where its probes don't run, as below.
+    pub(crate) block: Option<Block>,
     pub(crate) network: Network,
-    pub(crate) requests: Requests,
+    pub(crate) requests: Option<Requests>,
     pub(crate) memory: Memory,
     pub(crate) pressure: Pressure,
 }
@@ -25,10 +27,10 @@ pub(crate) struct View {
 pub(crate) struct Cpu {
     /// CPUs used.
     pub(crate) cpus: f64,
-    pub(crate) switches_per_second: f64,
-    pub(crate) migrations_per_second: f64,
+    pub(crate) switches_per_second: Option<f64>,
+    pub(crate) migrations_per_second: Option<f64>,
     /// Runnable without running, while there was quota.
-    pub(crate) run_queue_delay: Times,
+    pub(crate) run_queue_delay: Option<Times>,
     /// Runnable without running because the own quota was used up: seconds a second, all tasks.
     pub(crate) throttled: f64,
     /// Who held the CPU meanwhile, the longest first.
@@ -54,21 +56,21 @@ pub(crate) struct Block {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Network {
-    pub(crate) receive_bytes_per_second: f64,
-    pub(crate) transmit_bytes_per_second: f64,
-    pub(crate) retransmits_per_second: f64,
+    pub(crate) receive_bytes_per_second: Option<f64>,
+    pub(crate) transmit_bytes_per_second: Option<f64>,
+    pub(crate) retransmits_per_second: Option<f64>,
     /// Made from here, and made to here.
-    pub(crate) connects_per_second: f64,
-    pub(crate) connect_failures_per_second: f64,
-    pub(crate) accepts_per_second: f64,
-    pub(crate) resets_received_per_second: f64,
-    pub(crate) resets_sent_per_second: f64,
+    pub(crate) connects_per_second: Option<f64>,
+    pub(crate) connect_failures_per_second: Option<f64>,
+    pub(crate) accepts_per_second: Option<f64>,
+    pub(crate) resets_received_per_second: Option<f64>,
+    pub(crate) resets_sent_per_second: Option<f64>,
     /// Connections that wait to be accepted; none where the kernel doesn't tell.
     pub(crate) accept_queue: Option<u64>,
     /// Connections that a listening socket dropped, for want of room above all.
     pub(crate) listen_drops_per_second: Option<f64>,
     /// Smoothed round trip of its sockets.
-    pub(crate) round_trip: Times,
+    pub(crate) round_trip: Option<Times>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,7 +90,7 @@ pub(crate) struct Memory {
     pub(crate) working_set_bytes: u64,
     pub(crate) major_faults_per_second: f64,
     /// Seconds a second spent freeing memory.
-    pub(crate) reclaim: f64,
+    pub(crate) reclaim: Option<f64>,
     pub(crate) oom_kills: u64,
 }
 
@@ -127,71 +129,74 @@ impl Times {
 }
 
 impl View {
-    pub(crate) fn of(reading: &Reading) -> Self {
+    /// `active` says which groups of probes run: what the others counted is no figure.
+    pub(crate) fn of(reading: &Reading, active: impl Fn(Group) -> bool) -> Self {
         let seconds = reading.window.as_secs_f64().max(1e-6);
         let files = &reading.files;
-        let probed = reading.kernel.is_some();
-        let k = reading.kernel.unwrap_or_default();
+        let of = |group: Group| reading.kernel.as_ref().filter(|_| active(group));
         let rate = |count: u64| count as f64 / seconds;
         let share_ns = |ns: u64| ns as f64 / 1e9 / seconds;
         let share_micros = |micros: u64| micros as f64 / 1e6 / seconds;
-        let responses: u64 = k.http_responses.iter().sum();
         let neighbour = |(cgroup, time): &(String, std::time::Duration)| Neighbour {
             cgroup: cgroup.clone(),
             seconds: time.as_secs_f64(),
         };
+        let (cpu, net, tcp) = (of(Group::Cpu), of(Group::Net), of(Group::Tcp));
+        let cpu_ns = cpu.map_or(files.cpu_micros.saturating_mul(1_000), |k| k.on_cpu_ns);
         Self {
             cgroup: reading.cgroup.clone(),
             window_seconds: seconds,
-            source: if probed { "probes" } else { "files" },
+            source: if reading.kernel.is_some() {
+                "probes"
+            } else {
+                "files"
+            },
             cpu: Cpu {
-                cpus: if probed {
-                    share_ns(k.on_cpu_ns)
-                } else {
-                    share_micros(files.cpu_micros)
-                },
-                switches_per_second: rate(k.switches),
-                migrations_per_second: rate(k.migrations),
-                run_queue_delay: Times::of(k.run_queue_hist, Some(k.run_queue_delay_ns)),
-                throttled: if probed {
-                    share_ns(k.throttled_ns)
-                } else {
-                    share_micros(files.throttled_micros)
+                cpus: share_ns(cpu_ns),
+                switches_per_second: cpu.map(|k| rate(k.switches)),
+                migrations_per_second: cpu.map(|k| rate(k.migrations)),
+                run_queue_delay: cpu
+                    .map(|k| Times::of(k.run_queue_hist, Some(k.run_queue_delay_ns))),
+                throttled: match cpu {
+                    Some(k) => share_ns(k.throttled_ns),
+                    None => share_micros(files.throttled_micros),
                 },
                 neighbours: reading.neighbours.iter().map(neighbour).collect(),
             },
-            block: Block {
+            block: of(Group::Block).map(|k| Block {
                 read_bytes_per_second: rate(k.block_read_bytes),
                 write_bytes_per_second: rate(k.block_write_bytes),
                 operations_per_second: rate(k.block_ops()),
                 latency: Times::of(k.block_hist, Some(k.block_latency_ns)),
                 queue: Times::of(k.block_queue_hist, Some(k.block_queue_ns)),
-            },
+            }),
             network: Network {
-                receive_bytes_per_second: rate(k.net_rx_bytes),
-                transmit_bytes_per_second: rate(k.net_tx_bytes),
-                retransmits_per_second: rate(k.retransmits),
-                connects_per_second: rate(k.connects),
-                connect_failures_per_second: rate(k.connect_failures),
-                accepts_per_second: rate(k.accepts),
-                resets_received_per_second: rate(k.resets_received),
-                resets_sent_per_second: rate(k.resets_sent),
+                receive_bytes_per_second: net.map(|k| rate(k.net_rx_bytes)),
+                transmit_bytes_per_second: net.map(|k| rate(k.net_tx_bytes)),
+                retransmits_per_second: tcp.map(|k| rate(k.retransmits)),
+                connects_per_second: tcp.map(|k| rate(k.connects)),
+                connect_failures_per_second: tcp.map(|k| rate(k.connect_failures)),
+                accepts_per_second: tcp.map(|k| rate(k.accepts)),
+                resets_received_per_second: tcp.map(|k| rate(k.resets_received)),
+                resets_sent_per_second: tcp.map(|k| rate(k.resets_sent)),
                 accept_queue: reading.accept_queue.map(|queue| queue.waiting),
                 listen_drops_per_second: reading.accept_queue.map(|queue| rate(queue.dropped)),
-                round_trip: Times::of(k.rtt_hist, None),
+                round_trip: net.map(|k| Times::of(k.rtt_hist, None)),
             },
-            requests: Requests {
-                per_second: rate(k.http_requests),
-                responses_per_second: k.http_responses.map(rate),
-                service: Times::of(k.http_hist, Some(k.http_service_ns)),
-                demand_seconds: (responses > 0)
-                    .then(|| k.on_cpu_ns as f64 / 1e9 / responses as f64),
-            },
+            requests: of(Group::Http).map(|k| {
+                let responses: u64 = k.http_responses.iter().sum();
+                Requests {
+                    per_second: rate(k.http_requests),
+                    responses_per_second: k.http_responses.map(rate),
+                    service: Times::of(k.http_hist, Some(k.http_service_ns)),
+                    demand_seconds: (responses > 0).then(|| cpu_ns as f64 / 1e9 / responses as f64),
+                }
+            }),
             memory: Memory {
                 bytes: files.memory_bytes,
                 working_set_bytes: files.working_set_bytes,
                 major_faults_per_second: rate(files.major_faults),
-                reclaim: share_ns(k.reclaim_ns),
+                reclaim: of(Group::Memory).map(|k| share_ns(k.reclaim_ns)),
                 oom_kills: files.oom_kills,
             },
             pressure: Pressure {
@@ -205,9 +210,12 @@ impl View {
     /// Nothing ran, nothing was sent, nothing was read.
     pub(crate) fn is_idle(&self) -> bool {
         self.cpu.cpus == 0.0
-            && self.block.operations_per_second == 0.0
-            && self.network.receive_bytes_per_second == 0.0
-            && self.network.transmit_bytes_per_second == 0.0
+            && self
+                .block
+                .as_ref()
+                .is_none_or(|block| block.operations_per_second == 0.0)
+            && self.network.receive_bytes_per_second.unwrap_or(0.0) == 0.0
+            && self.network.transmit_bytes_per_second.unwrap_or(0.0) == 0.0
     }
 }
 
@@ -245,11 +253,12 @@ mod tests {
             http_responses: [0, 80, 0, 15, 5],
             ..Counters::default()
         };
-        let view = View::of(&reading(Some(counters)));
+        let view = View::of(&reading(Some(counters)), |_| true);
         assert_eq!(view.source, "probes");
         assert!((view.cpu.cpus - 0.5).abs() < 1e-9);
-        assert!((view.requests.per_second - 60.0).abs() < 1e-9);
-        assert!((view.requests.demand_seconds.unwrap() - 0.01).abs() < 1e-9);
+        let requests = view.requests.as_ref().unwrap();
+        assert!((requests.per_second - 60.0).abs() < 1e-9);
+        assert!((requests.demand_seconds.unwrap() - 0.01).abs() < 1e-9);
         assert_eq!(view.cpu.neighbours[0].cgroup, "/b");
         assert_eq!(view.network.accept_queue, Some(3));
         assert_eq!(view.network.listen_drops_per_second, Some(2.0));
@@ -258,10 +267,25 @@ mod tests {
 
     #[test]
     fn without_probes_the_files_speak() {
-        let view = View::of(&reading(None));
+        let view = View::of(&reading(None), |_| false);
         assert_eq!(view.source, "files");
         assert!((view.cpu.cpus - 0.25).abs() < 1e-9);
         assert!((view.cpu.throttled - 0.05).abs() < 1e-9);
-        assert_eq!(view.requests.demand_seconds, None);
+        assert_eq!((view.requests, view.block), (None, None));
+    }
+
+    #[test]
+    fn what_a_refused_group_did_not_count_is_no_zero() {
+        let counters = Counters {
+            http_responses: [0, 50, 0, 0, 0],
+            ..Counters::default()
+        };
+        let view = View::of(&reading(Some(counters)), |group| group == Group::Http);
+        assert!((view.cpu.cpus - 0.25).abs() < 1e-9, "of the files");
+        assert_eq!(view.cpu.switches_per_second, None);
+        assert_eq!(view.network.receive_bytes_per_second, None);
+        assert_eq!(view.network.accept_queue, Some(3));
+        let demand = view.requests.unwrap().demand_seconds.unwrap();
+        assert!((demand - 0.01).abs() < 1e-9, "{demand}");
     }
 }
