@@ -81,7 +81,14 @@ impl Watch {
         let holds = |&(&other, &(watched, _)): &(&u64, &(u32, _))| {
             other != instance && (watched == tgid || self.flags.slot(other) == slot)
         };
-        if let Some((&other, &(watched, _))) = self.watched.iter().find(holds) {
+        let is_dead = |other| self.flags.life(other).is_some_and(|l| l.died_ns.is_some());
+        let holder = self.watched.iter().find(holds).map(|(&i, &(t, _))| (i, t));
+        if let Some((other, watched)) = holder {
+            if watched == tgid && self.flags.slot(other) != slot && is_dead(other) {
+                // The number is used again before whoever watched the dead has let go.
+                self.unwatch(other);
+                return self.watch(ebpf, instance, tgid, cgroup);
+            }
             return Err(if watched == tgid {
                 WatchError::AlreadyWatched {
                     tgid,

@@ -12,7 +12,10 @@
 mod support;
 
 use aya::maps::{Array, Map, MapData};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sim_ebpf::{Life, LifeFlags, Probes, WatchError};
 use std::{
     fs,
@@ -251,6 +254,105 @@ fn what_is_no_death_is_not_flagged() {
     killer.run();
     actor_is_dead(&probes, 9);
     assert_eq!(probes.life(7), Some(ALIVE));
+}
+
+#[test]
+fn a_signal_that_is_refused_or_blocked_is_no_death() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("refused");
+    let mut probes = privileged.load();
+    let mut init = Command::new("unshare")
+        .args(["--fork", "--pid", "--kill-child", "sh", "-c"])
+        // The first process of a pid namespace is safe from within.
+        .arg("kill -KILL 1; kill -STOP 1; echo $? survived; read end")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", init.id());
+    let inside: u32 = eventually("the first process", || {
+        fs::read_to_string(&children).unwrap().trim().parse().ok()
+    });
+    probes.watch(21, inside, None).unwrap();
+    let mut said = String::new();
+    let mut output = BufReader::new(init.stdout.take().unwrap());
+    output.read_line(&mut said).unwrap();
+    assert!(said.contains("survived"), "{said}");
+    assert_eq!(probes.life(21), Some(ALIVE));
+
+    let blocking = "import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+print('blocked', flush=True)
+sys.stdin.read()";
+    let mut deaf = Shell::start(&cgroup, &format!("exec python3 -c \"{blocking}\""));
+    watch(&mut probes, 22, deaf.child.id(), &cgroup);
+    deaf.child
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    deaf.hears("blocked");
+    let deaf_pid = Pid::from_raw(deaf.child.id().cast_signed());
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGSEGV,
+        Signal::SIGABRT,
+        Signal::SIGTSTP,
+    ] {
+        kill(deaf_pid, signal).unwrap();
+    }
+    // Nobody may not.
+    let refused = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+        ])
+        .args(["kill", "-KILL", &deaf.child.id().to_string()])
+        .output()
+        .unwrap();
+    assert!(!refused.status.success(), "{refused:?}");
+    assert_eq!(probes.life(22), Some(ALIVE));
+    deaf.child.kill().unwrap();
+    actor_is_dead(&probes, 22);
+    init.kill().unwrap();
+    init.wait().unwrap();
+}
+
+#[test]
+fn a_process_id_that_is_used_again_is_another_process() {
+    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let (cgroup, other) = (Cgroup::new("first"), Cgroup::new("second"));
+    let mut probes = privileged.load();
+    let first = Shell::start(&cgroup, "true");
+    let pid = first.child.id();
+    watch(&mut probes, 31, pid, &cgroup);
+    drop(first);
+    let died_ns = probes.life(31).unwrap().died_ns;
+    assert!(died_ns.is_some());
+    // Whoever forks first gets the number, so it may take more than one try.
+    let second = eventually("the same number again", || {
+        fs::write(LAST_PID, (pid - 1).to_string()).unwrap();
+        let shell = Shell::start(&other, "true");
+        (shell.child.id() == pid).then_some(shell)
+    });
+    // A stranger as yet, and the first one stays dead.
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).unwrap();
+    assert_eq!(probes.life(31).unwrap().died_ns, died_ns);
+    watch(&mut probes, 32, pid, &other);
+    assert_eq!(probes.life(31).unwrap().died_ns, died_ns);
+    probes.unwatch(31);
+    assert_eq!(probes.life(32), Some(ALIVE));
+    drop(second);
+    actor_is_dead(&probes, 32);
 }
 
 #[test]
