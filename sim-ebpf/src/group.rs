@@ -178,6 +178,22 @@ impl Group {
     }
 }
 
+/// Groups that look at the same packets. Where all of them run, [`FUSED_PROGRAMS`] do their work: a packet's
+/// cgroup and socket are looked up once.
+pub(crate) const FUSED_GROUPS: [Group; 2] = [Group::Net, Group::Http];
+
+/// In place of the programs of [`FUSED_GROUPS`].
+pub(crate) const FUSED_PROGRAMS: [ProgramSpec; 2] = [
+    ProgramSpec {
+        name: "packet_in",
+        hook: Hook::Packets(CgroupSkbAttachType::Ingress),
+    },
+    ProgramSpec {
+        name: "packet_out",
+        hook: Hook::Packets(CgroupSkbAttachType::Egress),
+    },
+];
+
 impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -3,7 +3,7 @@
 use crate::{
     Group, GroupState, GroupStatus, LoadError, btf, cgroup,
     error::{one_line, os_error},
-    group::{Hook, ProgramSpec},
+    group::{FUSED_GROUPS, FUSED_PROGRAMS, Hook, ProgramSpec},
     offsets::Found,
 };
 use aya::{
@@ -141,6 +141,14 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
             GroupStatus { group, state }
         })
         .collect();
+    let active = |group| {
+        status
+            .iter()
+            .any(|one| one.group == group && one.state == GroupState::Active)
+    };
+    if FUSED_GROUPS.into_iter().all(active) {
+        fuse(&mut ebpf, config.cgroup_root.as_deref());
+    }
     if status.iter().all(|group| group.state != GroupState::Active) {
         return Err(if permitted {
             LoadError::NothingLoaded(status)
@@ -205,20 +213,74 @@ fn load_group(
     if let Some(missing) = kernel.found.missing_for(group) {
         return Err(missing.to_string().into());
     }
+    let btf = kernel.btf.as_ref().map_err(String::as_str);
     let result = group
         .programs()
         .iter()
-        .try_for_each(|spec| load_program(ebpf, spec, kernel, root));
+        .try_for_each(|spec| load_program(ebpf, spec, btf, root));
     if result.is_err() {
         // All or nothing: half a group counts wrong.
-        unload_group(ebpf, group);
+        unload_all(ebpf, group.programs());
     }
     result
 }
 
-/// Takes all programs of a group out of the kernel.
-pub(crate) fn unload_group(ebpf: &mut Ebpf, group: Group) {
-    for spec in group.programs() {
+/// Puts one program each way in place of those of [`FUSED_GROUPS`], which all run. A packet that comes in
+/// between counts twice. Where the kernel refuses, all stays as it is.
+fn fuse(ebpf: &mut Ebpf, root: Option<&Path>) {
+    match load_packet_programs(ebpf, &FUSED_PROGRAMS, root) {
+        Ok(()) => FUSED_GROUPS
+            .iter()
+            .for_each(|group| unload_all(ebpf, group.programs())),
+        Err(refusal) => tracing::debug!("packets are looked at twice: {}", refusal.reason),
+    }
+}
+
+/// Whether the fused programs run.
+pub(crate) fn is_fused(ebpf: &Ebpf) -> bool {
+    FUSED_PROGRAMS.iter().any(|spec| {
+        ebpf.program(spec.name)
+            .is_some_and(|program| program.fd().is_ok())
+    })
+}
+
+/// Takes all programs of a group out of the kernel. Gives a reason for each other group that can't go on
+/// without it.
+pub(crate) fn unload_group(
+    ebpf: &mut Ebpf,
+    group: Group,
+    root: Option<&Path>,
+) -> Vec<(Group, String)> {
+    let mut stopped = Vec::new();
+    if FUSED_GROUPS.contains(&group) && is_fused(ebpf) {
+        for other in FUSED_GROUPS.into_iter().filter(|&other| other != group) {
+            if let Err(refusal) = load_packet_programs(ebpf, other.programs(), root) {
+                stopped.push((other, refusal.reason));
+            }
+        }
+        unload_all(ebpf, &FUSED_PROGRAMS);
+    }
+    unload_all(ebpf, group.programs());
+    stopped
+}
+
+/// All of them, or none.
+fn load_packet_programs(
+    ebpf: &mut Ebpf,
+    specs: &[ProgramSpec],
+    root: Option<&Path>,
+) -> Result<(), Refusal> {
+    let result = specs
+        .iter()
+        .try_for_each(|spec| load_program(ebpf, spec, Err("packets need none"), root));
+    if result.is_err() {
+        unload_all(ebpf, specs);
+    }
+    result
+}
+
+fn unload_all(ebpf: &mut Ebpf, specs: &[ProgramSpec]) {
+    for spec in specs {
         if let Some(program) = ebpf.program_mut(spec.name) {
             unload(program);
         }
@@ -242,7 +304,7 @@ fn unload(program: &mut Program) {
 fn load_program(
     ebpf: &mut Ebpf,
     spec: &ProgramSpec,
-    kernel: &Kernel,
+    btf: Result<&Btf, &str>,
     root: Option<&Path>,
 ) -> Result<(), Refusal> {
     let name = spec.name;
@@ -252,7 +314,7 @@ fn load_program(
         .ok_or_else(|| format!("the object has no program {name}"))?;
     match spec.hook {
         Hook::Tracepoint(tracepoint) => {
-            let btf = kernel.btf.as_ref().map_err(Clone::clone)?;
+            let btf = btf.map_err(str::to_owned)?;
             let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
             program.load(tracepoint, btf).map_err(refused)?;
             program.attach().map_err(refused)?;

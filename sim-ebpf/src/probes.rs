@@ -6,6 +6,7 @@ use crate::{
     cgroups::Cgroups,
     cost,
     error::{one_line, os_error},
+    group::{FUSED_GROUPS, FUSED_PROGRAMS, ProgramSpec},
     kernel_log::ToTracing,
     life::Watch,
     load::{self, Loaded},
@@ -18,7 +19,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use sim_ebpf_abi::{LOSS_KINDS, Neighbour};
 use sim_life::{Life, LifeFlags};
-use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
+use std::{fmt, io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 /// SIM's eBPF programs, loaded and attached for as long as this lives.
 pub struct Probes {
@@ -33,6 +34,8 @@ pub struct Probes {
     logger: Option<EbpfLogger<ToTracing>>,
     /// Time and runs of programs that were shed.
     shed: (u64, u64),
+    /// Where packets are counted, if they are.
+    packets_root: Option<PathBuf>,
     /// Held open, not used: the kernel measures until it is closed.
     _measuring: Option<OwnedFd>,
 }
@@ -91,6 +94,7 @@ impl Probes {
             cpus,
             logger,
             shed: (0, 0),
+            packets_root: config.cgroup_root.clone(),
             _measuring: config.measure_cost.then(cost::measure).flatten(),
             ebpf,
             status,
@@ -263,14 +267,24 @@ impl Probes {
         cost
     }
 
-    /// What each active group cost so far, in nanoseconds.
+    /// What each active group cost so far, in nanoseconds. Groups that share programs have equal parts of
+    /// them.
     #[must_use]
     pub fn group_costs(&self) -> Vec<(Group, u64)> {
         let cost = cost::read(&self.ebpf);
-        let of = |group: Group| {
-            let named = |name: &str| group.programs().iter().any(|spec| spec.name == name);
+        let sum = |specs: &[ProgramSpec]| {
+            let named = |name: &str| specs.iter().any(|spec| spec.name == name);
             let programs = cost.programs.iter().filter(|p| named(&p.name));
             programs.map(|p| p.run_ns).fold(0, u64::saturating_add)
+        };
+        let shared = sum(&FUSED_PROGRAMS) / FUSED_GROUPS.len() as u64;
+        let of = |group: Group| {
+            let own = sum(group.programs());
+            if FUSED_GROUPS.contains(&group) {
+                own.saturating_add(shared)
+            } else {
+                own
+            }
         };
         let active = Group::ALL.into_iter().filter(|&g| self.is_active(g));
         active.map(|group| (group, of(group))).collect()
@@ -283,15 +297,17 @@ impl Probes {
             return;
         }
         let before = cost::read(&self.ebpf);
-        load::unload_group(&mut self.ebpf, group);
+        let stopped = load::unload_group(&mut self.ebpf, group, self.packets_root.as_deref());
         let after = cost::read(&self.ebpf);
         // What they cost is not forgotten with them.
         self.shed.0 += before.run_ns_total.saturating_sub(after.run_ns_total);
         self.shed.1 += before.run_count_total.saturating_sub(after.run_count_total);
-        for status in self.status.iter_mut().filter(|one| one.group == group) {
-            status.state = GroupState::Refused {
-                reason: reason.clone(),
-            };
+        for (group, reason) in stopped.into_iter().chain([(group, reason)]) {
+            for status in self.status.iter_mut().filter(|one| one.group == group) {
+                status.state = GroupState::Refused {
+                    reason: reason.clone(),
+                };
+            }
         }
     }
 

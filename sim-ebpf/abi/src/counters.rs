@@ -12,11 +12,11 @@ pub struct CgroupCounters {
     pub cpu: CpuCounters,
     /// From the block layer.
     pub block: BlockCounters,
-    /// From packets.
-    pub net: NetCounters,
     /// From TCP.
     pub tcp: TcpCounters,
-    /// From clear-text HTTP/1.
+    /// From packets.
+    pub net: NetCounters,
+    /// From clear-text HTTP/1. Beside the sums of `net`: a packet with a head counts in both.
     pub http: HttpCounters,
     /// From reclaim.
     pub memory: MemoryCounters,
@@ -77,6 +77,8 @@ pub struct BlockCounters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetCounters {
+    /// Smoothed round-trip time of the socket, taken at each TCP packet sent.
+    pub rtt: Histogram,
     /// Bytes received, IP headers included.
     pub rx_bytes: u64,
     /// Bytes sent, IP headers included.
@@ -85,8 +87,6 @@ pub struct NetCounters {
     pub rx_packets: u64,
     /// Packets sent, counted as on the wire (after segmentation offload will have split them).
     pub tx_packets: u64,
-    /// Smoothed round-trip time of the socket, taken at each TCP packet sent.
-    pub rtt: Histogram,
 }
 
 /// TCP events of the cgroup's sockets.

@@ -11,17 +11,20 @@
 //! Attached to one cgroup of SIM's, so that only sockets below it pay. A socket is charged to the
 //! cgroup in which it was created: for an accepted one that of its listener.
 
-use crate::{atomic::add, cgroups, losses, storage::SocketStorage};
+use crate::{
+    atomic::add,
+    losses,
+    net::{self, PASS},
+    storage::SocketStorage,
+};
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::{bpf_ktime_get_ns, bpf_skb_cgroup_id, generated::bpf_sk_fullsock},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, cgroup_skb},
     programs::SkBuffContext,
 };
-use sim_ebpf_abi::{Connection, Loss, bucket_of};
+use sim_ebpf_abi::{CgroupCounters, Connection, Loss, bucket_of};
 
-/// Verdict of a `cgroup_skb` program: let the packet through.
-const PASS: i32 = 1;
 const TCP: u8 = 6;
 /// Least length of the headers of a TCP packet.
 const IP_AND_TCP: usize = 40;
@@ -31,26 +34,35 @@ static CONNECTIONS: SocketStorage<Connection> = SocketStorage::new();
 
 #[cgroup_skb(ingress)]
 pub fn http_request(ctx: SkBuffContext) -> i32 {
-    let Some((seq, payload)) = payload(&ctx) else {
-        return PASS;
+    request(&ctx, || net::counters(&ctx));
+    PASS
+}
+
+#[cgroup_skb(egress)]
+pub fn http_response(ctx: SkBuffContext) -> i32 {
+    response(&ctx, || net::counters(&ctx), || net::socket(&ctx));
+    PASS
+}
+
+/// Counts a request, where the packet brings one, in the counters that it is told of.
+#[inline(always)]
+pub fn request(ctx: &SkBuffContext, counters: impl FnOnce() -> Option<*mut CgroupCounters>) {
+    let Some((seq, payload)) = payload(ctx) else {
+        return;
     };
     let Ok(head) = ctx.load::<[u8; 8]>(payload) else {
-        return PASS;
+        return;
     };
     if !is_request(&head) {
-        return PASS;
+        return;
     }
-    // SAFETY: the packet of the context.
-    let Some(counters) = cgroups::tracked(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }) else {
-        return PASS;
-    };
-    let Some(socket) = socket(&ctx) else {
-        return PASS;
+    let (Some(counters), Some(socket)) = (counters(), net::socket(ctx)) else {
+        return;
     };
     // SAFETY: `socket` gives full sockets only.
     let Some(connection) = (unsafe { CONNECTIONS.get_or_zeroed(socket) }) else {
-        losses::count(&ctx, Loss::Connection);
-        return PASS;
+        losses::count(ctx, Loss::Connection);
+        return;
     };
     // SAFETY: the value lives as long as the socket, which the packet holds. The packets of one
     // connection are received one after the other, and answered by a server that has read them.
@@ -58,7 +70,7 @@ pub fn http_request(ctx: SkBuffContext) -> i32 {
         let connection = &mut *connection.as_ptr();
         // One sequence number in four billion is taken for a retransmission of nothing.
         if connection.request_seq == seq {
-            return PASS;
+            return;
         }
         connection.request_seq = seq;
         connection.pending += 1;
@@ -67,43 +79,46 @@ pub fn http_request(ctx: SkBuffContext) -> i32 {
         }
         add(&raw mut (*counters).http.requests, 1);
     }
-    PASS
 }
 
-#[cgroup_skb(egress)]
-pub fn http_response(ctx: SkBuffContext) -> i32 {
-    let Some((_, payload)) = payload(&ctx) else {
-        return PASS;
+/// Counts a final response, where the packet carries the head of one, in the counters that it is told of.
+#[inline(always)]
+pub fn response(
+    ctx: &SkBuffContext,
+    counters: impl FnOnce() -> Option<*mut CgroupCounters>,
+    socket: impl FnOnce() -> Option<*mut bpf_sock>,
+) {
+    let Some((_, payload)) = payload(ctx) else {
+        return;
     };
     // "HTTP/1.1 200"
     let Ok(head) = ctx.load::<[u8; 12]>(payload) else {
-        return PASS;
+        return;
     };
     if head[0] != b'H' || head[1] != b'T' || head[2] != b'T' || head[3] != b'P' || head[8] != b' ' {
-        return PASS;
+        return;
     }
     let class = head[9].wrapping_sub(b'1') as usize;
     // 1xx announces the final response, but for 101, which is one.
     let interim = class == 0 && head[11] != b'1';
     if class > 4 || interim {
-        return PASS;
+        return;
     }
-    let Some(socket) = socket(&ctx) else {
-        return PASS;
+    let Some(socket) = socket() else {
+        return;
     };
     // SAFETY: `socket` gives full sockets only.
     let Some(connection) = (unsafe { CONNECTIONS.get(socket) }) else {
-        return PASS;
+        return;
     };
-    // SAFETY: the packet of the context.
-    let Some(counters) = cgroups::tracked(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }) else {
-        return PASS;
+    let Some(counters) = counters() else {
+        return;
     };
-    // SAFETY: see `http_request`.
+    // SAFETY: see `request`.
     unsafe {
         let connection = &mut *connection.as_ptr();
         if connection.pending == 0 {
-            return PASS;
+            return;
         }
         let now_ns = bpf_ktime_get_ns();
         let service_ns = now_ns.saturating_sub(connection.since_ns);
@@ -115,7 +130,6 @@ pub fn http_response(ctx: SkBuffContext) -> i32 {
         add(&raw mut (*http).service_ns, service_ns);
         add(&raw mut (*http).service.buckets[bucket_of(service_ns)], 1);
     }
-    PASS
 }
 
 /// TCP sequence number, and where the payload starts; `None` if the packet has none.
@@ -157,17 +171,4 @@ fn is_request(head: &[u8; 8]) -> bool {
         &four,
         b"GET " | b"PUT " | b"POST" | b"HEAD" | b"DELE" | b"PATC" | b"OPTI"
     )
-}
-
-#[inline(always)]
-fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
-    // SAFETY: the packet of the context; each pointer is tested before it is used.
-    unsafe {
-        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        (!socket.is_null()).then_some(socket)
-    }
 }

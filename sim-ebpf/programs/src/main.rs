@@ -21,6 +21,7 @@ mod life;
 mod losses;
 mod memory;
 mod net;
+mod packets;
 mod sched;
 mod storage;
 

@@ -11,6 +11,7 @@ use crate::{
     kernel::{self, member, offset},
 };
 use aya_ebpf::{
+    bindings::bpf_sock,
     helpers::{
         bpf_skb_cgroup_id,
         generated::{bpf_sk_fullsock, bpf_tcp_sock},
@@ -27,7 +28,7 @@ const SYN_RECV: i32 = 3;
 const CLOSED: i32 = 7;
 
 /// Verdict of a `cgroup_skb` program: let the packet through.
-const PASS: i32 = 1;
+pub const PASS: i32 = 1;
 
 /// The kernel gives a segment up for lost after two minutes (`TCP_RTO_MAX`). An estimate above that is
 /// no round trip but an echoed time stamp that was never sent.
@@ -35,14 +36,8 @@ const RTT_MAX_US: u32 = 120_000_000;
 
 #[cgroup_skb(ingress)]
 pub fn net_ingress(ctx: SkBuffContext) -> i32 {
-    // Atomic, because a packet sent from process context can be interrupted by one that a softirq on
-    // the same CPU sends or receives.
     if let Some(counters) = counters(&ctx) {
-        // SAFETY: a live map value; `add` is atomic.
-        unsafe {
-            add(&raw mut (*counters).net.rx_bytes, u64::from(ctx.len()));
-            add(&raw mut (*counters).net.rx_packets, packets(&ctx));
-        }
+        received(&ctx, counters);
     }
     PASS
 }
@@ -50,16 +45,35 @@ pub fn net_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn net_egress(ctx: SkBuffContext) -> i32 {
     if let Some(counters) = counters(&ctx) {
-        // SAFETY: a live map value; `add` is atomic.
-        unsafe {
-            add(&raw mut (*counters).net.tx_bytes, u64::from(ctx.len()));
-            add(&raw mut (*counters).net.tx_packets, packets(&ctx));
-            if let Some(rtt_ns) = smoothed_rtt_ns(&ctx) {
-                add(&raw mut (*counters).net.rtt.buckets[bucket_of(rtt_ns)], 1);
-            }
-        }
+        sent(&ctx, counters, socket(&ctx));
     }
     PASS
+}
+
+/// Counts a packet that came.
+///
+/// Atomic, here and below, because a packet sent from process context can be interrupted by one that a
+/// softirq on the same CPU sends or receives.
+#[inline(always)]
+pub fn received(ctx: &SkBuffContext, counters: *mut CgroupCounters) {
+    // SAFETY: a live map value; `add` is atomic.
+    unsafe {
+        add(&raw mut (*counters).net.rx_bytes, u64::from(ctx.len()));
+        add(&raw mut (*counters).net.rx_packets, packets(ctx));
+    }
+}
+
+/// Counts a packet that goes.
+#[inline(always)]
+pub fn sent(ctx: &SkBuffContext, counters: *mut CgroupCounters, socket: Option<*mut bpf_sock>) {
+    // SAFETY: a live map value; `add` is atomic.
+    unsafe {
+        add(&raw mut (*counters).net.tx_bytes, u64::from(ctx.len()));
+        add(&raw mut (*counters).net.tx_packets, packets(ctx));
+        if let Some(rtt_ns) = socket.and_then(|socket| smoothed_rtt_ns(socket)) {
+            add(&raw mut (*counters).net.rtt.buckets[bucket_of(rtt_ns)], 1);
+        }
+    }
 }
 
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
@@ -148,10 +162,25 @@ unsafe fn owner(socket: *const u8) -> Option<*mut CgroupCounters> {
     cgroups::tracked(unsafe { kernel::cgroup_id(member(socket, offset!(sock_cgroup))) })
 }
 
+/// Counters of the cgroup that a packet's socket is charged to.
 #[inline(always)]
-fn counters(ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
+pub fn counters(ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
     // SAFETY: the packet of the context.
     cgroups::tracked(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) })
+}
+
+/// The packet's socket, unless it is that of a handshake or of a closed connection.
+#[inline(always)]
+pub fn socket(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the packet of the context; each pointer is tested before it is used.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        (!socket.is_null()).then_some(socket)
+    }
 }
 
 #[inline(always)]
@@ -165,19 +194,14 @@ fn packets(ctx: &SkBuffContext) -> u64 {
     }
 }
 
-/// `None` if the packet isn't TCP's or its socket has no estimate yet.
+/// `None` if the socket isn't TCP's or has no estimate yet.
+///
+/// # Safety
+/// `socket` comes from [`socket`].
 #[inline(always)]
-fn smoothed_rtt_ns(ctx: &SkBuffContext) -> Option<u64> {
-    // SAFETY: the packet of the context; each pointer is tested before it is used.
+unsafe fn smoothed_rtt_ns(socket: *mut bpf_sock) -> Option<u64> {
+    // SAFETY: as the caller promises; the pointer is tested before it is used.
     let srtt_us = unsafe {
-        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() {
-            return None;
-        }
         let tcp = bpf_tcp_sock(socket);
         if tcp.is_null() {
             return None;

@@ -19,7 +19,7 @@ use crate::cage::Cage;
 use crate::counter::Counter;
 use crate::peers::{Peers, Tool};
 use crate::settings::Settings;
-use crate::spent::{self, median, round_to};
+use crate::spent::{self, Spent, median, round_to};
 
 /// Length of one load, as wrk takes it.
 const SECONDS: &str = "4";
@@ -63,6 +63,7 @@ struct Taken {
     bpf_ns: f64,
     bpf_runs: f64,
     groups: Vec<(&'static str, f64)>,
+    programs: Vec<Spent>,
 }
 
 pub(crate) fn measure(settings: &Settings, peers: &Peers, empty_ns: f64) -> Result<Value> {
@@ -110,6 +111,7 @@ fn of_service(
                 cpu_ns,
                 bpf_ns: spent.iter().map(|one| one.run_ns as f64).sum(),
                 bpf_runs: spent.iter().map(|one| one.run_count as f64).sum(),
+                programs: spent,
                 groups: groups
                     .map(|((group, after), (_, before))| {
                         (group.name(), after.saturating_sub(before) as f64)
@@ -158,7 +160,37 @@ fn report(taken: &[Vec<Taken>], empty_ns: f64) -> Value {
             };
             value["groups_gross_percent"][name] = round_to(of(which, &share), 0.001).into();
         }
+        if *counter == Counter::Sim {
+            value["programs"] = programs(&taken[which], empty_ns);
+        }
         results.insert(counter.name().to_owned(), value);
+    }
+    Value::Object(results)
+}
+
+/// Runs per request, and nanoseconds per run, of each program that runs at least once in ten requests.
+fn programs(taken: &[Taken], empty_ns: f64) -> Value {
+    let mut results = Map::new();
+    let names = taken.first().map_or(&[][..], |t| &t.programs);
+    for name in names.iter().map(|spent| &spent.name) {
+        let of = |figure: &dyn Fn(&Spent, &Taken) -> f64| {
+            let one = |t: &Taken| {
+                let spent = t.programs.iter().find(|spent| spent.name == *name)?;
+                Some(figure(spent, t))
+            };
+            median(&taken.iter().filter_map(one).collect::<Vec<_>>()).unwrap_or_default()
+        };
+        let runs = of(&|spent, t| spent.run_count as f64 / t.requests.max(1.0));
+        if runs >= 0.1 {
+            let ns = of(&|spent, _| spent.run_ns as f64 / spent.run_count.max(1) as f64);
+            results.insert(
+                name.clone(),
+                json!({
+                    "runs_per_request": round_to(runs, 0.1),
+                    "net_ns": round_to(ns - empty_ns, 1.0),
+                }),
+            );
+        }
     }
     Value::Object(results)
 }
