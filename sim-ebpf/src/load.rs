@@ -4,6 +4,7 @@ use crate::{
     Group, GroupState, GroupStatus, LoadError, btf, cgroup,
     error::{one_line, os_error},
     group::{FUSED_GROUPS, FUSED_PROGRAMS, Hook, ProgramSpec},
+    kernel_log::{self, ToTracing},
     offsets::Found,
 };
 use aya::{
@@ -37,6 +38,9 @@ pub struct ProbesConfig {
     /// Whether the kernel measures what the programs cost. It does so for *every* BPF program on the
     /// machine as long as the probes live.
     pub measure_cost: bool,
+    /// Whether the programs log rare events, for debugging. By default they do where somebody listens to
+    /// `debug` events of the target `sim_ebpf::kernel`.
+    pub kernel_log: bool,
 }
 
 impl ProbesConfig {
@@ -49,6 +53,7 @@ impl ProbesConfig {
             cgroups_max: CGROUPS_MAX,
             block_owner: BlockOwner::Auto,
             measure_cost: true,
+            kernel_log: tracing::enabled!(target: kernel_log::TARGET, tracing::Level::DEBUG),
         }
     }
 
@@ -75,7 +80,7 @@ pub enum BlockOwner {
 pub(crate) struct Loaded {
     pub(crate) ebpf: Ebpf,
     pub(crate) status: Vec<GroupStatus>,
-    pub(crate) logger: Option<EbpfLogger<crate::kernel_log::ToTracing>>,
+    pub(crate) logger: Option<EbpfLogger<ToTracing>>,
 }
 
 pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
@@ -97,7 +102,12 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         BLOCK_OWNER_ISSUER
     };
 
-    let level = Level::Info as u8;
+    // 0 is off: the programs then skip the record's making.
+    let level = if config.kernel_log {
+        Level::Debug as u8
+    } else {
+        0
+    };
     let mut loader = EbpfLoader::new();
     loader
         .btf(kernel.btf.as_ref().ok())
@@ -121,9 +131,13 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
             },
         })?;
     // Takes its map, which must stay open until the programs are loaded.
-    let logger = EbpfLogger::init_with_logger(&mut ebpf, crate::kernel_log::ToTracing)
-        .inspect_err(|error| tracing::debug!("no kernel log: {}", one_line(error)))
-        .ok();
+    let logger = if config.kernel_log {
+        EbpfLogger::init_with_logger(&mut ebpf, ToTracing::default())
+            .inspect_err(|error| tracing::debug!("no kernel log: {}", one_line(error)))
+            .ok()
+    } else {
+        None
+    };
 
     let mut permitted = false;
     let status: Vec<_> = Group::ALL
@@ -173,16 +187,26 @@ struct Kernel {
 
 impl Kernel {
     fn here() -> Self {
-        let btf = Btf::parse_file(KERNEL_BTF, aya::Endianness::default())
-            .map_err(|error| format!("no usable kernel BTF: {}", one_line(&error)));
-        let found = fs::read(KERNEL_BTF)
+        Self::described_in(Path::new(KERNEL_BTF))
+    }
+
+    fn described_in(file: &Path) -> Self {
+        let wrong = |reason: &str| {
+            format!(
+                "{}: {reason}; run a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+                file.display()
+            )
+        };
+        let btf = Btf::parse_file(file, aya::Endianness::default())
+            .map_err(|error| wrong(&one_line(&error)));
+        let found = fs::read(file)
             .map_err(|error| error.to_string())
             .and_then(|bytes| btf::Btf::parse(bytes).map_err(|error| error.to_string()))
             .map(|btf| Found::in_kernel(&btf));
         match found {
             Ok(found) => Self { btf, found },
             Err(reason) => Self {
-                btf: Err(format!("{KERNEL_BTF}: {reason}")),
+                btf: Err(wrong(&reason)),
                 found: Found::default(),
             },
         }
@@ -376,5 +400,28 @@ pub(crate) fn on_demand<'a>(ebpf: &'a Ebpf, name: &str) -> Option<&'a RawTracePo
     match ebpf.program(name) {
         Some(Program::RawTracePoint(program)) => Some(program),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_describe_itself_is_told_what_to_do() {
+        let kernel = Kernel::described_in(Path::new("/nonexistent/btf"));
+        let reason = kernel.btf.err().unwrap();
+        assert!(
+            reason.starts_with("/nonexistent/btf: No such file"),
+            "{reason}"
+        );
+        assert!(reason.ends_with("CONFIG_DEBUG_INFO_BTF=y"), "{reason}");
+        assert!(!reason.contains('\n'));
+        let all_missing = Group::ALL
+            .iter()
+            .any(|group| kernel.found.missing_for(*group).is_some());
+        assert!(!all_missing, "the reason is the file, not a member");
+        let nonsense = Kernel::described_in(Path::new("/proc/self/stat"));
+        assert!(nonsense.btf.is_err());
     }
 }

@@ -446,7 +446,10 @@ fn what_the_kernel_side_logs_arrives_in_tracing() {
         return;
     };
     let cgroup = Cgroup::new("log");
-    let mut probes = privileged.load();
+    let mut config = privileged.config();
+    assert!(!config.kernel_log, "nobody listens");
+    config.kernel_log = true;
+    let mut probes = Probes::load(&config).unwrap();
     let actor = Actor::start(&cgroup, "idle");
     probes.watch(5, actor.pid(), None).unwrap();
     actor.signal(Signal::SIGKILL);
@@ -455,6 +458,7 @@ fn what_the_kernel_side_logs_arrives_in_tracing() {
     let log = Arc::new(Mutex::new(Vec::new()));
     let writer = Arc::clone(&log);
     let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
         .with_ansi(false)
         .with_writer(move || Captured(Arc::clone(&writer)))
         .finish();

@@ -15,7 +15,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use aya_log_ebpf::info;
+use aya_log_ebpf::debug;
 use core::ptr::{read_volatile, write_volatile};
 use sim_ebpf_abi::{LifeFlag, SLOTS_MAX, Watched};
 
@@ -74,7 +74,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
         member(signal, offset!(signal_live))
     };
     if threads_left == 0 && died(watched) {
-        info!(&ctx, "process {} of i{} exited", tgid, watched.instance);
+        debug!(&ctx, "process {} of i{} exited", tgid, watched.instance);
     }
     0
 }
@@ -101,7 +101,7 @@ pub fn process_signal(ctx: BtfTracePointContext) -> i32 {
     };
     if signal == SIGKILL {
         if died(watched) {
-            info!(&ctx, "process {} of i{} was killed", tgid, watched.instance);
+            debug!(&ctx, "process {} of i{} was killed", tgid, watched.instance);
         }
     } else {
         set(watched, LifeFlag::STOPPED_BYTE, u8::from(signal == SIGSTOP));
