@@ -108,12 +108,7 @@ impl Apt {
     }
 
     /// Makes sure that `package` is known, by fetching the lists if it is not.
-    pub(super) fn know(
-        &self,
-        context: &Context,
-        package: &str,
-        activity: &Activity,
-    ) -> Result<()> {
+    pub(super) fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
         if !self.present {
             bail!("no apt-get here");
         }

@@ -83,7 +83,10 @@ pub(super) fn install(
     let kernel = cached_folder(context, &folder, &[kernel], &mut cached, |root| {
         let fetch = || {
             apt.know(context, kernel, activity)?;
-            let versioned = versioned(kernel, &apt.dependencies(context, kernel).unwrap_or_default());
+            let versioned = versioned(
+                kernel,
+                &apt.dependencies(context, kernel).unwrap_or_default(),
+            );
             apt.fetch_alone(context, &BTreeSet::from([versioned]), root, activity)
         };
         with_fresh_lists(context, apt, activity, fetch)?;
@@ -176,9 +179,17 @@ mod tests {
 
     #[test]
     fn the_kernel_of_the_day_is_found_and_one_with_a_version_is_itself() {
-        let needs = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let needs = |names: &[&str]| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(
-            versioned("linux-image-cloud-amd64", &needs(&["linux-image-6.1.0-1-cloud-amd64"])),
+            versioned(
+                "linux-image-cloud-amd64",
+                &needs(&["linux-image-6.1.0-1-cloud-amd64"])
+            ),
             "linux-image-6.1.0-1-cloud-amd64"
         );
         assert_eq!(
