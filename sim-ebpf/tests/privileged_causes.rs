@@ -33,38 +33,39 @@ fn actor() {
     support::play();
 }
 
-/// A cgroup that holds its tasks to a fifth of a CPU, and its own account of the throttled time.
-struct Quota {
-    cgroup: Cgroup,
-    legacy: bool,
+/// A fifth of a CPU for the tasks of a cgroup, and the kernel's account of the throttled time.
+struct Quota<'own> {
+    own: &'own Cgroup,
+    /// Where the controller is on another hierarchy: what the tasks must be in as well.
+    legacy: Option<Cgroup>,
 }
 
-impl Quota {
-    fn new(name: &str) -> Option<Self> {
-        if let Some(mount) = cgroup1_mount("cpu") {
-            let cgroup = Cgroup::below(&mount, name);
-            fs::write(cgroup.path.join("cpu.cfs_period_us"), "20000").unwrap();
-            fs::write(cgroup.path.join("cpu.cfs_quota_us"), "4000").unwrap();
-            return Some(Self {
-                cgroup,
-                legacy: true,
-            });
+impl<'own> Quota<'own> {
+    /// `None` if no cgroup has a cpu controller.
+    fn of(own: &'own Cgroup) -> Option<Self> {
+        let Some(mount) = cgroup1_mount("cpu") else {
+            fs::write(own.path.join("cpu.max"), "4000 20000").ok()?;
+            return Some(Self { own, legacy: None });
+        };
+        let legacy = Cgroup::below(&mount, "quota");
+        fs::write(legacy.path.join("cpu.cfs_period_us"), "20000").unwrap();
+        fs::write(legacy.path.join("cpu.cfs_quota_us"), "4000").unwrap();
+        let legacy = Some(legacy);
+        Some(Self { own, legacy })
+    }
+
+    fn hold(&self, actor: &Actor) {
+        if let Some(legacy) = &self.legacy {
+            actor.join(legacy);
         }
-        let cgroup = Cgroup::new(name);
-        fs::write(cgroup.path.join("cpu.max"), "4000 20000").ok()?;
-        Some(Self {
-            cgroup,
-            legacy: false,
-        })
     }
 
     fn throttled_ns(&self) -> u64 {
-        let stat = fs::read_to_string(self.cgroup.path.join("cpu.stat")).unwrap();
-        let (name, unit_ns) = if self.legacy {
-            ("throttled_time ", 1)
-        } else {
-            ("throttled_usec ", 1_000)
+        let (cgroup, name, unit_ns) = match &self.legacy {
+            Some(legacy) => (legacy, "throttled_time ", 1),
+            None => (self.own, "throttled_usec ", 1_000),
         };
+        let stat = fs::read_to_string(cgroup.path.join("cpu.stat")).unwrap();
         let value = stat.lines().find_map(|line| line.strip_prefix(name));
         value.unwrap().trim().parse::<u64>().unwrap() * unit_ns
     }
@@ -84,14 +85,12 @@ fn waits_for_want_of_quota_are_the_throttled_time_and_nobody_elses_fault() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(quota) = Quota::new("quota") else {
-        panic!("no cgroup has a cpu controller");
-    };
     let cgroup = Cgroup::new("throttled");
+    let quota = Quota::of(&cgroup).expect("a cgroup with a cpu controller");
     let mut probes = privileged.load();
     probes.track(cgroup.id()).unwrap();
     let mut actor = Actor::start(&cgroup, "spin-on 1");
-    actor.join(&quota.cgroup);
+    quota.hold(&actor);
     actor.go();
     thread::sleep(Duration::from_millis(300));
     let throttled_before = quota.throttled_ns();
@@ -199,14 +198,12 @@ fn threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(quota) = Quota::new("quota") else {
-        panic!("no cgroup has a cpu controller");
-    };
     let cgroup = Cgroup::new("throttled");
+    let quota = Quota::of(&cgroup).expect("a cgroup with a cpu controller");
     let mut probes = privileged.load();
     probes.track(cgroup.id()).unwrap();
     let mut actor = Actor::start(&cgroup, "thread-per-turn 400");
-    actor.join(&quota.cgroup);
+    quota.hold(&actor);
     let (before, throttled_before) = (probes.read(cgroup.id()).unwrap(), quota.throttled_ns());
     actor.go();
     actor.done();
@@ -368,23 +365,21 @@ fn time_lost_to_reclaim_is_charged_to_who_hit_the_limit() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(mount) = cgroup1_mount("memory") else {
-        eprintln!("SKIPPED (no cgroup1 memory hierarchy here)");
-        return;
-    };
-    let limit = Cgroup::below(&mount, "limit");
     let cgroup = Cgroup::new("reclaim");
-    fs::write(
-        limit.path.join("memory.limit_in_bytes"),
-        (24 << 20).to_string(),
-    )
-    .unwrap();
+    let legacy = cgroup1_mount("memory").map(|mount| Cgroup::below(&mount, "limit"));
+    let limit = match &legacy {
+        Some(legacy) => legacy.path.join("memory.limit_in_bytes"),
+        None => cgroup.path.join("memory.max"),
+    };
+    fs::write(limit, (24 << 20).to_string()).unwrap();
     let mut probes = privileged.load();
     assert!(probes.is_active(Group::Memory), "{:?}", probes.status());
     probes.track(cgroup.id()).unwrap();
     let file = std::env::temp_dir().join(format!("sim-reclaim-{}", std::process::id()));
     let mut actor = Actor::start(&cgroup, &format!("write-file {} 96", file.display()));
-    actor.join(&limit);
+    if let Some(legacy) = &legacy {
+        actor.join(legacy);
+    }
     actor.go();
     actor.done();
     let counted = probes.read(cgroup.id()).unwrap();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::build::{self, Profile, TestProgram};
-use crate::context::Context;
+use crate::context::{Context, find_program};
 use crate::process;
 use crate::progress::{Steps, seconds};
 use crate::setup::{self, Guest};
@@ -25,8 +25,10 @@ use report::Report;
 /// The package whose tests need a kernel.
 const PACKAGE: &str = "sim-ebpf";
 const PRIVILEGED: &str = "privileged";
-/// For the scratch disk.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
+/// For the scratch disk, devices on files of it, and what the kernel says of listening sockets.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "loop", "tcp_diag"];
+/// Programs of this machine that the tests start and that BusyBox has in a smaller form.
+const PROGRAMS: &[&str] = &["losetup"];
 const INIT: &str = include_str!("vm/init.sh");
 
 /// Tests that can't hold in the guest, by name, and what of the guest is the reason.
@@ -117,6 +119,10 @@ fn fill(
         let name = Path::new(module).file_name().unwrap_or_default();
         let to = format!("modules/{at:02}-{}", name.to_string_lossy());
         files.add_copy(&modules.join(module), Path::new(&to))?;
+    }
+    for name in PROGRAMS {
+        let program = find_program(name).with_context(|| format!("no {name} here"))?;
+        files.add_program(context, &program, &format!("bin/{name}"))?;
     }
     files.add_copy(object, Path::new("sim/sim-ebpf.o"))?;
     files.add_program(
