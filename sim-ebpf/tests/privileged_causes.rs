@@ -16,6 +16,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use sim_ebpf::{Counters, Group, Probes};
 use std::{
+    collections::HashMap,
     fs,
     io::{Read, Write},
     net::TcpStream,
@@ -204,12 +205,18 @@ fn threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody() {
     probes.track(cgroup.id()).unwrap();
     let mut actor = Actor::start(&cgroup, "thread-per-turn 400");
     quota.hold(&actor);
+    let start = Instant::now();
     let (before, throttled_before) = (probes.read(cgroup.id()).unwrap(), quota.throttled_ns());
     actor.go();
     actor.done();
     probes.settle();
     let spent = probes.read(cgroup.id()).unwrap().since(&before);
     let throttled = quota.throttled_ns() - throttled_before;
+    let idle = start.elapsed().as_nanos() as u64 - spent.on_cpu_ns;
+    eprintln!("{throttled} ns by the kernel's account; none of them ran for {idle} ns");
+    // Old kernels (6.1) go on counting on a CPU that the last task has left. One thread of these is always
+    // running or waiting, so what they can have waited is known without it.
+    let throttled = throttled.min(idle);
     // The own waits go on until there is a CPU as well.
     assert_close("throttled ns", spent.throttled_ns, throttled, 0.15);
     let waits = probes.neighbours();
@@ -254,13 +261,18 @@ fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
             sched_setaffinity(Pid::from_raw(thread), &set).unwrap();
         }
     };
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        tasks.map(|task| task.unwrap().path())
+    };
+    let started: HashMap<_, _> = threads()
+        .map(|at| (at.clone(), ran_and_where(&at).0))
+        .collect();
     pin(0);
     actor.go();
+    // Not the one that has merely taken long to start.
     let spinner = eventually("a thread that spins", || {
-        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-        let tasks = tasks.map(|task| task.unwrap().path());
-        let mut busy = tasks.filter(|task| ran_and_where(task).0 > 50_000_000);
-        busy.next()
+        threads().find(|at| ran_and_where(at).0 > started[at] + 50_000_000)
     });
     let before = probes.read(cgroup.id()).unwrap();
     for at in 1..=MOVES {
@@ -412,14 +424,22 @@ fn latency_of_a_throttled_device_is_what_the_writer_sees() {
     let took = writer.hears("took ");
     let counted = probes.read(cgroup.id()).unwrap().since(&before);
     let took: Vec<u64> = took.split(' ').map(|ns| ns.parse().unwrap()).collect();
-    assert_eq!(counted.block_write_ops, BLOCKS as u64);
-    assert_eq!(counted.block_write_bytes, (BLOCKS * BLOCK_BYTES) as u64);
+    // Where the cgroup is that of the bio, the disk below has requests for it too, quick ones.
+    let layers = if limited.is_some() { 1 } else { 2 };
+    assert_eq!(counted.block_write_ops, layers * BLOCKS as u64);
+    assert_eq!(
+        counted.block_write_bytes,
+        layers * (BLOCKS * BLOCK_BYTES) as u64
+    );
     let sum: u64 = took.iter().sum();
-    assert_close("block latency ns", counted.block_latency_ns, sum, 0.02);
+    let tolerance = 0.02 * layers as f64;
+    assert_close("block latency ns", counted.block_latency_ns, sum, tolerance);
     // Slow for being throttled, and the median is one of theirs.
     let expected_ns = BLOCK_BYTES as u64 * 1_000_000_000 / u64::from(BYTES_PER_SECOND);
     assert_close("ns per write", sum / BLOCKS as u64, expected_ns, 0.2);
-    let median = counted.block_hist.quantile_ns(0.5).unwrap();
+    // In the middle of the slow ones.
+    let middle = 1.0 - 0.5 / layers as f64;
+    let median = counted.block_hist.quantile_ns(middle).unwrap();
     let mut sorted = took;
     sorted.sort_unstable();
     let truth = sorted[BLOCKS / 2] as f64;

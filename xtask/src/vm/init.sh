@@ -18,6 +18,20 @@ mount -t proc none /proc
 mount -t sysfs none /sys
 . /settings.sh
 
+# Ends a program that takes too long, and says what every process waits for.
+watch() {
+    sleep "$limit"
+    echo "vm: $name hangs after $limit s"
+    for process in /proc/[0-9]*; do
+        arguments=$(tr '\0' ' ' <"$process/cmdline")
+        # The kernel's own have none.
+        [ -n "$arguments" ] || continue
+        echo "${process#/proc/} $(cat "$process/wchan"): $arguments"
+        grep State "$process/task"/*/status
+    done
+    kill -KILL "$1"
+}
+
 echo "vm: kernel $(uname -r), $(nproc) CPUs"
 
 # A pure version 2 hierarchy with every controller the tests ask for.
@@ -40,8 +54,13 @@ for program in /tests/*; do
     name=${program##*/}
     echo "vm: begin $name"
     # shellcheck disable=SC2086 # they are words
-    timeout -s KILL "$limit" "$program" --test-threads=1 --color=never --show-output $arguments
+    "$program" --test-threads=1 --color=never --show-output $arguments &
+    tests=$!
+    watch "$tests" &
+    watchdog=$!
+    wait "$tests"
     echo "vm: exit $name $?"
+    kill -KILL "$watchdog" 2>/dev/null
 done
 
 # Someone to see, and the program that people look with.
