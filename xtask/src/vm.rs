@@ -33,9 +33,6 @@ const PROGRAMS: &[&str] = &["losetup", "sh"];
 const BESIDES: Duration = Duration::from_secs(180);
 const INIT: &str = include_str!("vm/init.sh");
 
-/// Tests that can't hold in the guest, by name, and what of the guest is the reason.
-const LEFT_OUT: &[(&str, &str)] = &[];
-
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only tests whose name contains one of these
@@ -82,9 +79,6 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         }
     });
     println!("{report}");
-    for (test, reason) in LEFT_OUT {
-        println!("vm-test: LEFT OUT: {test}: {reason}");
-    }
     let mut failures = report.failures(arguments.filter.is_empty());
     if let Err(error) = ended {
         failures.push(format!("{error:#}"));
@@ -142,14 +136,12 @@ fn fill(
 
 /// What `init.sh` wants to know.
 fn settings(context: &Context, arguments: &Arguments) -> String {
-    let left_out = LEFT_OUT.iter().map(|(test, _)| format!("--skip {test}"));
-    let words: Vec<String> = left_out.chain(arguments.filter.iter().cloned()).collect();
     // CARGO_TARGET_TMPDIR, which is part of the tests' code.
     let scratch = context.target.join("tmp");
     format!(
         "scratch={}\narguments={}\nlimit={}\n",
         quoted(&scratch.to_string_lossy()),
-        quoted(&words.join(" ")),
+        quoted(&arguments.filter.join(" ")),
         arguments.limit
     )
 }

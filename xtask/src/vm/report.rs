@@ -79,15 +79,20 @@ impl Report {
     }
 
     fn hear_program(&mut self, line: &str) {
+        // What it can't see here, on a machine made for it.
+        if line.starts_with("sim sense: ") {
+            self.problems.push(line.to_owned());
+            return;
+        }
         let Some(program) = self.programs.get_mut(&self.current) else {
             return;
         };
         if let Some((name, outcome)) = line
             .strip_prefix("test ")
-            .and_then(|rest| rest.split_once(" ... "))
+            .and_then(|rest| rest.split_once(" ..."))
         {
             name.clone_into(&mut self.test);
-            let outcome = outcome_of(outcome).unwrap_or(Outcome::Unfinished);
+            let outcome = outcome_of(outcome.trim()).unwrap_or(Outcome::Unfinished);
             program.tests.insert(name.to_owned(), outcome);
         } else if let Some(name) = line
             .strip_prefix("---- ")
@@ -119,6 +124,8 @@ impl Report {
                 Some(code) => failures.push(format!("{name} ended with code {code}")),
                 None => failures.push(format!("{name} did not end")),
             }
+            let skipped = program.skipped.iter();
+            failures.extend(skipped.map(|line| format!("{name}: {line}")));
             if every && program.tests.is_empty() {
                 failures.push(format!("{name} ran no test"));
             }
@@ -185,13 +192,95 @@ impl fmt::Display for Report {
                 count(Outcome::Failed),
                 count(Outcome::Unfinished)
             )?;
-            for line in &program.skipped {
-                writeln!(formatter, "vm-test: NOT TESTED: {line}")?;
-            }
         }
         match self.sensed() {
             Ok(cpus) => write!(formatter, "vm-test: sim sense: a loop uses {cpus:.2} CPUs"),
             Err(error) => write!(formatter, "vm-test: sim sense: {error:#}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENSE: &str = r#"[{"cgroup":"/busy","source":"probes","cpu":{"cpus":0.98},"block":{},
+        "network":{},"requests":{},"memory":{},"pressure":{}}]"#;
+
+    fn heard(lines: &str) -> Report {
+        let mut report = Report::default();
+        for line in lines.lines() {
+            report.hear(line);
+        }
+        report
+    }
+
+    fn whole(tests: &str) -> String {
+        let sense = SENSE.replace('\n', " ");
+        format!("vm: kernel 6.1\nvm: begin p\n{tests}\nvm: sense {sense}\nvm: end\n")
+    }
+
+    #[test]
+    fn a_good_run_has_no_failures_and_is_told_in_numbers() {
+        // A test's child may speak between its name and its outcome.
+        let tests = "test a ... ok\r\ntest b ... Aborted\nok\nvm: exit p 0";
+        let report = heard(&whole(tests));
+        assert_eq!(report.failures(true), [""; 0]);
+        assert_eq!(
+            report.to_string(),
+            "vm-test: kernel 6.1\nvm-test: p: 2 passed, 0 failed, 0 unfinished\n\
+             vm-test: sim sense: a loop uses 0.98 CPUs"
+        );
+    }
+
+    #[test]
+    fn each_way_to_fail_is_named() {
+        let tests = "test a ... FAILED\ntest b ... ok\n---- b stdout ----\nSKIPPED (no x)\n\
+                     vm: exit p 101\nvm: begin q\nvm: exit q 0\nsim sense: no y\nvm: no scratch disk";
+        assert_eq!(
+            heard(&whole(tests)).failures(true),
+            [
+                "sim sense: no y",
+                "no scratch disk",
+                "p: a: Failed",
+                "p ended with code 101",
+                "p: b: SKIPPED (no x)",
+                "q ran no test",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_guest_that_stops_in_the_middle_is_a_failure() {
+        let report = heard("vm: begin p\ntest a ... ok\ntest b ... \n");
+        assert_eq!(
+            report.failures(false),
+            [
+                "p: b: Unfinished",
+                "p did not end",
+                "sim sense: it was not asked",
+                "the guest did not come to its end",
+            ]
+        );
+        let silent = heard("").failures(false);
+        assert_eq!(silent[0], "no test ran");
+    }
+
+    #[test]
+    fn what_sense_says_must_come_from_probes_and_be_plausible() {
+        let with = |from: &str, to: &str| {
+            let text = SENSE.replace('\n', " ").replace(from, to);
+            let report = heard(&format!("vm: sense {text}"));
+            report.sensed().map_err(|error| error.to_string())
+        };
+        assert_eq!(with("", ""), Ok(0.98));
+        assert!(
+            with("probes", "files")
+                .unwrap_err()
+                .contains("not by probes")
+        );
+        assert!(with("0.98", "0.01").unwrap_err().contains("0.01 CPUs"));
+        assert!(with("\"block\":{},", "").unwrap_err().contains("no block"));
+        assert!(with("/busy", "/idle").unwrap_err().contains("no cgroup"));
     }
 }
