@@ -16,6 +16,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use sim_ebpf::{Counters, Group, Probes};
 use std::{
+    collections::HashMap,
     fs,
     path::Path,
     process::Command,
@@ -31,38 +32,39 @@ fn actor() {
     support::play();
 }
 
-/// A cgroup that holds its tasks to a fifth of a CPU, and its own account of the throttled time.
-struct Quota {
-    cgroup: Cgroup,
-    legacy: bool,
+/// A fifth of a CPU for the tasks of a cgroup, and the kernel's account of the throttled time.
+struct Quota<'own> {
+    own: &'own Cgroup,
+    /// Where the controller is on another hierarchy: what the tasks must be in as well.
+    legacy: Option<Cgroup>,
 }
 
-impl Quota {
-    fn new(name: &str) -> Option<Self> {
-        if let Some(mount) = cgroup1_mount("cpu") {
-            let cgroup = Cgroup::below(&mount, name);
-            fs::write(cgroup.path.join("cpu.cfs_period_us"), "20000").unwrap();
-            fs::write(cgroup.path.join("cpu.cfs_quota_us"), "4000").unwrap();
-            return Some(Self {
-                cgroup,
-                legacy: true,
-            });
+impl<'own> Quota<'own> {
+    /// `None` if no cgroup has a cpu controller.
+    fn of(own: &'own Cgroup) -> Option<Self> {
+        let Some(mount) = cgroup1_mount("cpu") else {
+            fs::write(own.path.join("cpu.max"), "4000 20000").ok()?;
+            return Some(Self { own, legacy: None });
+        };
+        let legacy = Cgroup::below(&mount, "quota");
+        fs::write(legacy.path.join("cpu.cfs_period_us"), "20000").unwrap();
+        fs::write(legacy.path.join("cpu.cfs_quota_us"), "4000").unwrap();
+        let legacy = Some(legacy);
+        Some(Self { own, legacy })
+    }
+
+    fn hold(&self, actor: &Actor) {
+        if let Some(legacy) = &self.legacy {
+            actor.join(legacy);
         }
-        let cgroup = Cgroup::new(name);
-        fs::write(cgroup.path.join("cpu.max"), "4000 20000").ok()?;
-        Some(Self {
-            cgroup,
-            legacy: false,
-        })
     }
 
     fn throttled_ns(&self) -> u64 {
-        let stat = fs::read_to_string(self.cgroup.path.join("cpu.stat")).unwrap();
-        let (name, unit_ns) = if self.legacy {
-            ("throttled_time ", 1)
-        } else {
-            ("throttled_usec ", 1_000)
+        let (cgroup, name, unit_ns) = match &self.legacy {
+            Some(legacy) => (legacy, "throttled_time ", 1),
+            None => (self.own, "throttled_usec ", 1_000),
         };
+        let stat = fs::read_to_string(cgroup.path.join("cpu.stat")).unwrap();
         let value = stat.lines().find_map(|line| line.strip_prefix(name));
         value.unwrap().trim().parse::<u64>().unwrap() * unit_ns
     }
@@ -82,14 +84,12 @@ fn waits_for_want_of_quota_are_the_throttled_time_and_nobody_elses_fault() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(quota) = Quota::new("quota") else {
-        panic!("no cgroup has a cpu controller");
-    };
     let cgroup = Cgroup::new("throttled");
+    let quota = Quota::of(&cgroup).expect("a cgroup with a cpu controller");
     let mut probes = privileged.load();
     probes.track(cgroup.id()).unwrap();
     let mut actor = Actor::start(&cgroup, "spin-on 1");
-    actor.join(&quota.cgroup);
+    quota.hold(&actor);
     actor.go();
     thread::sleep(Duration::from_millis(300));
     let throttled_before = quota.throttled_ns();
@@ -197,20 +197,24 @@ fn threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(quota) = Quota::new("quota") else {
-        panic!("no cgroup has a cpu controller");
-    };
     let cgroup = Cgroup::new("throttled");
+    let quota = Quota::of(&cgroup).expect("a cgroup with a cpu controller");
     let mut probes = privileged.load();
     probes.track(cgroup.id()).unwrap();
     let mut actor = Actor::start(&cgroup, "thread-per-turn 400");
-    actor.join(&quota.cgroup);
+    quota.hold(&actor);
+    let start = Instant::now();
     let (before, throttled_before) = (probes.read(cgroup.id()).unwrap(), quota.throttled_ns());
     actor.go();
     actor.done();
     probes.settle();
     let spent = probes.read(cgroup.id()).unwrap().since(&before);
     let throttled = quota.throttled_ns() - throttled_before;
+    let idle = start.elapsed().as_nanos() as u64 - spent.on_cpu_ns;
+    eprintln!("{throttled} ns by the kernel's account; none of them ran for {idle} ns");
+    // Old kernels (6.1) go on counting on a CPU that the last task has left. One thread of these is always
+    // running or waiting, so what they can have waited is known without it.
+    let throttled = throttled.min(idle);
     // The own waits go on until there is a CPU as well.
     assert_close("throttled ns", spent.throttled_ns, throttled, 0.15);
     let waits = probes.neighbours();
@@ -255,13 +259,18 @@ fn a_task_that_is_moved_to_another_cpu_is_a_migration() {
             sched_setaffinity(Pid::from_raw(thread), &set).unwrap();
         }
     };
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        tasks.map(|task| task.unwrap().path())
+    };
+    let started: HashMap<_, _> = threads()
+        .map(|at| (at.clone(), ran_and_where(&at).0))
+        .collect();
     pin(0);
     actor.go();
+    // Not the one that has merely taken long to start.
     let spinner = eventually("a thread that spins", || {
-        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-        let tasks = tasks.map(|task| task.unwrap().path());
-        let mut busy = tasks.filter(|task| ran_and_where(task).0 > 50_000_000);
-        busy.next()
+        threads().find(|at| ran_and_where(at).0 > started[at] + 50_000_000)
     });
     let before = probes.read(cgroup.id()).unwrap();
     for at in 1..=MOVES {
@@ -287,23 +296,21 @@ fn time_lost_to_reclaim_is_charged_to_who_hit_the_limit() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let Some(mount) = cgroup1_mount("memory") else {
-        eprintln!("SKIPPED (no cgroup1 memory hierarchy here)");
-        return;
-    };
-    let limit = Cgroup::below(&mount, "limit");
     let cgroup = Cgroup::new("reclaim");
-    fs::write(
-        limit.path.join("memory.limit_in_bytes"),
-        (24 << 20).to_string(),
-    )
-    .unwrap();
+    let legacy = cgroup1_mount("memory").map(|mount| Cgroup::below(&mount, "limit"));
+    let limit = match &legacy {
+        Some(legacy) => legacy.path.join("memory.limit_in_bytes"),
+        None => cgroup.path.join("memory.max"),
+    };
+    fs::write(limit, (24 << 20).to_string()).unwrap();
     let mut probes = privileged.load();
     assert!(probes.is_active(Group::Memory), "{:?}", probes.status());
     probes.track(cgroup.id()).unwrap();
     let file = std::env::temp_dir().join(format!("sim-reclaim-{}", std::process::id()));
     let mut actor = Actor::start(&cgroup, &format!("write-file {} 96", file.display()));
-    actor.join(&limit);
+    if let Some(legacy) = &legacy {
+        actor.join(legacy);
+    }
     actor.go();
     actor.done();
     let counted = probes.read(cgroup.id()).unwrap();
@@ -336,14 +343,22 @@ fn latency_of_a_throttled_device_is_what_the_writer_sees() {
     let took = writer.hears("took ");
     let counted = probes.read(cgroup.id()).unwrap().since(&before);
     let took: Vec<u64> = took.split(' ').map(|ns| ns.parse().unwrap()).collect();
-    assert_eq!(counted.block_write_ops, BLOCKS as u64);
-    assert_eq!(counted.block_write_bytes, (BLOCKS * BLOCK_BYTES) as u64);
+    // Where the cgroup is that of the bio, the disk below has requests for it too, quick ones.
+    let layers = if limited.is_some() { 1 } else { 2 };
+    assert_eq!(counted.block_write_ops, layers * BLOCKS as u64);
+    assert_eq!(
+        counted.block_write_bytes,
+        layers * (BLOCKS * BLOCK_BYTES) as u64
+    );
     let sum: u64 = took.iter().sum();
-    assert_close("block latency ns", counted.block_latency_ns, sum, 0.02);
+    let tolerance = 0.02 * layers as f64;
+    assert_close("block latency ns", counted.block_latency_ns, sum, tolerance);
     // Slow for being throttled, and the median is one of theirs.
     let expected_ns = BLOCK_BYTES as u64 * 1_000_000_000 / u64::from(BYTES_PER_SECOND);
     assert_close("ns per write", sum / BLOCKS as u64, expected_ns, 0.2);
-    let median = counted.block_hist.quantile_ns(0.5).unwrap();
+    // In the middle of the slow ones.
+    let middle = 1.0 - 0.5 / layers as f64;
+    let median = counted.block_hist.quantile_ns(middle).unwrap();
     let mut sorted = took;
     sorted.sort_unstable();
     let truth = sorted[BLOCKS / 2] as f64;

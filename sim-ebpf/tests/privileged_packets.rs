@@ -30,7 +30,7 @@ fn actor() {
 fn requests_are_timed_and_classed_without_touching_the_service() {
     const GOOD: u64 = 40;
     const BAD: u64 = 10;
-    const THINK_MS: u64 = 20;
+    const THINK_MS: u64 = 40;
     let Some(privileged) = Privileged::enter() else {
         return;
     };

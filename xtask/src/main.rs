@@ -17,6 +17,7 @@ mod progress;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +42,8 @@ enum Chore {
     Ebpf(ebpf::Arguments),
     /// Run the benchmarks and gather their results
     Bench(bench::Arguments),
+    /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
+    VmTest(vm::Arguments),
     /// Check dependency rules, lints, file sizes and words
     Tidy,
 }
@@ -64,6 +67,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Ci => ci::run(context),
         Chore::Ebpf(arguments) => ebpf::run(context, &arguments),
         Chore::Bench(arguments) => bench::run(context, &arguments),
+        Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),
     }
 }

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -153,6 +154,64 @@ pub(crate) fn run_within(
     )
 }
 
+/// Runs a child that must end in time, and gives each line of its output to `hear` as it comes; one that doesn't
+/// end is killed. Where this process is killed, it is the child's own affair to notice.
+pub(crate) fn run_lines_within(
+    command: &mut Command,
+    limit: Duration,
+    mut hear: impl FnMut(&str),
+) -> Result<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    let mut child = Killed(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| describe(command))?,
+    );
+    let mut stdout = BufReader::new(child.0.stdout.take().context("stdout")?);
+    let (send, lines) = channel();
+    // Not a scoped one: it reads until the child's output ends, which on every way out of here it has.
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        while stdout
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|count| count > 0)
+        {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if send.send(text).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(line) => hear(&line),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "{}: not done after {}",
+                describe(command),
+                crate::progress::seconds(limit)
+            ),
+        }
+    }
+    child.0.wait().with_context(|| describe(command))
+}
+
+/// A child that is gone when this is.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // One that has ended can't be killed, and is fine.
+        if self.0.kill().is_ok() {
+            self.0.wait().ok();
+        }
+    }
+}
+
 fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let begin = Instant::now();
     loop {
@@ -210,5 +269,20 @@ mod tests {
             Duration::from_secs(5),
         );
         assert!(format!("{:#}", error.unwrap_err()).contains("not done after"));
+    }
+
+    #[test]
+    fn lines_are_heard_as_they_come_and_a_child_past_its_limit_is_killed() {
+        let mut heard = Vec::new();
+        let mut hear = |line: &str| heard.push(line.to_owned());
+        let limit = Duration::from_secs(60);
+        let mut short = shell("echo one; printf two");
+        let status = run_lines_within(&mut short, limit, &mut hear).unwrap();
+        assert!(status.success());
+        let mut endless = shell("echo $$; exec sleep 60");
+        let error = run_lines_within(&mut endless, Duration::from_millis(500), &mut hear);
+        assert!(format!("{:#}", error.unwrap_err()).contains("not done after"));
+        assert_eq!(heard[..2], ["one", "two"]);
+        assert!(!Path::new("/proc").join(&heard[2]).exists());
     }
 }

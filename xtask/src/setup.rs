@@ -2,6 +2,7 @@
 
 mod apt;
 mod debian_rust;
+mod guest;
 mod packages;
 mod peers;
 mod python;
@@ -17,6 +18,7 @@ use crate::context::{Context, REQUIRE_PRIVILEGED, privileged_required};
 use crate::ebpf;
 use crate::progress::{Activity, Steps};
 use apt::Apt;
+pub(crate) use guest::Guest;
 pub(crate) use peers::Peers;
 
 /// Steps that [`all`] takes.
@@ -106,6 +108,14 @@ pub(crate) fn peers(context: &Context, steps: &mut Steps) -> Result<Peers> {
     let apt = Apt::find(context);
     steps.run("peers of the benchmark", |activity| {
         peers::install(context, &apt, activity)
+    })
+}
+
+/// A machine to emulate, and the kernel of that package for it.
+pub(crate) fn guest(context: &Context, steps: &mut Steps, kernel: &str) -> Result<Guest> {
+    let apt = Apt::find(context);
+    steps.run("virtual machine", |activity| {
+        guest::install(context, &apt, kernel, activity)
     })
 }
 

@@ -176,11 +176,9 @@ impl Actor {
     pub(crate) fn rest(&self) {
         self.signal(Signal::SIGSTOP);
         eventually("the actor at rest", || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-            let mut stats =
-                tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
-            stats
-                .all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+            let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            tasks
+                .all(|task| is_at_rest(&task.unwrap().path()))
                 .then_some(())
         });
     }
@@ -193,6 +191,15 @@ impl Actor {
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
+}
+
+/// True if a thread, by its folder in `/proc`, is stopped and has left its CPU. Its state alone says the first a
+/// moment before the second, and what it ran until then is counted when it leaves.
+fn is_at_rest(task: &Path) -> bool {
+    let read = |name| fs::read_to_string(task.join(name)).unwrap();
+    let stopped = read("stat").rsplit_once(") ").unwrap().1.starts_with('T');
+    // Nowhere as long as it is on a CPU.
+    stopped && read("wchan").trim() != "0"
 }
 
 impl Drop for Actor {

@@ -93,7 +93,7 @@ impl Apt {
 
     /// The packages that the candidate version of `package` depends on; none if it is unknown
     /// (a virtual package, say).
-    fn dependencies(&self, context: &Context, package: &str) -> Option<Vec<String>> {
+    pub(super) fn dependencies(&self, context: &Context, package: &str) -> Option<Vec<String>> {
         let mut command = self.command(context, "apt-cache");
         command.args(["show", "--no-all-versions", package]);
         let text = process::output(&mut command).ok()?;
@@ -108,7 +108,7 @@ impl Apt {
     }
 
     /// Makes sure that `package` is known, by fetching the lists if it is not.
-    fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
+    pub(super) fn know(&self, context: &Context, package: &str, activity: &Activity) -> Result<()> {
         if !self.present {
             bail!("no apt-get here");
         }
@@ -136,11 +136,22 @@ impl Apt {
         }
         activity.say("asking apt what is needed");
         let packages = self.closure(context, wanted, is_own);
+        self.fetch_alone(context, &packages, root, activity)
+    }
+
+    /// Fetches these packages, without what they need, and unpacks them below `root`.
+    pub(super) fn fetch_alone(
+        &self,
+        context: &Context,
+        packages: &BTreeSet<String>,
+        root: &Path,
+        activity: &Activity,
+    ) -> Result<()> {
         let archives = root.join(".archives");
         std::fs::create_dir_all(&archives)?;
-        activity.say(format!("downloading {}", wanted.join(" ")));
-        self.download(context, &packages, &archives)?;
-        activity.say(format!("unpacking {}", wanted.join(" ")));
+        activity.say(format!("downloading {} package(s)", packages.len()));
+        self.download(context, packages, &archives)?;
+        activity.say(format!("unpacking {} package(s)", packages.len()));
         for entry in std::fs::read_dir(&archives)? {
             unpack(context, &entry?.path(), root)?;
         }
