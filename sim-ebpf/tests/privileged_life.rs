@@ -282,11 +282,10 @@ fn a_signal_that_is_refused_or_blocked_is_no_death() {
     assert!(said.contains("survived"), "{said}");
     assert_eq!(probes.life(21), Some(ALIVE));
 
-    let blocking = "import signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
-print('blocked', flush=True)
-sys.stdin.read()";
-    let mut deaf = Shell::start(&cgroup, &format!("exec python3 -c \"{blocking}\""));
+    let mut deaf = Shell::start(
+        &cgroup,
+        "exec env --block-signal sh -c 'echo blocked; read end'",
+    );
     watch(&mut probes, 22, deaf.child.id(), &cgroup);
     deaf.child
         .stdin

@@ -28,7 +28,7 @@ const PRIVILEGED: &str = "privileged";
 /// For the scratch disk, devices on files of it, and what the kernel says of listening sockets.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "loop", "tcp_diag"];
 /// Programs of this machine that the tests start; BusyBox's are smaller, and not what the tests were made with.
-const PROGRAMS: &[&str] = &["losetup", "sh"];
+const PROGRAMS: &[&str] = &["env", "losetup", "setpriv", "sh", "unshare"];
 /// Tests that can't hold under emulation, and why not.
 const LEFT_OUT_EMULATED: &[(&str, &str)] = &[(
     "threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody",
