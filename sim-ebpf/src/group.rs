@@ -96,6 +96,10 @@ impl Group {
                     hook: Hook::Tracepoint("block_rq_issue"),
                 },
                 ProgramSpec {
+                    name: "block_rq_merge",
+                    hook: Hook::Tracepoint("block_rq_merge"),
+                },
+                ProgramSpec {
                     name: "block_rq_insert",
                     hook: Hook::Tracepoint("block_rq_insert"),
                 },

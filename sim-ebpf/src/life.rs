@@ -20,6 +20,9 @@ use std::{
     sync::Arc,
 };
 
+/// In place of a process id that somebody else has now.
+const NO_PROCESS: u32 = 0;
+
 pub(crate) struct Watch {
     array: Array<MapData, LifeFlag>,
     processes: BpfHashMap<MapData, u32, Watched>,
@@ -85,8 +88,11 @@ impl Watch {
         let holder = self.watched.iter().find(holds).map(|(&i, &(t, _))| (i, t));
         if let Some((other, watched)) = holder {
             if watched == tgid && self.flags.slot(other) != slot && is_dead(other) {
-                // The number is used again before whoever watched the dead has let go.
-                self.unwatch(other);
+                // The number is used again before whoever watched the dead has let go. Its cgroup may yet
+                // have others in it.
+                if let Some((process, _)) = self.watched.get_mut(&other) {
+                    *process = NO_PROCESS;
+                }
                 return self.watch(ebpf, instance, tgid, cgroup);
             }
             return Err(if watched == tgid {

@@ -249,8 +249,8 @@ fn load_group(
     result
 }
 
-/// Puts one program each way in place of those of [`FUSED_GROUPS`], which all run. A packet that comes in
-/// between counts twice. Where the kernel refuses, all stays as it is.
+/// Puts one program each way in place of those of [`FUSED_GROUPS`], which all run. Where the kernel refuses,
+/// all stays as it is.
 fn fuse(ebpf: &mut Ebpf, root: Option<&Path>) {
     match load_packet_programs(ebpf, &FUSED_PROGRAMS, root) {
         Ok(()) => FUSED_GROUPS
@@ -269,7 +269,8 @@ pub(crate) fn is_fused(ebpf: &Ebpf) -> bool {
 }
 
 /// Takes all programs of a group out of the kernel. Gives a reason for each other group that can't go on
-/// without it.
+/// without it. Where programs were shared, packets of some milliseconds count twice for the other group:
+/// better than not at all.
 pub(crate) fn unload_group(
     ebpf: &mut Ebpf,
     group: Group,

@@ -63,6 +63,12 @@ const WANTED: &[Wanted] = {
             field: |o| &mut o.task_last_queued,
         },
         Wanted {
+            needed_by: &[],
+            of: "task_struct",
+            paths: &["throttled"],
+            field: |o| &mut o.task_throttled,
+        },
+        Wanted {
             needed_by: &[Cpu],
             of: "task_struct",
             paths: &["start_time"],

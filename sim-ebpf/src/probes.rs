@@ -6,7 +6,7 @@ use crate::{
     cgroups::Cgroups,
     cost,
     error::{one_line, os_error},
-    group::{FUSED_GROUPS, FUSED_PROGRAMS, ProgramSpec},
+    group::{FUSED_PROGRAMS, ProgramSpec},
     kernel_log::ToTracing,
     life::Watch,
     load::{self, Loaded},
@@ -267,8 +267,8 @@ impl Probes {
         cost
     }
 
-    /// What each active group cost so far, in nanoseconds. Groups that share programs have equal parts of
-    /// them.
+    /// What each active group cost so far, in nanoseconds. Of two that share programs, the one that can be
+    /// missed more easily has it all.
     #[must_use]
     pub fn group_costs(&self) -> Vec<(Group, u64)> {
         let cost = cost::read(&self.ebpf);
@@ -277,11 +277,10 @@ impl Probes {
             let programs = cost.programs.iter().filter(|p| named(&p.name));
             programs.map(|p| p.run_ns).fold(0, u64::saturating_add)
         };
-        let shared = sum(&FUSED_PROGRAMS) / FUSED_GROUPS.len() as u64;
         let of = |group: Group| {
             let own = sum(group.programs());
-            if FUSED_GROUPS.contains(&group) {
-                own.saturating_add(shared)
+            if group == Group::Http {
+                own.saturating_add(sum(&FUSED_PROGRAMS))
             } else {
                 own
             }
@@ -292,9 +291,12 @@ impl Probes {
 
     /// Takes a group's programs out of the kernel; `reason` is told as the kernel's own refusal would be.
     /// Its counters stand still from then on. The life group can't be shed.
-    pub fn shed(&mut self, group: Group, reason: String) {
+    ///
+    /// Gives each group that had to stop with it, and why: one that shared its programs, where the kernel
+    /// then refuses its own.
+    pub fn shed(&mut self, group: Group, reason: String) -> Vec<(Group, String)> {
         if group == Group::Life || !self.is_active(group) {
-            return;
+            return Vec::new();
         }
         let before = cost::read(&self.ebpf);
         let stopped = load::unload_group(&mut self.ebpf, group, self.packets_root.as_deref());
@@ -302,13 +304,14 @@ impl Probes {
         // What they cost is not forgotten with them.
         self.shed.0 += before.run_ns_total.saturating_sub(after.run_ns_total);
         self.shed.1 += before.run_count_total.saturating_sub(after.run_count_total);
-        for (group, reason) in stopped.into_iter().chain([(group, reason)]) {
-            for status in self.status.iter_mut().filter(|one| one.group == group) {
+        for (group, reason) in stopped.iter().chain([&(group, reason)]) {
+            for status in self.status.iter_mut().filter(|one| one.group == *group) {
                 status.state = GroupState::Refused {
                     reason: reason.clone(),
                 };
             }
         }
+        stopped
     }
 
     /// Hands what the programs logged since the last call to `tracing`, target `sim_ebpf::kernel`.

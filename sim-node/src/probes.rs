@@ -3,7 +3,7 @@
 use crate::budget::Budget;
 use crate::metrics::Snapshot;
 use sim_api::v1;
-use sim_ebpf::{Counters, Group, GroupState, Probes, ProbesConfig};
+use sim_ebpf::{Counters, Group, GroupState, Losses, Probes, ProbesConfig};
 use sim_life::Offer;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,6 +15,8 @@ pub(crate) struct Sensors {
     /// What CPU and memory are read from without probes.
     fallback: &'static str,
     budget: Budget,
+    /// At the last look.
+    losses: Losses,
 }
 
 impl Sensors {
@@ -49,6 +51,7 @@ impl Sensors {
                     refused: None,
                     fallback,
                     budget,
+                    losses: Losses::default(),
                 }
             }
             Err(error) => Self::without(error.to_string(), fallback, budget),
@@ -62,6 +65,7 @@ impl Sensors {
             refused: Some(reason),
             fallback,
             budget,
+            losses: Losses::default(),
         }
     }
 
@@ -139,8 +143,18 @@ impl Sensors {
         if let Some(shed) = self.budget.look(Instant::now(), probes.group_costs()) {
             let (name, fallback) = (shed.group.name(), shed.group.fallback());
             tracing::warn!("{name} probes are {}: instead {fallback}", shed.reason);
-            probes.shed(shed.group, shed.reason);
+            for (group, reason) in probes.shed(shed.group, shed.reason) {
+                let (name, fallback) = (group.name(), group.fallback());
+                tracing::warn!("{name} probes stop with them ({reason}): instead {fallback}");
+            }
         }
+        let losses = probes.losses();
+        if losses.total() > 0 && self.losses.total() == 0 {
+            tracing::warn!(
+                "the probes had to drop facts, {losses:?} so far; sim_probe_losses_total has them"
+            );
+        }
+        self.losses = losses;
     }
 
     pub(crate) fn read(&self, cgroup: Option<u64>) -> Option<Counters> {

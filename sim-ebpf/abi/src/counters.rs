@@ -163,7 +163,7 @@ pub struct InFlight {
     pub queued_ns: u64,
     /// When it was handed to the device; 0 until then.
     pub issued_ns: u64,
-    /// Whom it is charged to.
+    /// Whom it is charged to; 0 is nobody that is tracked.
     pub cgroup_id: u64,
 }
 

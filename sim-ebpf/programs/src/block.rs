@@ -26,43 +26,65 @@ const REQ_OP_WRITE: u32 = 1;
 #[map]
 static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(IN_FLIGHT_MAX, 0);
 
+/// In place of a cgroup: a stranger, whose request may be issued by a tracked task all the same.
+const NOBODY: u64 = 0;
+
 /// A request that goes to the device by way of a queue: whose it is, while the one that made it is current.
-/// It may be issued from a worker of the kernel's.
+/// Anybody may issue it, a worker of the kernel's or another task that uses the device.
 #[btf_tracepoint(function = "block_rq_insert")]
 pub fn block_rq_insert(ctx: BtfTracePointContext) -> i32 {
     let request: *const u8 = ctx.arg(0);
-    // SAFETY: the request comes from the context.
+    // SAFETY: the request comes from the context; an entry is a live map value.
     unsafe {
         // What isn't stamped couldn't be told from an earlier request in the same memory.
         let queued_ns = made_ns(request);
-        if queued_ns != 0
-            && let Some(cgroup_id) = tracked_owner(request)
-        {
-            remember(&ctx, request, queued_ns, 0, cgroup_id);
+        if queued_ns == 0 {
+            return 0;
         }
+        // Queued again, perhaps by a worker.
+        if let Some(in_flight) = IN_FLIGHT.get_ptr(&(request as u64))
+            && (*in_flight).queued_ns == queued_ns
+        {
+            return 0;
+        }
+        let owner = tracked_owner(request).unwrap_or(NOBODY);
+        remember(&ctx, request, queued_ns, 0, owner);
     }
+    0
+}
+
+/// A request that became part of another before it was issued.
+#[btf_tracepoint(function = "block_rq_merge")]
+pub fn block_rq_merge(ctx: BtfTracePointContext) -> i32 {
+    let request: *const u8 = ctx.arg(0);
+    // Most were never remembered.
+    IN_FLIGHT.remove(&(request as u64)).ok();
     0
 }
 
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
     let request: *const u8 = ctx.arg(0);
-    // SAFETY: the request comes from the context.
-    let queued_ns = unsafe { made_ns(request) };
-    if let Some(in_flight) = IN_FLIGHT.get_ptr_mut(&(request as u64)) {
-        // SAFETY: an entry belongs to a request, which one CPU at a time has in hand.
-        let in_flight = unsafe { &mut *in_flight };
-        // A requeued request is issued again: the later issue counts. One that was merged into another
-        // left an entry behind, which the next request in its memory doesn't fall for.
-        if queued_ns != 0 && in_flight.queued_ns == queued_ns {
-            // SAFETY: a helper without arguments.
-            in_flight.issued_ns = unsafe { bpf_ktime_get_ns() };
-            return 0;
-        }
-        IN_FLIGHT.remove(&(request as u64)).ok();
-    }
-    // SAFETY: the request comes from the context; the helper has no arguments.
+    // SAFETY: the request comes from the context; an entry belongs to a request, which one CPU at a time has
+    // in hand; the helper has no arguments.
     unsafe {
+        let queued_ns = made_ns(request);
+        if let Some(in_flight) = IN_FLIGHT.get_ptr_mut(&(request as u64)) {
+            // The owner stays. A requeued request is issued again: the later issue counts.
+            if (*in_flight).queued_ns == queued_ns {
+                if queued_ns == 0
+                    && let Some(cgroup_id) = tracked_owner(request)
+                {
+                    (*in_flight).cgroup_id = cgroup_id;
+                }
+                if (*in_flight).cgroup_id != NOBODY {
+                    (*in_flight).issued_ns = bpf_ktime_get_ns();
+                }
+                return 0;
+            }
+            // Of an earlier request in the same memory, whose end wasn't seen.
+            IN_FLIGHT.remove(&(request as u64)).ok();
+        }
         if let Some(cgroup_id) = tracked_owner(request) {
             remember(&ctx, request, queued_ns, bpf_ktime_get_ns(), cgroup_id);
         }
@@ -142,11 +164,14 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
             if failed {
                 counters.errors += 1;
             }
-            // SAFETY: a helper without arguments.
-            let latency_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(in_flight.issued_ns);
-            counters.latency_ns += latency_ns;
-            counters.latency.buckets[bucket_of(latency_ns)] += 1;
-            if in_flight.queued_ns != 0 {
+            // The kernel may give a request up before it was issued.
+            if in_flight.issued_ns != 0 {
+                // SAFETY: a helper without arguments.
+                let latency_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(in_flight.issued_ns);
+                counters.latency_ns += latency_ns;
+                counters.latency.buckets[bucket_of(latency_ns)] += 1;
+            }
+            if in_flight.queued_ns != 0 && in_flight.issued_ns != 0 {
                 let queue_ns = in_flight.issued_ns.saturating_sub(in_flight.queued_ns);
                 counters.queue_ns += queue_ns;
                 counters.queue.buckets[bucket_of(queue_ns)] += 1;

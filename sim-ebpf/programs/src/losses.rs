@@ -1,4 +1,4 @@
-//! What had to be dropped is counted, and told once.
+//! What had to be dropped is counted.
 
 use aya_ebpf::{EbpfContext, macros::map, maps::PerCpuArray};
 use aya_log_ebpf::warn;
@@ -7,7 +7,7 @@ use sim_ebpf_abi::{LOSS_KINDS, Loss};
 #[map]
 static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOSS_KINDS as u32, 0);
 
-/// Counts a loss; the first one of its kind on each CPU is also logged.
+/// Counts a loss; the first one of its kind on each CPU is also logged, where somebody listens.
 #[inline(always)]
 pub fn count(ctx: &impl EbpfContext, loss: Loss) {
     let Some(count) = LOSSES.get_ptr_mut(loss as u32) else {

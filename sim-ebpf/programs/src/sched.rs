@@ -151,7 +151,7 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the task comes from the context, and its runqueue is locked. If it waits, it doesn't run, so
     // nobody else writes its storage; one that is woken while it runs yet is left alone.
     unsafe {
-        if kernel::is_throttled(task)
+        if kernel::wakes_into_throttling(task)
             && kernel::is_waiting(task)
             && let Some(task) = TASKS.get(task)
         {
@@ -166,7 +166,9 @@ pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
     // SAFETY: the task comes from the context; it has never run, and its runqueue is locked.
     unsafe {
-        if kernel::is_throttled(task) && cgroups::tracked(kernel::task_cgroup_id(task)).is_some() {
+        if kernel::wakes_into_throttling(task)
+            && cgroups::tracked(kernel::task_cgroup_id(task)).is_some()
+        {
             match TASKS.get_or_zeroed(task) {
                 Some(task) => (*task.as_ptr()).throttled = 1,
                 None => losses::count(&ctx, Loss::TaskStorage),

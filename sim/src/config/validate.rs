@@ -164,12 +164,15 @@ fn metrics_apart(
         let name = &server.spec.name;
         let rival = servers[..at]
             .iter()
-            .find(|other| other.metrics == Some(address) && other.netns == server.netns)
+            .find(|other| {
+                let same = other.metrics.is_some_and(|taken| collide(taken, address));
+                same && other.netns == server.netns
+            })
             .map(|other| format!("server {}", other.spec.name));
         // The proxy is in the namespace of whoever starts it.
         let of_proxy = taken
             .iter()
-            .find(|(_, other)| server.netns.is_none() && *other == address)
+            .find(|(_, other)| server.netns.is_none() && collide(*other, address))
             .map(|(key, _)| (*key).to_owned());
         if let Some(rival) = rival.or(of_proxy) {
             let key = format!("server {name}: metrics");
@@ -178,6 +181,15 @@ fn metrics_apart(
         }
     }
     Ok(())
+}
+
+/// Whether not both can be listened on.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let (every, same) = (
+        a.ip().is_unspecified() || b.ip().is_unspecified(),
+        a.ip() == b.ip(),
+    );
+    a.port() == b.port() && (every || same)
 }
 
 fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, ConfigError> {

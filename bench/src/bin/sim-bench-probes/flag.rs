@@ -50,12 +50,14 @@ fn measure_here(settings: &Settings) -> Result<Value> {
             kill(process.pid(), Signal::SIGCONT)?;
             ensure!(!flags.is_down(next), "continued, and yet down");
         }
+        probes.unwatch(next);
         drop(process);
         next += 1;
         for _ in 0..KILLS {
             let process = idle(&cage)?;
             watch(&mut probes, next, &process, &cage)?;
             kills.push(signal_to_flag(&flags, next, &process, Signal::SIGKILL)?);
+            probes.unwatch(next);
             next += 1;
         }
         println!("flag: round {} of {}", round + 1, settings.rounds);
