@@ -177,7 +177,7 @@ fn what_a_thread_ran_before_its_cgroup_was_tracked_is_not_charged() {
     let (_actor, ran_ns) = eventually("a thread in its first turn", || {
         let mut actor = Actor::start(&cgroup, "spin-in-thread 1");
         actor.go();
-        thread::sleep(Duration::from_millis(30));
+        thread::sleep(Duration::from_millis(5));
         let tasks = fs::read_dir(format!("/proc/{}/task", actor.pid())).unwrap();
         let first_turn = tasks
             .filter_map(|task| {
@@ -186,7 +186,7 @@ fn what_a_thread_ran_before_its_cgroup_was_tracked_is_not_charged() {
                     .split_whitespace()
                     .map(|n| n.parse().unwrap())
                     .collect();
-                (numbers[2] <= 1 && numbers[0] > 10_000_000).then_some(numbers[0])
+                (numbers[2] <= 1 && numbers[0] > 2_000_000).then_some(numbers[0])
             })
             .next();
         first_turn.map(|ran_ns| (actor, ran_ns))

@@ -266,7 +266,7 @@ fn a_signal_that_is_refused_or_blocked_is_no_death() {
     let mut init = Command::new("unshare")
         .args(["--fork", "--pid", "--kill-child", "sh", "-c"])
         // The first process of a pid namespace is safe from within.
-        .arg("kill -KILL 1; kill -STOP 1; echo $? survived; read end")
+        .arg("read go; kill -KILL 1; kill -STOP 1; echo $? survived; read end")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -276,6 +276,7 @@ fn a_signal_that_is_refused_or_blocked_is_no_death() {
         fs::read_to_string(&children).unwrap().trim().parse().ok()
     });
     probes.watch(21, inside, None).unwrap();
+    init.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     let mut said = String::new();
     let mut output = BufReader::new(init.stdout.take().unwrap());
     output.read_line(&mut said).unwrap();

@@ -500,6 +500,8 @@ impl Agent {
         self.sensors.settle();
         let groups = sim_ebpf::Group::ALL.into_iter();
         let active: Vec<_> = groups.filter(|&g| self.sensors.is_active(g)).collect();
+        let has = |what: fn(&Hierarchy) -> bool| self.hierarchy.as_ref().is_some_and(what);
+        let (has_memory, has_pressure) = (has(Hierarchy::has_memory), has(Hierarchy::has_pressure));
         let mut instances = Vec::new();
         for (&id, instance) in &mut self.instances {
             instances.push(InstanceFigures {
@@ -507,6 +509,8 @@ impl Agent {
                 instance: InstanceId(id).to_string(),
                 kernel: instance.cgroups.read(&self.sensors),
                 active: active.clone(),
+                has_memory,
+                has_pressure,
                 files: instance.cgroup_usage(),
                 accept_queue: self.listeners.is_some().then_some(instance.accept_queue),
             });
@@ -518,7 +522,9 @@ impl Agent {
                 active: &|group| self.sensors.is_active(group),
                 cgroups: self.hierarchy.is_some(),
                 listeners: self.listeners.is_some(),
-                pidfds: true,
+                node: true,
+                memory: has_memory,
+                pressure: has_pressure,
             }),
             reports_lost: self.reports_lost,
             ..Snapshot::default()

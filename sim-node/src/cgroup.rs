@@ -89,6 +89,24 @@ impl Hierarchy {
             .map(|error| format!("{}: {}", mount.display(), error.desc()))
     }
 
+    /// Whether a cgroup has files that say how much memory it holds.
+    #[must_use]
+    pub fn has_memory(&self) -> bool {
+        let of_version_2 = || {
+            let root = self.unified.as_ref()?;
+            let list = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
+            Some(list.split_whitespace().any(|name| name == "memory"))
+        };
+        self.memory.is_some() || of_version_2().unwrap_or(false)
+    }
+
+    /// Whether a cgroup has files of pressure: on version 2, where the kernel accounts for it.
+    #[must_use]
+    pub fn has_pressure(&self) -> bool {
+        // Where it is built in and switched off, the file is there and can't be read.
+        self.unified.is_some() && fs::read_to_string("/proc/pressure/cpu").is_ok()
+    }
+
     /// The version 2 directory of `name`, if version 2 is mounted.
     #[must_use]
     pub fn unified_dir(&self, name: &str) -> Option<PathBuf> {

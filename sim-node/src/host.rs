@@ -119,8 +119,22 @@ impl Host {
             active: &|group| self.is_active(group),
             cgroups: true,
             listeners: self.listeners.is_some(),
-            pidfds: false,
+            node: false,
+            memory: self.hierarchy.has_memory(),
+            pressure: self.hierarchy.has_pressure(),
         })
+    }
+
+    /// Whether cgroups have files that say how much memory they hold.
+    #[must_use]
+    pub fn has_memory(&self) -> bool {
+        self.hierarchy.has_memory()
+    }
+
+    /// Whether cgroups have files of pressure.
+    #[must_use]
+    pub fn has_pressure(&self) -> bool {
+        self.hierarchy.has_pressure()
     }
 
     /// Whether a group of probes runs.

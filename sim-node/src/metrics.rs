@@ -41,6 +41,9 @@ pub(crate) struct InstanceFigures {
     pub(crate) kernel: Option<Counters>,
     /// Groups that count.
     pub(crate) active: Vec<Group>,
+    /// Whether there are files of memory, and of pressure.
+    pub(crate) has_memory: bool,
+    pub(crate) has_pressure: bool,
     /// `None` without a cgroup: a sum over the processes that live now is no counter.
     pub(crate) files: Option<Usage>,
     /// `None` where the kernel doesn't list listening sockets.
@@ -76,6 +79,14 @@ fn files<T>(i: &InstanceFigures, figure: impl Fn(&Usage) -> T) -> Option<T> {
     i.files.as_ref().map(figure)
 }
 
+fn memory<T>(i: &InstanceFigures, figure: impl Fn(&Usage) -> T) -> Option<T> {
+    files(i, figure).filter(|_| i.has_memory)
+}
+
+fn pressure(i: &InstanceFigures, figure: impl Fn(&Usage) -> u64) -> Option<f64> {
+    files(i, |f| micros(figure(f))).filter(|_| i.has_pressure)
+}
+
 fn micros(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
@@ -105,19 +116,19 @@ const fn times() -> [Row<f64>; 8] {
             "container_resources_cpu_psi_waiting",
             "Time that some task waited for a CPU (pressure stall information)",
             Some(Unit::Seconds),
-            |i| files(i, |f| micros(f.cpu_pressure_micros)),
+            |i| pressure(i, |f| f.cpu_pressure_micros),
         ),
         (
             "container_resources_memory_psi_waiting",
             "Time that some task waited for memory (pressure stall information)",
             Some(Unit::Seconds),
-            |i| files(i, |f| micros(f.memory_pressure_micros)),
+            |i| pressure(i, |f| f.memory_pressure_micros),
         ),
         (
             "container_resources_io_psi_waiting",
             "Time that some task waited for I/O (pressure stall information)",
             Some(Unit::Seconds),
-            |i| files(i, |f| micros(f.io_pressure_micros)),
+            |i| pressure(i, |f| f.io_pressure_micros),
         ),
         (
             "sim_container_net_tcp_accept_wait",
@@ -152,13 +163,13 @@ const fn counts() -> [Row<u64>; 19] {
             "container_oom_kills",
             "Processes that the OOM killer ended",
             None,
-            |i| files(i, |f| f.oom_kills),
+            |i| memory(i, |f| f.oom_kills),
         ),
         (
             "container_memory_major_page_faults",
             "Page faults that waited for a device",
             None,
-            |i| files(i, |f| f.major_faults),
+            |i| memory(i, |f| f.major_faults),
         ),
         (
             "container_resources_disk_reads",
@@ -265,13 +276,13 @@ const fn gauges() -> [Row<u64>; 3] {
             "container_memory_usage_bytes",
             "Memory charged now",
             None,
-            |i| files(i, |f| f.memory_bytes),
+            |i| memory(i, |f| f.memory_bytes),
         ),
         (
             "container_memory_working_set_bytes",
             "Memory charged now without file pages that nobody used lately",
             None,
-            |i| files(i, |f| f.working_set_bytes),
+            |i| memory(i, |f| f.working_set_bytes),
         ),
     ]
 }
@@ -435,6 +446,8 @@ mod tests {
                 instance: "i1".into(),
                 kernel: Some(kernel),
                 active: Group::ALL.to_vec(),
+                has_memory: true,
+                has_pressure: true,
                 files: Some(Usage {
                     cpu_micros: 1_500_000,
                     working_set_bytes: 4_096,

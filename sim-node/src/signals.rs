@@ -55,8 +55,13 @@ pub(crate) struct Means<'a> {
     pub(crate) cgroups: bool,
     /// The list of listening sockets.
     pub(crate) listeners: bool,
-    /// A descriptor of each main process.
-    pub(crate) pidfds: bool,
+    /// A node rather than `sim sense`: it has a descriptor of each main process, takes CPU time and throttling
+    /// from files, which no group that is shed takes away, and shows neither neighbours nor demand.
+    pub(crate) node: bool,
+    /// Files that say how much memory is held.
+    pub(crate) memory: bool,
+    /// Files of pressure.
+    pub(crate) pressure: bool,
 }
 
 type Origin = (&'static str, Quality);
@@ -87,7 +92,7 @@ const ROWS: &[Row] = {
         (
             "throttling",
             &[Cpu],
-            ("probe: sched_switch, sched_wakeup", Exact),
+            ("probe: sched_switch, sched_wakeup, sched_wakeup_new", Exact),
             ("cgroup file: cpu.stat", Exact),
         ),
         ("neighbour", &[Cpu], ("probe: sched_switch", Sampled), NONE),
@@ -151,6 +156,12 @@ const ROWS: &[Row] = {
     ]
 };
 
+/// What only `sim sense` shows.
+const HOST_ONLY: &[&str] = &["neighbour", "service_demand"];
+
+/// What a node takes from files though probes have it too.
+const FILES_ONLY_AT_NODE: &[&str] = &["cpu_time", "throttling"];
+
 /// All signals.
 pub(crate) fn all(means: Means<'_>) -> Vec<Signal> {
     let signal = |name, (source, quality): Origin| Signal {
@@ -167,10 +178,12 @@ pub(crate) fn all(means: Means<'_>) -> Vec<Signal> {
     };
     let mut signals: Vec<Signal> = ROWS
         .iter()
+        .filter(|(name, ..)| !(means.node && HOST_ONLY.contains(name)))
         .map(|&(name, groups, probed, filed)| {
-            let origin = if groups.iter().all(|&group| (means.active)(group)) {
+            let by_probe = !(means.node && FILES_ONLY_AT_NODE.contains(&name));
+            let origin = if by_probe && groups.iter().all(|&group| (means.active)(group)) {
                 probed
-            } else if means.cgroups {
+            } else if means.cgroups && (means.pressure || !filed.0.starts_with("PSI")) {
                 filed
             } else if name == "cpu_time" {
                 ("/proc: stat of each process", Quality::Exact)
@@ -187,15 +200,15 @@ pub(crate) fn all(means: Means<'_>) -> Vec<Signal> {
     };
     let death = if (means.active)(Group::Life) {
         ("probe: sched_process_exit, signal_generate", Quality::Exact)
-    } else if means.pidfds {
+    } else if means.node {
         ("pidfd", Quality::Exact)
     } else {
         NONE
     };
     let memory = if means.cgroups {
-        ("cgroup file: memory.stat", Quality::Exact)
+        file(means.memory, "cgroup file: memory.stat")
     } else {
-        ("/proc: status of each process", Quality::Indirect)
+        ("/proc: stat of each process", Quality::Indirect)
     };
     signals.extend([
         signal("accept_queue", accepting),
@@ -204,14 +217,14 @@ pub(crate) fn all(means: Means<'_>) -> Vec<Signal> {
         signal(
             "oom_kills",
             file(
-                means.cgroups,
+                means.cgroups && means.memory,
                 "cgroup file: memory.events, memory.oom_control",
             ),
         ),
         signal(
             "pressure",
             file(
-                means.cgroups,
+                means.cgroups && means.pressure,
                 "PSI: cpu.pressure, memory.pressure, io.pressure",
             ),
         ),
@@ -224,49 +237,68 @@ pub(crate) fn all(means: Means<'_>) -> Vec<Signal> {
 mod tests {
     use super::*;
 
-    fn at(active: &dyn Fn(Group) -> bool, cgroups: bool, name: &str) -> Signal {
-        let means = Means {
+    fn means(active: &dyn Fn(Group) -> bool) -> Means<'_> {
+        Means {
             active,
-            cgroups,
+            cgroups: true,
             listeners: true,
-            pidfds: true,
-        };
+            node: false,
+            memory: true,
+            pressure: true,
+        }
+    }
+
+    fn named(means: Means<'_>, name: &str) -> Option<Signal> {
         let mut found = all(means).into_iter().filter(|signal| signal.name == name);
-        let signal = found.next().unwrap();
+        let signal = found.next();
         assert_eq!(found.next(), None, "{name} twice");
         signal
     }
 
     #[test]
     fn a_signal_comes_from_the_next_best_source_that_is_there() {
-        let cpu = at(&|_| true, true, "cpu_time");
+        let of = |means, name| named(means, name).unwrap();
+        let every = means(&|_| true);
+        assert_eq!(of(every, "cpu_time").source, "probe: sched_switch");
+        let without = means(&|group| group != Group::Cpu);
+        assert_eq!(of(without, "cpu_time").source, "cgroup file: cpu.stat");
+        assert_eq!(of(without, "run_queue_delay").quality, Quality::Indirect);
+        assert_eq!(of(without, "service_demand").quality, Quality::Absent);
+        assert_eq!(of(without, "requests").quality, Quality::Exact);
+        let no_pressure = Means {
+            pressure: false,
+            memory: false,
+            ..without
+        };
+        for name in ["run_queue_delay", "pressure", "memory", "oom_kills"] {
+            assert_eq!(of(no_pressure, name).quality, Quality::Absent, "{name}");
+        }
+        let nothing = Means {
+            cgroups: false,
+            ..means(&|_| false)
+        };
+        assert_eq!(of(nothing, "run_queue_delay").quality, Quality::Absent);
         assert_eq!(
-            (cpu.source, cpu.quality),
-            ("probe: sched_switch", Quality::Exact)
-        );
-        let without = |group| group != Group::Cpu;
-        assert_eq!(
-            at(&without, true, "cpu_time").source,
-            "cgroup file: cpu.stat"
-        );
-        assert_eq!(
-            at(&without, true, "run_queue_delay").quality,
-            Quality::Indirect
-        );
-        assert_eq!(
-            at(&without, true, "service_demand").quality,
-            Quality::Absent
-        );
-        assert_eq!(at(&without, true, "requests").quality, Quality::Exact);
-        assert_eq!(
-            at(&|_| false, false, "run_queue_delay").quality,
-            Quality::Absent
-        );
-        assert_eq!(
-            at(&|_| false, false, "cpu_time").source,
+            of(nothing, "cpu_time").source,
             "/proc: stat of each process"
         );
-        assert_eq!(at(&|_| false, true, "death").source, "pidfd");
+    }
+
+    #[test]
+    fn a_node_names_what_its_own_page_is_made_of() {
+        let node = Means {
+            node: true,
+            ..means(&|_| true)
+        };
+        for name in ["cpu_time", "throttling"] {
+            assert_eq!(named(node, name).unwrap().source, "cgroup file: cpu.stat");
+        }
+        assert_eq!(named(node, "neighbour"), None);
+        let blind = Means {
+            active: &|_| false,
+            ..node
+        };
+        assert_eq!(named(blind, "death").unwrap().source, "pidfd");
     }
 
     #[test]
@@ -277,7 +309,9 @@ mod tests {
                     active: &|_| active,
                     cgroups,
                     listeners: active,
-                    pidfds: false,
+                    node: false,
+                    memory: active,
+                    pressure: active,
                 };
                 for signal in all(means) {
                     let absent = signal.quality == Quality::Absent;

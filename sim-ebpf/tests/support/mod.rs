@@ -13,7 +13,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader, Read as _, Write as _},
     net::TcpStream,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -278,6 +278,12 @@ pub(crate) fn play() {
                 .collect();
             say(&format!("took {}", took.join(" ")));
         }
+        "read-direct" => {
+            let (threads, path) = argument.split_once(' ').unwrap();
+            std::io::stdin().read_line(&mut line).unwrap();
+            let reads = read_direct(Path::new(path), threads.parse().unwrap());
+            say(&format!("reads {reads}"));
+        }
         "send" => {
             let (port, bytes) = argument.split_once(' ').unwrap();
             let mut stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
@@ -394,6 +400,34 @@ fn write_direct(path: &Path) -> Vec<Duration> {
         start.elapsed()
     };
     (0..BLOCKS).map(write).collect()
+}
+
+/// Reads blocks of 4 KiB here and there, for two seconds, in so many threads; how many.
+fn read_direct(path: &Path, threads: u64) -> u64 {
+    #[repr(C, align(4096))]
+    struct Aligned([u8; 4096]);
+    let blocks = (BLOCKS * BLOCK_BYTES / 4096) as u64;
+    let read = |seed: u64| {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .unwrap();
+        let mut block = Box::new(Aligned([0; 4096]));
+        let end = Instant::now() + Duration::from_secs(2);
+        let (mut at, mut count) = (seed, 0);
+        while Instant::now() < end {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            file.read_exact_at(&mut block.0, (at >> 33) % blocks * 4096)
+                .unwrap();
+            count += 1;
+        }
+        count
+    };
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|t| scope.spawn(move || read(t))).collect();
+        running.into_iter().map(|one| one.join().unwrap()).sum()
+    })
 }
 
 /// Two threads on one CPU that wake each other: two switches per round.

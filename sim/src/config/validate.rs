@@ -500,6 +500,9 @@ slo = { bound_ms = 100 }
             error.to_string().contains("is taken by proxy.admin"),
             "{error}"
         );
+        let address = |text: &str| text.parse::<SocketAddr>().expect("address");
+        assert!(collide(address("0.0.0.0:1"), address("127.0.0.1:1")));
+        assert!(!collide(address("0.0.0.0:1"), address("127.0.0.1:2")));
     }
 
     #[test]

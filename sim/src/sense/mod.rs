@@ -15,7 +15,7 @@ use sim_node::host::Host;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
-use view::View;
+use view::{Known, View};
 
 /// How the figures are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,7 +110,12 @@ impl SenseArgs {
                 && self.filter.as_ref().is_none_or(|f| view.cgroup.contains(f))
         };
         let readings = host.look();
-        let view = |reading| View::of(reading, |group| host.is_active(group));
+        let known = Known {
+            active: |group| host.is_active(group),
+            memory: host.has_memory(),
+            pressure: host.has_pressure(),
+        };
+        let view = |reading| View::of(reading, &known);
         let mut views: Vec<View> = readings.iter().map(view).filter(wanted).collect();
         views.sort_by(|a, b| {
             b.cpu

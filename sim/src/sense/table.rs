@@ -61,9 +61,15 @@ fn alignment(column: usize) -> CellAlignment {
 }
 
 fn row(view: &View) -> [String; HEADS.len()] {
-    let neighbour = view.cpu.neighbours.first().map_or_else(String::new, |n| {
-        format!("{} {}", short(&n.cgroup, 20), time(Some(n.seconds)))
-    });
+    let neighbour = view
+        .cpu
+        .neighbours
+        .iter()
+        .flatten()
+        .next()
+        .map_or_else(String::new, |n| {
+            format!("{} {}", short(&n.cgroup, 20), time(Some(n.seconds)))
+        });
     let delay = view.cpu.run_queue_delay.as_ref();
     let (block, network) = (view.block.as_ref(), &view.network);
     let requests = view.requests.as_ref();
@@ -84,7 +90,7 @@ fn row(view: &View) -> [String; HEADS.len()] {
         time(network.round_trip.as_ref().and_then(|t| t.p50_seconds)),
         known(requests.map(|r| r.per_second)),
         p99(requests.map(|r| &r.service)),
-        amount(view.memory.working_set_bytes as f64),
+        known(view.memory.working_set_bytes.map(|bytes| bytes as f64)),
     ]
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct View {
     pub(crate) network: Network,
     pub(crate) requests: Option<Requests>,
     pub(crate) memory: Memory,
-    pub(crate) pressure: Pressure,
+    pub(crate) pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,7 +34,7 @@ pub(crate) struct Cpu {
     /// Runnable without running because the own quota was used up: seconds a second, all tasks.
     pub(crate) throttled: f64,
     /// Who held the CPU meanwhile, the longest first.
-    pub(crate) neighbours: Vec<Neighbour>,
+    pub(crate) neighbours: Option<Vec<Neighbour>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -86,12 +86,12 @@ pub(crate) struct Requests {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Memory {
-    pub(crate) bytes: u64,
-    pub(crate) working_set_bytes: u64,
-    pub(crate) major_faults_per_second: f64,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) working_set_bytes: Option<u64>,
+    pub(crate) major_faults_per_second: Option<f64>,
     /// Seconds a second spent freeing memory.
     pub(crate) reclaim: Option<f64>,
-    pub(crate) oom_kills: u64,
+    pub(crate) oom_kills: Option<u64>,
 }
 
 /// Seconds a second that some task waited (PSI, "some").
@@ -128,12 +128,22 @@ impl Times {
     }
 }
 
+/// What there is to know here.
+pub(crate) struct Known<Active> {
+    /// Which groups of probes run.
+    pub(crate) active: Active,
+    /// Files that say how much memory is held.
+    pub(crate) memory: bool,
+    /// Files of pressure.
+    pub(crate) pressure: bool,
+}
+
 impl View {
-    /// `active` says which groups of probes run: what the others counted is no figure.
-    pub(crate) fn of(reading: &Reading, active: impl Fn(Group) -> bool) -> Self {
+    /// What is not known is no figure.
+    pub(crate) fn of(reading: &Reading, known: &Known<impl Fn(Group) -> bool>) -> Self {
         let seconds = reading.window.as_secs_f64().max(1e-6);
         let files = &reading.files;
-        let of = |group: Group| reading.kernel.as_ref().filter(|_| active(group));
+        let of = |group: Group| reading.kernel.as_ref().filter(|_| (known.active)(group));
         let rate = |count: u64| count as f64 / seconds;
         let share_ns = |ns: u64| ns as f64 / 1e9 / seconds;
         let share_micros = |micros: u64| micros as f64 / 1e6 / seconds;
@@ -161,7 +171,7 @@ impl View {
                     Some(k) => share_ns(k.throttled_ns),
                     None => share_micros(files.throttled_micros),
                 },
-                neighbours: reading.neighbours.iter().map(neighbour).collect(),
+                neighbours: cpu.map(|_| reading.neighbours.iter().map(neighbour).collect()),
             },
             block: of(Group::Block).map(|k| Block {
                 read_bytes_per_second: rate(k.block_read_bytes),
@@ -189,21 +199,23 @@ impl View {
                     per_second: rate(k.http_requests),
                     responses_per_second: k.http_responses.map(rate),
                     service: Times::of(k.http_hist, Some(k.http_service_ns)),
-                    demand_seconds: (responses > 0).then(|| cpu_ns as f64 / 1e9 / responses as f64),
+                    demand_seconds: cpu
+                        .filter(|_| responses > 0)
+                        .map(|k| k.on_cpu_ns as f64 / 1e9 / responses as f64),
                 }
             }),
             memory: Memory {
-                bytes: files.memory_bytes,
-                working_set_bytes: files.working_set_bytes,
-                major_faults_per_second: rate(files.major_faults),
+                bytes: known.memory.then_some(files.memory_bytes),
+                working_set_bytes: known.memory.then_some(files.working_set_bytes),
+                major_faults_per_second: known.memory.then(|| rate(files.major_faults)),
                 reclaim: of(Group::Memory).map(|k| share_ns(k.reclaim_ns)),
-                oom_kills: files.oom_kills,
+                oom_kills: known.memory.then_some(files.oom_kills),
             },
-            pressure: Pressure {
+            pressure: known.pressure.then(|| Pressure {
                 cpu: share_micros(files.cpu_pressure_micros),
                 memory: share_micros(files.memory_pressure_micros),
                 io: share_micros(files.io_pressure_micros),
-            },
+            }),
         }
     }
 
@@ -226,6 +238,14 @@ mod tests {
     use sim_node::Queue;
     use sim_node::cgroup::Usage;
     use std::time::Duration;
+
+    fn known<Active: Fn(Group) -> bool>(active: Active) -> Known<Active> {
+        Known {
+            active,
+            memory: false,
+            pressure: true,
+        }
+    }
 
     fn reading(kernel: Option<Counters>) -> Reading {
         Reading {
@@ -253,13 +273,13 @@ mod tests {
             http_responses: [0, 80, 0, 15, 5],
             ..Counters::default()
         };
-        let view = View::of(&reading(Some(counters)), |_| true);
+        let view = View::of(&reading(Some(counters)), &known(|_| true));
         assert_eq!(view.source, "probes");
         assert!((view.cpu.cpus - 0.5).abs() < 1e-9);
         let requests = view.requests.as_ref().unwrap();
         assert!((requests.per_second - 60.0).abs() < 1e-9);
         assert!((requests.demand_seconds.unwrap() - 0.01).abs() < 1e-9);
-        assert_eq!(view.cpu.neighbours[0].cgroup, "/b");
+        assert_eq!(view.cpu.neighbours.as_ref().unwrap()[0].cgroup, "/b");
         assert_eq!(view.network.accept_queue, Some(3));
         assert_eq!(view.network.listen_drops_per_second, Some(2.0));
         assert!(!view.is_idle());
@@ -267,7 +287,7 @@ mod tests {
 
     #[test]
     fn without_probes_the_files_speak() {
-        let view = View::of(&reading(None), |_| false);
+        let view = View::of(&reading(None), &known(|_| false));
         assert_eq!(view.source, "files");
         assert!((view.cpu.cpus - 0.25).abs() < 1e-9);
         assert!((view.cpu.throttled - 0.05).abs() < 1e-9);
@@ -280,12 +300,21 @@ mod tests {
             http_responses: [0, 50, 0, 0, 0],
             ..Counters::default()
         };
-        let view = View::of(&reading(Some(counters)), |group| group == Group::Http);
+        let view = View::of(
+            &reading(Some(counters)),
+            &known(|group| group == Group::Http),
+        );
         assert!((view.cpu.cpus - 0.25).abs() < 1e-9, "of the files");
         assert_eq!(view.cpu.switches_per_second, None);
         assert_eq!(view.network.receive_bytes_per_second, None);
         assert_eq!(view.network.accept_queue, Some(3));
-        let demand = view.requests.unwrap().demand_seconds.unwrap();
-        assert!((demand - 0.01).abs() < 1e-9, "{demand}");
+        let requests = view.requests.unwrap();
+        assert!((requests.responses_per_second[1] - 25.0).abs() < 1e-9);
+        assert_eq!(
+            requests.demand_seconds, None,
+            "files count nested cgroups too"
+        );
+        assert_eq!((view.memory.bytes, view.cpu.neighbours), (None, None));
+        assert!(view.pressure.is_some());
     }
 }

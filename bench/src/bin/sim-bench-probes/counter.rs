@@ -63,6 +63,25 @@ impl Running {
         }
     }
 
+    /// Of the switches in the cage, those that ended a wait of 131 µs or more, and those that ended one for
+    /// want of quota.
+    pub(crate) fn waits_shares(&self, cage: &Cage) -> (f64, f64) {
+        let Self::Sim(probes) = self else {
+            return (0.0, 0.0);
+        };
+        let Ok(counters) = probes.read(cage.id()) else {
+            return (0.0, 0.0);
+        };
+        let buckets = counters.run_queue_hist.buckets();
+        let long = buckets.filter(|(upper_ns, _)| upper_ns.is_none_or(|ns| ns > 131_072));
+        let long: u64 = long.map(|(_, count)| count).sum();
+        let switches = counters.switches.max(1) as f64;
+        (
+            long as f64 / switches,
+            counters.throttled_waits as f64 / switches,
+        )
+    }
+
     /// What each of our groups took so far, in nanoseconds; empty of others.
     pub(crate) fn groups(&self) -> Vec<(Group, u64)> {
         match self {

@@ -32,6 +32,10 @@ struct Taken {
     switch_ns: Option<f64>,
     wakeup_ns: Option<f64>,
     work_ns: f64,
+    /// Of the switches of the work, those that end a wait of 131 µs or more, and one for want of quota; ours
+    /// alone says.
+    waits_share: f64,
+    throttled_share: f64,
 }
 
 /// The figures, and what one run of an empty program reads.
@@ -119,9 +123,18 @@ pub(crate) fn under_pressure(settings: &Settings, peers: &Peers) -> Result<Value
             let of = |taken: &[Taken]| median(&taken.iter().filter_map(field).collect::<Vec<_>>());
             Some(round_to(of(&ours)? - of(&empty)?, 1.0))
         };
+        let share = |field: fn(&Taken) -> f64| {
+            let shares: Vec<f64> = ours.iter().map(field).collect();
+            median(&shares).map(|share| round_to(share * 100.0, 0.01))
+        };
         results.insert(
             name.to_owned(),
-            json!({ "switch_net_ns": net(|t| t.switch_ns), "wakeup_net_ns": net(|t| t.wakeup_ns) }),
+            json!({
+                "switch_net_ns": net(|t| t.switch_ns),
+                "wakeup_net_ns": net(|t| t.wakeup_ns),
+                "switches_after_a_long_wait_percent": share(|t| t.waits_share),
+                "switches_after_a_throttled_wait_percent": share(|t| t.throttled_share),
+            }),
         );
     }
     Ok(Value::Object(results))
@@ -133,11 +146,14 @@ fn run(settings: &Settings, peers: &Peers, cage: &Cage, counter: Counter) -> Res
     let work_ns = work(cage)?;
     let spent = spent::between(&before, &running.spent()?);
     let (switch, wakeup) = switch_and_wakeup(spent);
+    let waits = running.waits_shares(cage);
     let each = |spent: Spent| spent.run_ns as f64 / spent.run_count as f64;
     Ok(Taken {
         switch_ns: switch.map(each),
         wakeup_ns: wakeup.map(each),
         work_ns,
+        waits_share: waits.0,
+        throttled_share: waits.1,
     })
 }
 
