@@ -241,6 +241,7 @@ fn load_group(
     let result = group
         .programs()
         .iter()
+        .filter(|spec| !kernel.found.makes_moot(spec.name))
         .try_for_each(|spec| load_program(ebpf, spec, btf, root));
     if result.is_err() {
         // All or nothing: half a group counts wrong.

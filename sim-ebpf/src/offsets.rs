@@ -63,12 +63,6 @@ const WANTED: &[Wanted] = {
             field: |o| &mut o.task_last_queued,
         },
         Wanted {
-            needed_by: &[],
-            of: "task_struct",
-            paths: &["throttled"],
-            field: |o| &mut o.task_throttled,
-        },
-        Wanted {
             needed_by: &[Cpu],
             of: "task_struct",
             paths: &["start_time"],
@@ -208,6 +202,9 @@ pub(crate) struct Found {
     pub(crate) offsets: KernelOffsets,
     /// Whether all members are there that lead from a request to its bio's cgroup.
     pub(crate) bio_owner: bool,
+    /// Whether tasks are held back one by one when their quota is used up (Linux 6.18 and later), rather than
+    /// the whole queue that they are in.
+    pub(crate) throttles_tasks: bool,
     missing: Vec<(Group, BtfError)>,
 }
 
@@ -224,7 +221,15 @@ impl Found {
             .iter()
             .all(|wanted| wanted.fill(btf, &mut found.offsets).is_ok());
         found.offsets.skb_segments = skb_segments(btf);
+        found.throttles_tasks = btf.offset("task_struct", "throttled").is_ok();
         found
+    }
+
+    /// Whether a program would have nothing to do on this kernel, and only cost.
+    pub(crate) fn makes_moot(&self, program: &str) -> bool {
+        let no_quotas = self.offsets.cfs_rq_throttle_count == 0;
+        matches!(program, "sched_wakeup" | "sched_wakeup_new")
+            && (no_quotas || self.throttles_tasks)
     }
 
     /// The first member that `group` needs and this kernel hasn't.
@@ -249,5 +254,20 @@ impl Wanted {
             }
         }
         first.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wakeups_are_left_alone_where_they_tell_nothing_of_quotas() {
+        let mut found = Found::default();
+        assert!(found.makes_moot("sched_wakeup"), "no quotas at all");
+        found.offsets.cfs_rq_throttle_count = 8;
+        assert!(!found.makes_moot("sched_wakeup") && !found.makes_moot("sched_wakeup_new"));
+        found.throttles_tasks = true;
+        assert!(found.makes_moot("sched_wakeup_new") && !found.makes_moot("sched_switch"));
     }
 }

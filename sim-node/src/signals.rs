@@ -92,7 +92,10 @@ const ROWS: &[Row] = {
         (
             "throttling",
             &[Cpu],
-            ("probe: sched_switch, sched_wakeup, sched_wakeup_new", Exact),
+            (
+                "probe: sched_switch, and sched_wakeup before Linux 6.18",
+                Exact,
+            ),
             ("cgroup file: cpu.stat", Exact),
         ),
         ("neighbour", &[Cpu], ("probe: sched_switch", Sampled), NONE),

@@ -26,8 +26,6 @@ pub struct KernelOffsets {
     pub task_turns: u32,
     /// `task_struct.sched_info.last_queued`
     pub task_last_queued: u32,
-    /// `task_struct.throttled`; 0 where a whole queue is held back, not task by task (before Linux 6.18)
-    pub task_throttled: u32,
     /// `task_struct.start_time`
     pub task_start: u32,
     /// `task_struct.cgroups`

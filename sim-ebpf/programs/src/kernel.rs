@@ -19,7 +19,6 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     task_run_delay: 0,
     task_turns: 0,
     task_last_queued: 0,
-    task_throttled: 0,
     task_start: 0,
     task_cgroups: 0,
     task_cfs_rq: 0,
@@ -165,17 +164,6 @@ pub unsafe fn is_throttled(task: *const task_struct) -> bool {
         let queue: *const u8 = member(task.cast(), offset!(task_cfs_rq));
         member::<i32>(queue, offset!(cfs_rq_throttle_count)) > 0
     }
-}
-
-/// Whether a task that wakes waits for want of quota. Where tasks are held back one by one, it doesn't: it
-/// waits for its turn as ever, and is held back when it would go on in user mode, which is a switch.
-///
-/// # Safety
-/// `task` comes from the program's context.
-#[inline(always)]
-pub unsafe fn wakes_into_throttling(task: *const task_struct) -> bool {
-    // SAFETY: as the caller promises.
-    offset!(task_throttled) == 0 && unsafe { is_throttled(task) }
 }
 
 /// The id of the process that a task belongs to.

@@ -145,13 +145,15 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
     }
 }
 
+/// Not attached where tasks are held back one by one: one that wakes waits for its turn as ever there, and is
+/// held back when it would go on in user mode, which is a switch.
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
     // SAFETY: the task comes from the context, and its runqueue is locked. If it waits, it doesn't run, so
     // nobody else writes its storage; one that is woken while it runs yet is left alone.
     unsafe {
-        if kernel::wakes_into_throttling(task)
+        if kernel::is_throttled(task)
             && kernel::is_waiting(task)
             && let Some(task) = TASKS.get(task)
         {
@@ -161,14 +163,13 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// As [`sched_wakeup`].
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     let task: *mut task_struct = ctx.arg(0);
     // SAFETY: the task comes from the context; it has never run, and its runqueue is locked.
     unsafe {
-        if kernel::wakes_into_throttling(task)
-            && cgroups::tracked(kernel::task_cgroup_id(task)).is_some()
-        {
+        if kernel::is_throttled(task) && cgroups::tracked(kernel::task_cgroup_id(task)).is_some() {
             match TASKS.get_or_zeroed(task) {
                 Some(task) => (*task.as_ptr()).throttled = 1,
                 None => losses::count(&ctx, Loss::TaskStorage),
