@@ -12,7 +12,7 @@ use aya::{
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, Program, ProgramError, RawTracePoint},
 };
 use aya_log::{EbpfLogger, Level};
-use sim_ebpf_abi::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, CGROUPS_MAX, SLOTS_MAX};
+use sim_ebpf_abi::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, CGROUPS_MAX, SLOTS_MAX, TASKS_MAX};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -41,6 +41,9 @@ pub struct ProbesConfig {
     /// Whether the programs log rare events, for debugging. By default they do where somebody listens to
     /// `debug` events of the target `sim_ebpf::kernel`.
     pub kernel_log: bool,
+    /// Keep tasks in a table by their ids even where they can have storage of their own, which is quicker. For
+    /// tests: kernels before 6.4 need it, and it is chosen there.
+    pub tasks_by_pid: bool,
 }
 
 impl ProbesConfig {
@@ -53,6 +56,7 @@ impl ProbesConfig {
             cgroups_max: CGROUPS_MAX,
             block_owner: BlockOwner::Auto,
             measure_cost: true,
+            tasks_by_pid: false,
             kernel_log: tracing::enabled!(target: kernel_log::TARGET, tracing::Level::DEBUG),
         }
     }
@@ -91,6 +95,10 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
     })?;
     let kernel = Kernel::here();
     let mut offsets = kernel.found.offsets;
+    if config.tasks_by_pid {
+        offsets.tasks_by_pid = 1;
+    }
+    let tasks_by_pid = offsets.tasks_by_pid != 0;
     let by_bio = match config.block_owner {
         BlockOwner::Auto => cgroup::io_on_cgroup2(),
         BlockOwner::Issuer => false,
@@ -118,7 +126,8 @@ pub(crate) fn load(config: &ProbesConfig) -> Result<Loaded, LoadError> {
         .map_max_entries("LIFE", config.slots())
         .map_max_entries("WATCHED", config.slots())
         .map_max_entries("WATCHED_CGROUPS", config.slots())
-        .map_max_entries("CGROUPS", config.cgroups_max);
+        .map_max_entries("CGROUPS", config.cgroups_max)
+        .map_max_entries("TASKS_BY_PID", if tasks_by_pid { TASKS_MAX } else { 1 });
     let mut ebpf = loader
         .load(&object)
         .map_err(|error| match os_error(&error) {

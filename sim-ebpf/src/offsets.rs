@@ -221,6 +221,9 @@ impl Found {
             .iter()
             .all(|wanted| wanted.fill(btf, &mut found.offsets).is_ok());
         found.offsets.skb_segments = skb_segments(btf);
+        // Storage from memory set aside for it; before, the page allocator was asked.
+        let set_aside = btf.offset("bpf_local_storage_map", "selem_ma").is_ok();
+        found.offsets.tasks_by_pid = u32::from(!set_aside);
         found.throttles_tasks = btf.offset("task_struct", "throttled").is_ok();
         found
     }

@@ -193,6 +193,34 @@ fn the_neighbour_is_named_to_threads_that_wait_once_in_their_life() {
 }
 
 #[test]
+fn tasks_in_a_table_by_their_ids_are_charged_alike() {
+    let Some(privileged) = Privileged::enter() else {
+        return;
+    };
+    let cgroup = Cgroup::new("by-id");
+    let mut config = privileged.config();
+    config.tasks_by_pid = true;
+    let mut probes = Probes::load(&config).unwrap();
+    probes.track(cgroup.id()).unwrap();
+    // Some that live long and switch often, and many that hardly live.
+    for role in ["ping-pong 30000", "threads 3000"] {
+        let mut actor = Actor::start(&cgroup, role);
+        let before = (probes.read(cgroup.id()).unwrap(), cgroup.cpu_usage_ns());
+        actor.go();
+        actor.done();
+        actor.rest();
+        probes.settle();
+        let spent = probes.read(cgroup.id()).unwrap().since(&before.0);
+        let stat = cgroup.cpu_usage_ns() - before.1;
+        assert_close(role, spent.on_cpu_ns, stat, 0.02);
+        assert_eq!(spent.run_queue_hist.total(), spent.run_queue_waits);
+        assert!(spent.switches > 3_000, "{}", spent.switches);
+        drop(actor);
+    }
+    assert_eq!(probes.losses().total(), 0);
+}
+
+#[test]
 fn threads_that_wait_once_in_their_life_for_want_of_quota_blame_nobody() {
     let Some(privileged) = Privileged::enter() else {
         return;

@@ -25,6 +25,8 @@ pub use offsets::{BLOCK_OWNER_BIO, BLOCK_OWNER_ISSUER, KernelOffsets};
 pub const CGROUPS_MAX: u32 = 16_384;
 /// Block requests of tracked cgroups that can be in flight at once.
 pub const IN_FLIGHT_MAX: u32 = 16_384;
+/// Tasks of tracked cgroups that live at once, where tasks can't have storage of their own.
+pub const TASKS_MAX: u32 = 65_536;
 /// Pairs of a waiting and a running cgroup that can be told apart at once.
 pub const NEIGHBOURS_MAX: u32 = 4_096;
 /// Death-flag slots unless the loader says otherwise.

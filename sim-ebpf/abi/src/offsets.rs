@@ -66,6 +66,8 @@ pub struct KernelOffsets {
     pub sock_cgroup: u32,
     /// `sk_buff.cb` and, in it, `tcp_skb_cb.tcp_gso_segs`
     pub skb_segments: u32,
+    /// 1 where the kernel must not be asked for a task's storage while it switches tasks, 0 elsewhere.
+    pub tasks_by_pid: u32,
     /// [`BLOCK_OWNER_ISSUER`] or [`BLOCK_OWNER_BIO`].
     pub block_owner: u32,
 }

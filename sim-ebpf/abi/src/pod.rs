@@ -31,7 +31,7 @@ mod tests {
             size_of::<CgroupCounters>(),
             8 * (cpu + block + net + tcp + http + memory + 1 + 5 * HISTOGRAM_BUCKETS)
         );
-        assert_eq!(size_of::<KernelOffsets>(), 4 * 28);
+        assert_eq!(size_of::<KernelOffsets>(), 4 * 29);
         assert_eq!(size_of::<Neighbour>(), 16);
         assert_eq!((size_of::<LifeFlag>(), size_of::<Watched>()), (16, 16));
     }

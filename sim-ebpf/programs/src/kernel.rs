@@ -39,6 +39,7 @@ pub static OFFSETS: KernelOffsets = KernelOffsets {
     blkcg_cgroup: 0,
     sock_cgroup: 0,
     skb_segments: 0,
+    tasks_by_pid: 0,
     block_owner: 0,
 };
 

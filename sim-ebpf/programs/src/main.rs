@@ -24,6 +24,7 @@ mod net;
 mod packets;
 mod sched;
 mod storage;
+mod tasks;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -23,14 +23,14 @@ use crate::{
     atomic, cgroups,
     kernel::{self, offset},
     losses,
-    storage::TaskStorage,
+    tasks::{self, Task},
 };
 use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_smp_processor_id, generated::bpf_get_current_task_btf,
     },
-    macros::{btf_map, btf_tracepoint, map, raw_tracepoint},
+    macros::{btf_tracepoint, map, raw_tracepoint},
     maps::HashMap,
     programs::{BtfTracePointContext, RawTracePointContext},
 };
@@ -39,24 +39,6 @@ use sim_ebpf_abi::{CgroupCounters, Loss, NEIGHBOURS_MAX, Neighbour, bucket_of};
 /// Waits shorter than this are not charged to a neighbour: together they are little, and each would
 /// cost a hash update.
 const NEIGHBOUR_WAIT_MIN_NS: u64 = 100_000;
-
-/// Up to where a task is charged.
-#[repr(C)]
-struct Task {
-    /// [`kernel::runtime_ns`]
-    runtime_ns: u64,
-    /// [`kernel::run_delay_ns`]
-    run_delay_ns: u64,
-    /// [`kernel::turns`]
-    turns: u64,
-    /// Whether its wait began for want of quota.
-    throttled: u32,
-    /// The CPU it was charged on last, plus one; 0 until it is seen in a tracked cgroup.
-    cpu: u32,
-}
-
-#[btf_map]
-static TASKS: TaskStorage<Task> = TaskStorage::new();
 
 #[map]
 static NEIGHBOURS: HashMap<Neighbour, u64> = HashMap::with_max_entries(NEIGHBOURS_MAX, 0);
@@ -89,7 +71,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 unsafe fn blame(ctx: &BtfTracePointContext, next: *mut task_struct, waited_ns: u64) {
     // SAFETY: as the caller promises; the storage is of a task that doesn't run.
     let pair = unsafe {
-        match TASKS.get(next) {
+        match tasks::get(next) {
             Some(task) if (*task.as_ptr()).throttled != 0 => return,
             Some(_) => {}
             // A new task: had it found no quota, `sched_wakeup_new` would have noted it.
@@ -122,8 +104,8 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
     unsafe {
         let counters = cgroups::tracked(bpf_get_current_cgroup_id());
         let task = match counters {
-            Some(_) => TASKS.get_or_zeroed(prev),
-            None => TASKS.get(prev),
+            Some(_) => tasks::get_or_zeroed(prev),
+            None => tasks::get(prev),
         };
         let Some(task) = task else {
             if counters.is_some() {
@@ -140,8 +122,9 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
             note(task, prev);
         }
         // By the scheduler's rule: who is preempted on the way to sleep begins no wait that it counts.
-        let runnable = kernel::member::<u32>(prev.cast(), offset!(task_state)) == 0;
-        task.throttled = u32::from(runnable && kernel::is_throttled(prev));
+        let state = kernel::member::<u32>(prev.cast(), offset!(task_state));
+        task.throttled = u32::from(state == 0 && kernel::is_throttled(prev));
+        tasks::leave(prev, state);
     }
 }
 
@@ -155,7 +138,7 @@ pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         if kernel::is_throttled(task)
             && kernel::is_waiting(task)
-            && let Some(task) = TASKS.get(task)
+            && let Some(task) = tasks::get(task)
         {
             (*task.as_ptr()).throttled = 1;
         }
@@ -170,7 +153,7 @@ pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the task comes from the context; it has never run, and its runqueue is locked.
     unsafe {
         if kernel::is_throttled(task) && cgroups::tracked(kernel::task_cgroup_id(task)).is_some() {
-            match TASKS.get_or_zeroed(task) {
+            match tasks::get_or_zeroed(task) {
                 Some(task) => (*task.as_ptr()).throttled = 1,
                 None => losses::count(&ctx, Loss::TaskStorage),
             }
@@ -194,7 +177,7 @@ pub fn settle(ctx: RawTracePointContext) -> i32 {
             return 0;
         }
         if let Some(counters) = cgroups::tracked(bpf_get_current_cgroup_id()) {
-            match TASKS.get_or_zeroed(current) {
+            match tasks::get_or_zeroed(current) {
                 Some(task) => charge(counters, &mut *task.as_ptr(), current),
                 None => losses::count(&ctx, Loss::TaskStorage),
             }
