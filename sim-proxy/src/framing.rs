@@ -1,36 +1,191 @@
-//! Requests whose length can be read in two ways.
+//! Request heads that two parsers may read in two ways.
+//!
+//! RFC 9112 lets a recipient make the best of many of them. A proxy has another parser behind it, and where the
+//! two don't agree on where a request ends, the rest of one is taken for the next (smuggling). No honest
+//! client sends any of these, so they are refused. Pingora takes them, and drops what is contradictory before
+//! we see the parsed head (its issue 945), so the head is looked at as it came.
 
-use http::header::TRANSFER_ENCODING;
 use pingora_proxy::Session;
+use std::fmt;
 
-/// True where a request states both `Content-Length` and `Transfer-Encoding`. RFC 9112, section
-/// 6.3 lets a proxy pick one, but the next parser may pick the other and take the rest of the body
-/// for a request (smuggling); no honest client sends both. Pingora drops the length before we see
-/// the header (its issue 945), so the raw head is searched, in requests with a transfer coding
-/// alone.
-pub(crate) fn is_ambiguous(session: &Session) -> bool {
-    session.req_header().headers.contains_key(TRANSFER_ENCODING)
-        && session
-            .as_http1()
-            .is_some_and(|h1| has_length(&h1.get_headers_raw_bytes()))
+/// What is wrong with a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A line feed without carriage return, or the reverse (RFC 9112, section 2.2).
+    LineEnding,
+    /// A line that goes on in the next one (section 5.2).
+    Folding,
+    /// No name, white space in or behind it, or no colon (section 5.1).
+    FieldName,
+    /// A length that is no number, more than one, or one beside a transfer coding (sections 6.2, 6.3).
+    Length,
+    /// A transfer coding other than `chunked`, more than one, or one in HTTP/1.0 (section 6.1).
+    Coding,
+    /// No host in HTTP/1.1, or more than one (section 3.2).
+    Host,
 }
 
-fn has_length(head: &[u8]) -> bool {
-    head.split(|&byte| byte == b'\n').any(|line| {
-        let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
-        name.trim_ascii().eq_ignore_ascii_case(b"content-length")
-    })
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LineEnding => "a line does not end with CR LF",
+            Self::Folding => "a field is folded",
+            Self::FieldName => "a field has no proper name",
+            Self::Length => "the length is not one number",
+            Self::Coding => "the transfer coding is not chunked alone",
+            Self::Host => "there is not exactly one host",
+        })
+    }
+}
+
+/// What is wrong with the head of a request; `None` for one that has only one reading, and for HTTP/2.
+pub(crate) fn fault(session: &Session) -> Option<Fault> {
+    let head = session.as_http1()?.get_headers_raw_bytes();
+    check(&head).err()
+}
+
+/// Checks a whole head, from the request line to the empty line.
+fn check(head: &[u8]) -> Result<(), Fault> {
+    let mut lines = head.split_inclusive(|&byte| byte == b'\n').map(without_end);
+    // Empty lines before a request are the end of the one before (section 2.2).
+    let request = lines.by_ref().find(|line| *line != Ok(&[]));
+    let request = request.unwrap_or(Ok(&[]))?;
+    let is_1_0 = request.ends_with(b" HTTP/1.0");
+    let (mut lengths, mut codings, mut hosts) = (0_u32, 0_u32, 0_u32);
+    for line in lines {
+        let line = line?;
+        match line.first() {
+            // httparse has found the end of the head; nothing follows.
+            None => break,
+            Some(b' ' | b'\t') => return Err(Fault::Folding),
+            Some(_) => {}
+        }
+        let colon = line.iter().position(|&byte| byte == b':');
+        let (name, value) = line.split_at(colon.ok_or(Fault::FieldName)?);
+        if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) {
+            return Err(Fault::FieldName);
+        }
+        let value = value[1..].trim_ascii();
+        // By length first: few names have these.
+        match name.len() {
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                lengths += 1;
+                if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+                    return Err(Fault::Length);
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                codings += 1;
+                if !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Fault::Coding);
+                }
+            }
+            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            _ => {}
+        }
+    }
+    if lengths > 1 || lengths + codings.min(1) > 1 {
+        return Err(Fault::Length);
+    }
+    if codings > 1 || (is_1_0 && codings > 0) {
+        return Err(Fault::Coding);
+    }
+    if hosts > 1 || (hosts == 0 && !is_1_0) {
+        return Err(Fault::Host);
+    }
+    Ok(())
+}
+
+/// A line without its CR LF.
+fn without_end(line: &[u8]) -> Result<&[u8], Fault> {
+    match line.strip_suffix(b"\r\n") {
+        Some(text) if !text.contains(&b'\r') => Ok(text),
+        _ => Err(Fault::LineEnding),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn of(fields: &str) -> Result<(), Fault> {
+        check(format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes())
+    }
 
     #[test]
-    fn a_length_is_found_however_it_is_written() {
-        assert!(has_length(b"Host: a\r\ncontent-LENGTH: 4\r\n\r\n"));
-        assert!(has_length(b"Host: a\nContent-Length : 4\n\n"));
-        assert!(!has_length(b"Host: a\r\nX-Content-Length: 4\r\n\r\n"));
-        assert!(!has_length(b"Host: content-length: 4\r\n\r\n"));
+    fn a_head_with_one_reading_passes() {
+        assert_eq!(of(""), Ok(()));
+        assert_eq!(of("content-LENGTH: 4\r\nX: a:b\r\nY:\r\n"), Ok(()));
+        assert_eq!(of("Transfer-Encoding:\tChunked \r\n"), Ok(()));
+        assert_eq!(of("X-Content-Length: 4\r\nX-Content-Length: 5\r\n"), Ok(()));
+        assert_eq!(check(b"\r\n\r\nGET / HTTP/1.1\r\nhost:\r\n\r\n"), Ok(()));
+        assert_eq!(check(b"GET / HTTP/1.0\r\n\r\n"), Ok(()));
+    }
+
+    #[test]
+    fn each_way_to_be_read_in_two_ways_is_told() {
+        for (fields, fault) in [
+            (
+                "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+                Fault::Length,
+            ),
+            ("Content-Length: 4\r\nContent-Length: 4\r\n", Fault::Length),
+            ("Content-Length: 4, 4\r\n", Fault::Length),
+            ("Content-Length: +4\r\n", Fault::Length),
+            ("Content-Length: 0x4\r\n", Fault::Length),
+            ("Content-Length:\r\n", Fault::Length),
+            ("Content-Length : 4\r\n", Fault::FieldName),
+            ("Content Length: 4\r\n", Fault::FieldName),
+            (": 4\r\n", Fault::FieldName),
+            ("Content-Length 4\r\n", Fault::FieldName),
+            ("Transfer-Encoding: gzip, chunked\r\n", Fault::Coding),
+            ("Transfer-Encoding: xchunked\r\n", Fault::Coding),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Fault::Coding,
+            ),
+            ("X: a\r\n b\r\n", Fault::Folding),
+            ("X: a\r\n\tb\r\n", Fault::Folding),
+            ("X: a\nY: b\r\n", Fault::LineEnding),
+            ("X: a\rY: b\r\n", Fault::LineEnding),
+            ("Host: b\r\n", Fault::Host),
+        ] {
+            assert_eq!(of(fields), Err(fault), "{fields:?}");
+        }
+        assert_eq!(check(b"GET / HTTP/1.1\r\n\r\n"), Err(Fault::Host));
+        let coded = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(check(coded), Err(Fault::Coding));
+        assert_eq!(
+            check(b"GET / HTTP/1.1\nHost: a\r\n\r\n"),
+            Err(Fault::LineEnding)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_judged(head in prop::collection::vec(any::<u8>(), 0..400)) {
+            check(&head).ok();
+        }
+
+        /// However it is written, a length beside a coding doesn't pass.
+        #[test]
+        fn no_disguise_hides_a_second_framing(
+            case in prop::collection::vec(any::<bool>(), 40),
+            space in "[ \t]{0,3}",
+            between in "(X[a-z]{0,9}: [a-z :,]{0,20}\r\n){0,3}",
+            swapped: bool,
+        ) {
+            let cased = |name: &str| -> String {
+                let letters = name.chars().zip(&case);
+                letters
+                    .map(|(c, &upper)| if upper { c.to_ascii_uppercase() } else { c })
+                    .collect()
+            };
+            let length = format!("{}:{space}4{space}\r\n", cased("content-length"));
+            let coding = format!("{}:{space}{}\r\n", cased("transfer-encoding"), cased("chunked"));
+            let (one, two) = if swapped { (&coding, &length) } else { (&length, &coding) };
+            prop_assert_eq!(of(&format!("{one}{between}{two}")), Err(Fault::Length));
+        }
     }
 }

@@ -109,7 +109,8 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, _request: &mut Request) -> Result<bool> {
-        if framing::is_ambiguous(session) {
+        if let Some(fault) = framing::fault(session) {
+            tracing::debug!(%fault, "request refused");
             refusal::write(session, 400).await?;
             return Ok(true);
         }

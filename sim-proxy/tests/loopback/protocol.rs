@@ -83,6 +83,30 @@ async fn a_request_with_two_lengths_is_refused_and_not_passed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_two_parsers_read_in_two_ways_are_refused() {
+    let (world, _control, ups) = World::with_two(5_000).await;
+    let heads = [
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 1\r\n\r\nx",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nX: 1\r\n\r\n",
+    ];
+    for head in heads {
+        let answer = raw(&world, head).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{head:?}: {answer}"
+        );
+    }
+    assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_pass_with_the_user_named_and_hop_by_hop_fields_gone() {
     let (world, _control, _ups) = World::with_two(5_000).await;
     let answer = raw(
