@@ -100,6 +100,14 @@ impl Hierarchy {
         self.memory.is_some() || of_version_2().unwrap_or(false)
     }
 
+    /// Whether the cgroup `name` has such files: on version 1 it need not be in every hierarchy.
+    #[must_use]
+    pub fn has_memory_of(&self, name: &str) -> bool {
+        let version_1 = self.memory_dir(name).map(|dir| dir.join("memory.stat"));
+        let file = version_1.or_else(|| Some(self.unified_dir(name)?.join("memory.stat")));
+        file.is_some_and(|file| file.exists())
+    }
+
     /// Whether a cgroup has files of pressure: on version 2, where the kernel accounts for it.
     #[must_use]
     pub fn has_pressure(&self) -> bool {

@@ -48,7 +48,10 @@ pub struct Reading {
     pub kernel: Option<Counters>,
     /// What its files say, nested cgroups included.
     pub files: Usage,
-    /// Its listening sockets in this network namespace; none where the kernel doesn't list them.
+    /// Whether it has files of memory.
+    pub has_memory: bool,
+    /// Its listening sockets in this network namespace; none where it has none here, or where the kernel
+    /// doesn't list them.
     pub accept_queue: Option<Queue>,
     /// Who held the CPU while its tasks waited, longest first.
     pub neighbours: Vec<(String, Duration)>,
@@ -125,12 +128,6 @@ impl Host {
         })
     }
 
-    /// Whether cgroups have files that say how much memory they hold.
-    #[must_use]
-    pub fn has_memory(&self) -> bool {
-        self.hierarchy.has_memory()
-    }
-
     /// Whether cgroups have files of pressure.
     #[must_use]
     pub fn has_pressure(&self) -> bool {
@@ -179,9 +176,8 @@ impl Host {
                 window,
                 kernel: spent,
                 files: files.since(&known.files),
-                accept_queue: queues
-                    .as_ref()
-                    .map(|queues| queues.get(&id).copied().unwrap_or_default()),
+                has_memory: self.hierarchy.has_memory_of(name),
+                accept_queue: queues.as_ref().and_then(|queues| queues.get(&id).copied()),
                 neighbours: neighbours.remove(&id).unwrap_or_default(),
             });
             known.kernel = kernel;

@@ -54,7 +54,11 @@ pub(crate) struct SenseArgs {
 
 pub(crate) fn run(args: &SenseArgs) -> anyhow::Result<()> {
     let object = match &args.object {
-        Some(path) => Some(path.clone()),
+        Some(path) => {
+            std::fs::File::open(path)
+                .map_err(|e| CannotStart(format!("--object {}: {e}", path.display())))?;
+            Some(path.clone())
+        }
         None => installed_object(&own_program()?),
     };
     let mut host = Host::open(object.as_deref()).map_err(|e| CannotStart(e.to_string()))?;
@@ -112,7 +116,6 @@ impl SenseArgs {
         let readings = host.look();
         let known = Known {
             active: |group| host.is_active(group),
-            memory: host.has_memory(),
             pressure: host.has_pressure(),
         };
         let view = |reading| View::of(reading, &known);

@@ -5,6 +5,8 @@ use super::view::View;
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers, poll, read};
 use crossterm::terminal::{self, Clear, ClearType};
 use crossterm::{cursor, execute, queue};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sim_node::host::Host;
 use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
@@ -29,12 +31,33 @@ impl Drop for Terminal {
     }
 }
 
+/// Longest that a signal waits to be heard.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What else asks to end. Taken, lest the terminal stay as it is while the screen is shown.
+struct Signals(SignalFd);
+
+impl Signals {
+    fn take() -> nix::Result<Self> {
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .collect();
+        signals.thread_block()?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self)
+    }
+
+    fn came(&self) -> nix::Result<bool> {
+        Ok(self.0.read_signal()?.is_some())
+    }
+}
+
 /// Shows a look each `interval` until `q`, Esc or Ctrl-C.
 pub(super) fn run(
     host: &mut Host,
     interval: Duration,
     look: impl Fn(&mut Host) -> Vec<View>,
 ) -> anyhow::Result<()> {
+    let signals = Signals::take()?;
     let _terminal = Terminal::take()?;
     draw(host, "first look …", &[])?;
     loop {
@@ -44,7 +67,10 @@ pub(super) fn run(
             if left.is_zero() {
                 break;
             }
-            if poll(left)? && ends(&read()?) {
+            if poll(left.min(PATIENCE))? && ends(&read()?) {
+                return Ok(());
+            }
+            if signals.came()? {
                 return Ok(());
             }
         }
@@ -54,7 +80,7 @@ pub(super) fn run(
             n => format!(", {n} without room in the probes"),
         };
         let head = format!(
-            "{} cgroups at work{untracked}; a look each {:.1} s; q ends",
+            "{} cgroups{untracked}; a look each {:.1} s; q ends",
             views.len(),
             interval.as_secs_f64()
         );

@@ -12,7 +12,7 @@ const HEADS: [&str; 15] = [
     "WAIT p99",
     "10µ-1s",
     "THROTTLED %",
-    "NEIGHBOUR",
+    "NEIGHBOUR %",
     "READ/s",
     "WRITE/s",
     "IO p99",
@@ -68,7 +68,7 @@ fn row(view: &View) -> [String; HEADS.len()] {
         .flatten()
         .next()
         .map_or_else(String::new, |n| {
-            format!("{} {}", short(&n.cgroup, 20), time(Some(n.seconds)))
+            format!("{} {}", short(&n.cgroup, 20), percent(n.seconds_per_second))
         });
     let delay = view.cpu.run_queue_delay.as_ref();
     let (block, network) = (view.block.as_ref(), &view.network);

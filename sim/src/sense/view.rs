@@ -31,16 +31,17 @@ pub(crate) struct Cpu {
     pub(crate) migrations_per_second: Option<f64>,
     /// Runnable without running, while there was quota.
     pub(crate) run_queue_delay: Option<Times>,
-    /// Runnable without running because the own quota was used up: seconds a second, all tasks.
+    /// Runnable without running because the own quota was used up: seconds a second, of all tasks together;
+    /// without probes, of all CPUs.
     pub(crate) throttled: f64,
-    /// Who held the CPU meanwhile, the longest first.
+    /// Who held the CPU meanwhile, the longest first: waiting time of all tasks together.
     pub(crate) neighbours: Option<Vec<Neighbour>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Neighbour {
     pub(crate) cgroup: String,
-    pub(crate) seconds: f64,
+    pub(crate) seconds_per_second: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -65,7 +66,7 @@ pub(crate) struct Network {
     pub(crate) accepts_per_second: Option<f64>,
     pub(crate) resets_received_per_second: Option<f64>,
     pub(crate) resets_sent_per_second: Option<f64>,
-    /// Connections that wait to be accepted; none where the kernel doesn't tell.
+    /// Connections that wait to be accepted; none without a listening socket in this network namespace.
     pub(crate) accept_queue: Option<u64>,
     /// Connections that a listening socket dropped, for want of room above all.
     pub(crate) listen_drops_per_second: Option<f64>,
@@ -91,6 +92,7 @@ pub(crate) struct Memory {
     pub(crate) major_faults_per_second: Option<f64>,
     /// Seconds a second spent freeing memory.
     pub(crate) reclaim: Option<f64>,
+    /// In this look.
     pub(crate) oom_kills: Option<u64>,
 }
 
@@ -132,8 +134,6 @@ impl Times {
 pub(crate) struct Known<Active> {
     /// Which groups of probes run.
     pub(crate) active: Active,
-    /// Files that say how much memory is held.
-    pub(crate) memory: bool,
     /// Files of pressure.
     pub(crate) pressure: bool,
 }
@@ -149,7 +149,7 @@ impl View {
         let share_micros = |micros: u64| micros as f64 / 1e6 / seconds;
         let neighbour = |(cgroup, time): &(String, std::time::Duration)| Neighbour {
             cgroup: cgroup.clone(),
-            seconds: time.as_secs_f64(),
+            seconds_per_second: time.as_secs_f64() / seconds,
         };
         let (cpu, net, tcp) = (of(Group::Cpu), of(Group::Net), of(Group::Tcp));
         let cpu_ns = cpu.map_or(files.cpu_micros.saturating_mul(1_000), |k| k.on_cpu_ns);
@@ -205,11 +205,11 @@ impl View {
                 }
             }),
             memory: Memory {
-                bytes: known.memory.then_some(files.memory_bytes),
-                working_set_bytes: known.memory.then_some(files.working_set_bytes),
-                major_faults_per_second: known.memory.then(|| rate(files.major_faults)),
+                bytes: reading.has_memory.then_some(files.memory_bytes),
+                working_set_bytes: reading.has_memory.then_some(files.working_set_bytes),
+                major_faults_per_second: reading.has_memory.then(|| rate(files.major_faults)),
                 reclaim: of(Group::Memory).map(|k| share_ns(k.reclaim_ns)),
-                oom_kills: known.memory.then_some(files.oom_kills),
+                oom_kills: reading.has_memory.then_some(files.oom_kills),
             },
             pressure: known.pressure.then(|| Pressure {
                 cpu: share_micros(files.cpu_pressure_micros),
@@ -242,7 +242,6 @@ mod tests {
     fn known<Active: Fn(Group) -> bool>(active: Active) -> Known<Active> {
         Known {
             active,
-            memory: false,
             pressure: true,
         }
     }
@@ -257,6 +256,7 @@ mod tests {
                 throttled_micros: 100_000,
                 ..Usage::default()
             },
+            has_memory: false,
             accept_queue: Some(Queue {
                 waiting: 3,
                 dropped: 4,
