@@ -439,9 +439,7 @@ fn time_in_the_block_queue_is_counted_where_requests_are_stamped() {
         counted.block_queue_hist.total(),
         counted.block_ops()
     );
-    assert!(counted.block_queue_hist.total() <= counted.block_ops());
-    assert_eq!(
-        counted.block_queue_ns == 0,
-        counted.block_queue_hist.total() == 0
-    );
+    // Every kernel with I/O statistics stamps them all, and no request is issued in the moment it is made.
+    assert_eq!(counted.block_queue_hist.total(), counted.block_ops());
+    assert!(counted.block_queue_ns > 0 && counted.block_ops() > 0);
 }

@@ -26,6 +26,69 @@ fn actor() {
     support::play();
 }
 
+/// A server in a cgroup, and probes that look at its packets.
+struct Served {
+    probes: Probes,
+    cgroup: Cgroup,
+    _root: Cgroup,
+    _server: Actor,
+    port: u16,
+}
+
+impl Served {
+    fn new(privileged: &Privileged, think_ms: u64) -> Self {
+        let root = Cgroup::new("served");
+        let cgroup = Cgroup::below(&root.path, "server");
+        let mut config = privileged.config();
+        config.cgroup_root = Some(root.path.clone());
+        let mut probes = Probes::load(&config).unwrap();
+        assert!(probes.is_active(Group::Http), "{:?}", probes.status());
+        probes.track(cgroup.id()).unwrap();
+        let mut server = Actor::start(&cgroup, &format!("serve {think_ms}"));
+        let port = server.hears("port ").parse().unwrap();
+        Self {
+            probes,
+            cgroup,
+            _root: root,
+            _server: server,
+            port,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    fn counters(&self) -> Counters {
+        self.probes.read(self.cgroup.id()).unwrap()
+    }
+
+    /// What ten requests add to the counters.
+    fn ten_requests(&self) -> Counters {
+        let before = self.counters();
+        for _ in 0..10 {
+            let mut stream = self.connect();
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let mut answer = [0; 256];
+            assert!(stream.read(&mut answer).unwrap() > 0);
+        }
+        self.counters().since(&before)
+    }
+
+    /// Programs that look at packets.
+    fn programs(&self) -> Vec<String> {
+        let programs = self.probes.cost().programs.into_iter();
+        let names = programs.map(|program| program.name);
+        names
+            .filter(|name| {
+                ["packet_", "net_", "http_"]
+                    .iter()
+                    .any(|begin| name.starts_with(begin))
+            })
+            .collect()
+    }
+}
+
 #[test]
 fn requests_are_timed_and_classed_without_touching_the_service() {
     const GOOD: u64 = 40;
@@ -34,19 +97,11 @@ fn requests_are_timed_and_classed_without_touching_the_service() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let root = Cgroup::new("http");
-    let cgroup = Cgroup::below(&root.path, "server");
-    let mut config = privileged.config();
-    config.cgroup_root = Some(root.path.clone());
-    let mut probes = Probes::load(&config).unwrap();
-    assert!(probes.is_active(Group::Http), "{:?}", probes.status());
-    probes.track(cgroup.id()).unwrap();
-    let mut server = Actor::start(&cgroup, &format!("serve {THINK_MS}"));
-    let port: u16 = server.hears("port ").parse().unwrap();
+    let served = Served::new(&privileged, THINK_MS);
     let mut spent_ns = 0;
     for at in 0..GOOD + BAD {
         // Two on each connection: the first of a new one, and one on a connection that was kept alive.
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut stream = served.connect();
         for _ in 0..2 {
             let path = if at < GOOD { "/good" } else { "/bad" };
             let began = Instant::now();
@@ -60,7 +115,7 @@ fn requests_are_timed_and_classed_without_touching_the_service() {
             spent_ns += began.elapsed().as_nanos() as u64;
         }
     }
-    let counted = probes.read(cgroup.id()).unwrap();
+    let counted = served.counters();
     assert_eq!(counted.http_requests, 2 * (GOOD + BAD));
     assert_eq!(counted.http_responses, [0, 2 * GOOD, 0, 0, 2 * BAD]);
     assert_eq!(counted.http_hist.total(), 2 * (GOOD + BAD));
@@ -85,22 +140,15 @@ fn what_is_no_request_is_not_counted() {
     let Some(privileged) = Privileged::enter() else {
         return;
     };
-    let root = Cgroup::new("no-http");
-    let cgroup = Cgroup::below(&root.path, "server");
-    let mut config = privileged.config();
-    config.cgroup_root = Some(root.path.clone());
-    let mut probes = Probes::load(&config).unwrap();
-    probes.track(cgroup.id()).unwrap();
-    let mut server = Actor::start(&cgroup, "serve 0");
-    let port: u16 = server.hears("port ").parse().unwrap();
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let served = Served::new(&privileged, 0);
+    let mut stream = served.connect();
     stream.write_all(b"GETAWAY nothing\r\n").unwrap();
     thread::sleep(Duration::from_millis(20));
     stream
         .write_all(b"a body that mentions GET / HTTP/1.1\r\n")
         .unwrap();
     thread::sleep(Duration::from_millis(20));
-    let counted = probes.read(cgroup.id()).unwrap();
+    let counted = served.counters();
     assert_eq!(counted.http_requests, 0);
     assert!(counted.net_rx_packets > 0);
 }
@@ -140,60 +188,6 @@ fn connections_and_resets_are_charged_to_both_ends() {
     assert_eq!(received.resets_received, CONNECTIONS);
 }
 
-/// A server in a cgroup, and probes that look at its packets.
-struct Served {
-    probes: Probes,
-    cgroup: Cgroup,
-    _root: Cgroup,
-    _server: Actor,
-    port: u16,
-}
-
-impl Served {
-    fn new(privileged: &Privileged) -> Self {
-        let root = Cgroup::new("shared");
-        let cgroup = Cgroup::below(&root.path, "server");
-        let mut config = privileged.config();
-        config.cgroup_root = Some(root.path.clone());
-        let mut probes = Probes::load(&config).unwrap();
-        probes.track(cgroup.id()).unwrap();
-        let mut server = Actor::start(&cgroup, "serve 0");
-        let port = server.hears("port ").parse().unwrap();
-        Self {
-            probes,
-            cgroup,
-            _root: root,
-            _server: server,
-            port,
-        }
-    }
-
-    /// What ten requests add to the counters.
-    fn ten_requests(&self) -> Counters {
-        let before = self.probes.read(self.cgroup.id()).unwrap();
-        for _ in 0..10 {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-            let mut answer = [0; 256];
-            assert!(stream.read(&mut answer).unwrap() > 0);
-        }
-        self.probes.read(self.cgroup.id()).unwrap().since(&before)
-    }
-
-    /// Programs that look at packets.
-    fn programs(&self) -> Vec<String> {
-        let programs = self.probes.cost().programs.into_iter();
-        let names = programs.map(|program| program.name);
-        names
-            .filter(|name| {
-                ["packet_", "net_", "http_"]
-                    .iter()
-                    .any(|begin| name.starts_with(begin))
-            })
-            .collect()
-    }
-}
-
 #[test]
 fn two_groups_share_their_programs_and_each_goes_on_without_the_other() {
     let Some(privileged) = Privileged::enter() else {
@@ -203,7 +197,7 @@ fn two_groups_share_their_programs_and_each_goes_on_without_the_other() {
         (Group::Http, ["net_egress", "net_ingress"]),
         (Group::Net, ["http_request", "http_response"]),
     ] {
-        let mut served = Served::new(&privileged);
+        let mut served = Served::new(&privileged, 0);
         assert_eq!(served.programs(), ["packet_in", "packet_out"]);
         let both = served.ten_requests();
         assert_eq!((both.http_requests, both.http_responses[1]), (10, 10));

@@ -171,7 +171,7 @@ pub struct InFlight {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// No memory for a task's run-queue timestamp: this wait isn't in the histogram.
+    /// No room for what is known of a task: its present turn and the wait before it aren't counted.
     TaskStorage = 0,
     /// The in-flight table was full: this block request isn't counted.
     InFlight = 1,
