@@ -59,5 +59,5 @@ pub use group::{Group, GroupState, GroupStatus};
 pub use histogram::Log2Histogram;
 pub use load::{BlockOwner, ProbesConfig};
 pub use probes::{NeighbourWait, Probes};
-pub use sim_ebpf_abi::Histogram as RawHistogram;
+pub use sim_ebpf_abi::{Histogram as RawHistogram, OWED_MAX_NS, OWED_SWITCHES_MAX};
 pub use sim_life::{Life, LifeFlags};

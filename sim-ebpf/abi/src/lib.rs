@@ -27,6 +27,10 @@ pub const CGROUPS_MAX: u32 = 16_384;
 pub const IN_FLIGHT_MAX: u32 = 16_384;
 /// Tasks of tracked cgroups that live at once, where tasks can't have storage of their own.
 pub const TASKS_MAX: u32 = 65_536;
+/// CPU time that a task may owe its cgroup's counters: what they lack of it, at most, while it sleeps.
+pub const OWED_MAX_NS: u64 = 500_000;
+/// Switches that a task may owe, and as many waits; few enough for a byte.
+pub const OWED_SWITCHES_MAX: u8 = 64;
 /// Pairs of a waiting and a running cgroup that can be told apart at once.
 pub const NEIGHBOURS_MAX: u32 = 4_096;
 /// Death-flag slots unless the loader says otherwise.

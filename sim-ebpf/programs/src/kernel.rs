@@ -108,6 +108,16 @@ pub unsafe fn turns(task: *const task_struct) -> u64 {
     unsafe { member(task.cast(), offset!(task_turns)) }
 }
 
+/// Address of the set of cgroups that a task is in. It stays the same until the task is moved.
+///
+/// # Safety
+/// `task` comes from the program's context.
+#[inline(always)]
+pub unsafe fn css_set(task: *const task_struct) -> u64 {
+    // SAFETY: as the caller promises; only the number is used.
+    unsafe { member(task.cast(), offset!(task_cgroups)) }
+}
+
 /// When a task was born, on the monotonic clock.
 ///
 /// # Safety

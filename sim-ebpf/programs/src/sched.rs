@@ -1,8 +1,13 @@
 //! CPU: on-CPU time, switches and run-queue delay of each tracked cgroup.
 //!
 //! A task is charged when it *leaves* the CPU, because then its cgroup is the current one and one
-//! helper names it: one per-CPU hash update per switch, one task-storage access for each of the two
-//! tasks. What the running task has used so far is brought in by [`settle`].
+//! helper names it. What the running task has used so far is brought in by [`settle`].
+//!
+//! **Charged lazily.** The counters of a cgroup are several cold lines of the cache away; a task's own storage
+//! is one. So what a usual turn adds is first *owed* there, and the counters see it after some dozen switches,
+//! or half a millisecond of CPU time, or when the task's turn is unusual, is read, or is its last. While it sleeps
+//! its cgroup's counters lack that much; nothing is lost, and what one reading lacks the next one has. (Measured:
+//! 47 ns instead of 142 for a switch with warm caches, 113 instead of 195 under a service with cold ones.)
 //!
 //! Both figures are the scheduler's own account of each task: `sum_exec_runtime`, which quotas and
 //! `cpu.stat` go by too (it leaves out what a hypervisor stole), and `sched_info`, which has the wait for a
@@ -34,11 +39,19 @@ use aya_ebpf::{
     maps::HashMap,
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use sim_ebpf_abi::{CgroupCounters, Loss, NEIGHBOURS_MAX, Neighbour, bucket_of};
+use sim_ebpf_abi::{
+    CgroupCounters, Loss, NEIGHBOURS_MAX, Neighbour, OWED_MAX_NS, OWED_SWITCHES_MAX,
+    bucket_lower_ns, bucket_of,
+};
 
 /// Waits shorter than this are not charged to a neighbour: together they are little, and each would
 /// cost a hash update.
 const NEIGHBOUR_WAIT_MIN_NS: u64 = 100_000;
+
+/// Buckets of waits that a task can owe.
+const OWED_BUCKETS: usize = size_of::<u64>();
+/// Waits as long as this are charged at once.
+const OWED_WAIT_MAX_NS: u64 = bucket_lower_ns(OWED_BUCKETS);
 
 #[map]
 static NEIGHBOURS: HashMap<Neighbour, u64> = HashMap::with_max_entries(NEIGHBOURS_MAX, 0);
@@ -49,14 +62,11 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let next: *mut task_struct = ctx.arg(2);
     // SAFETY: both tasks come from the context, and `next` is about to leave this CPU's queue.
     unsafe {
-        if kernel::pid(prev) != 0 {
-            leave(&ctx, prev);
-            if kernel::pid(next) != 0 {
-                let waited_ns = kernel::waiting_ns(next);
-                if waited_ns >= NEIGHBOUR_WAIT_MIN_NS {
-                    blame(&ctx, next, waited_ns);
-                }
-            }
+        leave(&ctx, prev);
+        // The idle task is never queued.
+        let waited_ns = kernel::waiting_ns(next);
+        if waited_ns >= NEIGHBOUR_WAIT_MIN_NS && kernel::pid(prev) != 0 {
+            blame(&ctx, next, waited_ns);
         }
     }
     0
@@ -102,28 +112,30 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
     // SAFETY: as the caller promises. The storage is ours while the runqueue is locked, as it is here;
     // counters belong to this CPU, and a switch can't nest.
     unsafe {
-        let counters = cgroups::tracked(bpf_get_current_cgroup_id());
-        let task = match counters {
-            Some(_) => tasks::get_or_zeroed(prev),
-            None => tasks::get(prev),
-        };
-        let Some(task) = task else {
-            if counters.is_some() {
-                losses::count(ctx, Loss::TaskStorage);
-            }
-            return;
-        };
-        let task = &mut *task.as_ptr();
-        if let Some(counters) = counters {
-            (*counters).cpu.switches += 1;
-            charge(counters, task, prev);
-        } else {
-            // In an untracked cgroup now; it may come back.
-            note(task, prev);
-        }
-        // By the scheduler's rule: who is preempted on the way to sleep begins no wait that it counts.
         let state = kernel::member::<u32>(prev.cast(), offset!(task_state));
-        task.throttled = u32::from(state == 0 && kernel::is_throttled(prev));
+        let known = tasks::get(prev);
+        let task = match known {
+            Some(task) if owe(&mut *task.as_ptr(), prev, state) => task,
+            // The idle task.
+            None if kernel::pid(prev) == 0 => return,
+            _ => {
+                let counters = cgroups::tracked(bpf_get_current_cgroup_id());
+                if counters.is_none() && known.is_none() {
+                    return;
+                }
+                let Some(task) = known.or_else(|| tasks::get_or_zeroed(prev)) else {
+                    losses::count(ctx, Loss::TaskStorage);
+                    return;
+                };
+                if let Some(counters) = counters {
+                    (*counters).cpu.switches += 1;
+                }
+                charge(counters, &mut *task.as_ptr(), prev);
+                task
+            }
+        };
+        // By the scheduler's rule: who is preempted on the way to sleep begins no wait that it counts.
+        (*task.as_ptr()).throttled = u8::from(state == 0 && kernel::is_throttled(prev));
         tasks::leave(prev, state);
     }
 }
@@ -176,7 +188,8 @@ pub fn settle(ctx: RawTracePointContext) -> i32 {
         if kernel::pid(current) == 0 {
             return 0;
         }
-        if let Some(counters) = cgroups::tracked(bpf_get_current_cgroup_id()) {
+        let counters = cgroups::tracked(bpf_get_current_cgroup_id());
+        if counters.is_some() {
             match tasks::get_or_zeroed(current) {
                 Some(task) => charge(counters, &mut *task.as_ptr(), current),
                 None => losses::count(&ctx, Loss::TaskStorage),
@@ -186,59 +199,148 @@ pub fn settle(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Charges a task with what it has used and waited since it was charged last.
+/// Notes in a task's own storage what a usual turn adds to its cgroup's counters, so that most switches touch
+/// no others. `false`, and nothing done, if this one is not usual or enough is owed: [`charge`] it.
+///
+/// # Safety
+/// `task` is the storage of `current`, which comes from the program's context, leaves this CPU in `state`, and
+/// whose runqueue is locked.
+#[inline(always)]
+unsafe fn owe(task: &mut Task, current: *mut task_struct, state: u32) -> bool {
+    // SAFETY: as the caller promises.
+    let (home, runtime_ns, turns) = unsafe {
+        (
+            kernel::css_set(current),
+            kernel::runtime_ns(current),
+            kernel::turns(current) as u32,
+        )
+    };
+    let ran_ns = runtime_ns.wrapping_sub(task.runtime_ns);
+    let owed_ns = ran_ns.wrapping_add(task.owed_ran_ns.into());
+    let usual = task.home == home
+        && task.throttled == 0
+        && task.cpu != 0
+        && state & tasks::DEAD == 0
+        && owed_ns < OWED_MAX_NS
+        && task.owed_switches < OWED_SWITCHES_MAX;
+    if !usual {
+        return false;
+    }
+    if turns != task.turns {
+        // SAFETY: as the caller promises.
+        let run_delay_ns = unsafe { kernel::run_delay_ns(current) };
+        let waited_ns = run_delay_ns.wrapping_sub(task.run_delay_ns);
+        if waited_ns >= OWED_WAIT_MAX_NS {
+            return false;
+        }
+        task.owed_waits += 1 << (u8::BITS * bucket_of(waited_ns) as u32);
+        task.owed_waited_ns += waited_ns as u32;
+        task.run_delay_ns = run_delay_ns;
+        task.turns = turns;
+    }
+    let cpu = this_cpu();
+    if task.cpu != cpu {
+        task.cpu = cpu;
+        task.owed_migrations += 1;
+    }
+    task.owed_ran_ns = owed_ns as u32;
+    task.owed_switches += 1;
+    task.runtime_ns = runtime_ns;
+    true
+}
+
+/// Adds what a task owes to the counters of its cgroup.
+///
+/// # Safety
+/// As for [`charge`].
+#[inline(always)]
+unsafe fn pay(counters: *mut CgroupCounters, task: &mut Task) {
+    // SAFETY: as the caller promises.
+    let counters = unsafe { &mut (*counters).cpu };
+    counters.on_cpu_ns += u64::from(task.owed_ran_ns);
+    counters.switches += u64::from(task.owed_switches);
+    counters.migrations += u64::from(task.owed_migrations);
+    counters.run_queue_ns += u64::from(task.owed_waited_ns);
+    for bucket in 0..OWED_BUCKETS {
+        let waits = task.owed_waits >> (u8::BITS * bucket as u32) & 0xff;
+        counters.run_queue_waits += waits;
+        counters.run_queue.buckets[bucket] += waits;
+    }
+}
+
+/// Charges a task with what it owes, and what it has used and waited since. Without `counters` the task is in
+/// an untracked cgroup: it is only noted up to where it is charged, for it may come back.
 ///
 /// # Safety
 /// `counters` points to values of this CPU that nobody else writes meanwhile; `current` runs on it and
-/// comes from the program's context.
+/// comes from the program's context; `task` is its storage.
 #[inline(always)]
-unsafe fn charge(counters: *mut CgroupCounters, task: &mut Task, current: *mut task_struct) {
+unsafe fn charge(
+    counters: Option<*mut CgroupCounters>,
+    task: &mut Task,
+    current: *mut task_struct,
+) {
     // SAFETY: as the caller promises.
-    let (turns, known) = unsafe {
-        let turns = kernel::turns(current);
-        let known =
-            task.cpu != 0 || turns <= 1 && kernel::born_ns(current) >= (*counters).tracked_ns;
-        (turns, known)
+    let (home, runtime_ns, run_delay_ns, turns) = unsafe {
+        (
+            kernel::css_set(current),
+            kernel::runtime_ns(current),
+            kernel::run_delay_ns(current),
+            kernel::turns(current),
+        )
     };
-    // SAFETY: as the caller promises.
-    let counters = unsafe { &mut (*counters).cpu };
-    let cpu = bpf_get_smp_processor_id() + 1;
-    if known {
-        // SAFETY: as the caller promises.
-        let (runtime_ns, run_delay_ns) =
-            unsafe { (kernel::runtime_ns(current), kernel::run_delay_ns(current)) };
-        counters.on_cpu_ns += runtime_ns.saturating_sub(task.runtime_ns);
-        if turns != task.turns {
-            let waited_ns = run_delay_ns.saturating_sub(task.run_delay_ns);
-            if task.throttled != 0 {
-                counters.throttled_ns += waited_ns;
-                counters.throttled_waits += 1;
-            } else {
-                counters.run_queue_ns += waited_ns;
-                counters.run_queue_waits += 1;
-                counters.run_queue.buckets[bucket_of(waited_ns)] += 1;
-            }
-            task.throttled = 0;
+    if task.owed_switches != 0 {
+        // It has moved: what it owes, it owes where it was.
+        let creditor = if task.home == home {
+            counters
+        } else {
+            cgroups::tracked(task.cgroup_id)
+        };
+        if let Some(counters) = creditor {
+            // SAFETY: as the caller promises.
+            unsafe { pay(counters, task) };
         }
-        if task.cpu != 0 && task.cpu != cpu {
-            counters.migrations += 1;
-        }
+        (task.owed_switches, task.owed_migrations, task.owed_ran_ns) = (0, 0, 0);
+        (task.owed_waited_ns, task.owed_waits) = (0, 0);
     }
-    // SAFETY: as the caller promises.
-    unsafe { note(task, current) };
-    task.cpu = cpu;
+    let cpu = this_cpu();
+    if let Some(counters) = counters {
+        // SAFETY: as the caller promises.
+        let (born_ns, counters) = unsafe { (kernel::born_ns(current), &mut *counters) };
+        if task.cpu != 0 || turns <= 1 && born_ns >= counters.tracked_ns {
+            let counters = &mut counters.cpu;
+            counters.on_cpu_ns += runtime_ns.saturating_sub(task.runtime_ns);
+            if turns as u32 != task.turns {
+                let waited_ns = run_delay_ns.saturating_sub(task.run_delay_ns);
+                if task.throttled != 0 {
+                    counters.throttled_ns += waited_ns;
+                    counters.throttled_waits += 1;
+                } else {
+                    counters.run_queue_ns += waited_ns;
+                    counters.run_queue_waits += 1;
+                    counters.run_queue.buckets[bucket_of(waited_ns)] += 1;
+                }
+                task.throttled = 0;
+            }
+            if task.cpu != 0 && task.cpu != cpu {
+                counters.migrations += 1;
+            }
+        }
+        task.cpu = cpu;
+        task.home = home;
+        // SAFETY: the helper only reads.
+        task.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    } else {
+        task.home = 0;
+    }
+    task.runtime_ns = runtime_ns;
+    task.run_delay_ns = run_delay_ns;
+    task.turns = turns as u32;
 }
 
-/// Remembers up to where a task is charged.
-///
-/// # Safety
-/// `current` comes from the program's context.
+/// This CPU's number plus one.
 #[inline(always)]
-unsafe fn note(task: &mut Task, current: *mut task_struct) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        task.runtime_ns = kernel::runtime_ns(current);
-        task.run_delay_ns = kernel::run_delay_ns(current);
-        task.turns = kernel::turns(current);
-    }
+fn this_cpu() -> u16 {
+    // SAFETY: the helper only reads.
+    (unsafe { bpf_get_smp_processor_id() }) as u16 + 1
 }

@@ -18,21 +18,33 @@ use core::ptr::NonNull;
 use sim_ebpf_abi::TASKS_MAX;
 
 /// `TASK_DEAD` of `include/linux/sched.h`: it leaves its CPU for good.
-const DEAD: u32 = 0x80;
+pub const DEAD: u32 = 0x80;
 
-/// Up to where a task is charged.
+/// Up to where a task is charged, and what it owes. All but the last fits in a line of the cache together with
+/// the kernel's word before it.
 #[repr(C)]
 pub struct Task {
     /// [`kernel::runtime_ns`]
     pub runtime_ns: u64,
     /// [`kernel::run_delay_ns`]
     pub run_delay_ns: u64,
-    /// [`kernel::turns`]
-    pub turns: u64,
+    /// [`kernel::css_set`] when it was charged last; 0 if that was in no tracked cgroup. While it is the same,
+    /// the cgroup is.
+    pub home: u64,
+    /// Waits by bucket, a byte each. Like all that is owed, its cgroup's counters lack it.
+    pub owed_waits: u64,
+    pub owed_waited_ns: u32,
+    pub owed_ran_ns: u32,
+    /// [`kernel::turns`], its lower half
+    pub turns: u32,
+    /// The CPU it left last, plus one; 0 until it is seen in a tracked cgroup.
+    pub cpu: u16,
     /// Whether its wait began for want of quota.
-    pub throttled: u32,
-    /// The CPU it was charged on last, plus one; 0 until it is seen in a tracked cgroup.
-    pub cpu: u32,
+    pub throttled: u8,
+    pub owed_switches: u8,
+    pub owed_migrations: u8,
+    /// The cgroup it was charged to last.
+    pub cgroup_id: u64,
 }
 
 /// A task by its id, which another one may have had before.
@@ -85,9 +97,16 @@ pub unsafe fn get_or_zeroed(task: *mut task_struct) -> Option<NonNull<Task>> {
             task: Task {
                 runtime_ns: 0,
                 run_delay_ns: 0,
+                home: 0,
+                owed_waits: 0,
+                owed_waited_ns: 0,
+                owed_ran_ns: 0,
                 turns: 0,
-                throttled: 0,
                 cpu: 0,
+                throttled: 0,
+                owed_switches: 0,
+                owed_migrations: 0,
+                cgroup_id: 0,
             },
         };
         TASKS_BY_PID.insert(&kernel::pid(task), &new, 0).ok()?;

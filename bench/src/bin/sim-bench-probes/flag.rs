@@ -18,7 +18,10 @@ use crate::settings::Settings;
 use crate::spent::{median, quantile, round_to};
 
 /// Reads of one measurement of their cost.
-const READS: u64 = 50_000_000;
+const READS: u64 = 1_000_000;
+/// Measurements of each round, in turn with as many of the loop alone: what disturbs some of them doesn't
+/// move their median.
+const TURNS: u64 = 50;
 /// Processes killed in each round.
 const KILLS: u64 = 100;
 /// Times that one process is stopped and continued in each round.
@@ -86,15 +89,19 @@ fn read_ns(flags: &LifeFlags) -> f64 {
         std::hint::black_box(is_down());
         begin.elapsed().as_nanos() as f64 / READS as f64
     };
-    let alone = time(&|| {
-        let sixth = |&i: &u64| std::hint::black_box(i) & 7 == 6;
-        (0..READS).filter(sixth).count() as u64
-    });
-    let reading = time(&|| {
-        let down = |&i: &u64| flags.is_down(std::hint::black_box(i) & 7);
-        (0..READS).filter(down).count() as u64
-    });
-    reading - alone
+    let turn = |_| {
+        let alone = time(&|| {
+            let sixth = |&i: &u64| std::hint::black_box(i) & 7 == 6;
+            (0..READS).filter(sixth).count() as u64
+        });
+        let reading = time(&|| {
+            let down = |&i: &u64| flags.is_down(std::hint::black_box(i) & 7);
+            (0..READS).filter(down).count() as u64
+        });
+        reading - alone
+    };
+    let turns: Vec<f64> = (0..TURNS).map(turn).collect();
+    median(&turns).unwrap_or(f64::NAN)
 }
 
 /// Nanoseconds from before `kill(2)` here until a reader on the other CPU has seen the flag.
