@@ -285,6 +285,7 @@ impl Agent {
         let place = Place {
             mark: &mark,
             address: self.config.address,
+            taken: self.instances.values().map(|other| other.address).collect(),
             cgroup: format!(
                 "{}/{}/{}",
                 self.config.cgroup,

@@ -90,6 +90,8 @@ impl Drop for Instance {
 /// What [`Instance::start`] needs beside the command itself.
 pub(crate) struct Place<'a> {
     pub(crate) address: IpAddr,
+    /// Of the other instances here, which may not listen yet.
+    pub(crate) taken: Vec<SocketAddr>,
     pub(crate) cgroup: String,
     pub(crate) hierarchy: Option<&'a crate::cgroup::Hierarchy>,
     pub(crate) launcher: &'a Path,
@@ -101,7 +103,7 @@ pub(crate) struct Place<'a> {
 impl Instance {
     /// Starts the process in its cgroup, and the tasks that wait for its proof and its end.
     pub(crate) fn start(start: &v1::StartInstance, place: &Place<'_>) -> anyhow::Result<Self> {
-        let address = free_address(place.address)
+        let address = free_address(place.address, &place.taken)
             .with_context(|| format!("no free port on {}", place.address))?;
         let limits = Limits::new(
             place.hierarchy,
@@ -251,8 +253,34 @@ async fn tell(facts: &mpsc::Sender<Fact>, fact: Fact) {
     }
 }
 
-/// An address with a port that nobody listens on. Another process may take it before the
+/// An address with a port that nobody listens on and none of `taken`. Another process may take it before the
 /// instance does; the instance then fails to start, and control places it anew.
-fn free_address(address: IpAddr) -> std::io::Result<SocketAddr> {
-    TcpListener::bind((address, 0))?.local_addr()
+fn free_address(address: IpAddr, taken: &[SocketAddr]) -> std::io::Result<SocketAddr> {
+    // Held until one is found, or the kernel would offer the same again.
+    let mut held = Vec::new();
+    loop {
+        let listener = TcpListener::bind((address, 0))?;
+        let found = listener.local_addr()?;
+        if !taken.contains(&found) {
+            return Ok(found);
+        }
+        held.push(listener);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_is_given_twice() {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let mut taken = Vec::new();
+        // Of some 28 000: by chance alone two of so many would be the same.
+        for _ in 0..1_000 {
+            let found = free_address(address, &taken).expect("free");
+            assert!(!taken.contains(&found));
+            taken.push(found);
+        }
+    }
 }
