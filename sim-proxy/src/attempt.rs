@@ -12,18 +12,20 @@ pub struct Attempt {
     live: Arc<InstanceLive>,
     address: SocketAddr,
     how: How,
+    entered_ns: u64,
     first: bool,
     ended: bool,
 }
 
 impl Attempt {
-    pub(crate) fn enter(upstream: &Upstream, how: How, first: bool) -> Self {
+    pub(crate) fn enter(upstream: &Upstream, how: How, now_ns: u64, first: bool) -> Self {
         upstream.live.enter();
         let live = upstream.live.clone();
         Self {
             live,
             address: upstream.address,
             how,
+            entered_ns: now_ns,
             first,
             ended: false,
         }
@@ -45,6 +47,12 @@ impl Attempt {
     #[must_use]
     pub fn how(&self) -> How {
         self.how
+    }
+
+    /// When it was picked, by [`crate::clock::monotonic_ns`].
+    #[must_use]
+    pub fn entered_ns(&self) -> u64 {
+        self.entered_ns
     }
 
     /// Counts its end; later calls count nothing. `latency_micros`, of attempts with an answer,

@@ -45,7 +45,7 @@ pub(crate) fn fault(session: &Session) -> Option<Fault> {
 }
 
 /// Checks a whole head, from the request line to the empty line.
-fn check(head: &[u8]) -> Result<(), Fault> {
+pub(crate) fn check(head: &[u8]) -> Result<(), Fault> {
     let mut lines = head.split_inclusive(|&byte| byte == b'\n').map(without_end);
     // Empty lines before a request are the end of the one before (section 2.2).
     let request = lines.by_ref().find(|line| *line != Ok(&[]));

@@ -1,18 +1,18 @@
-//! The request path, as Pingora's `ProxyHttp`.
+//! The general request path, as Pingora's `ProxyHttp`: for all that the fast one ([`crate::fast`]) leaves to it.
 //!
 //! Of ours it takes no lock, makes no system call, waits for nothing and, on the way that goes
 //! well, allocates nothing but the value of `X-Forwarded-For`; the boxed futures and the boxed
 //! peer are the trait's.
 
 use crate::attempt::Attempt;
-use crate::budget::RetryBudget;
 use crate::clock::monotonic_ns;
 use crate::config::ProxyConfig;
-use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
+use crate::counters::{Ending, ErrorSide, RetryReason};
+use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::live::Outcome;
 use crate::retry::{Exchange, is_instance_at_fault, judge};
-use crate::routes::{Entry, Routes};
+use crate::routes::Entry;
 use crate::{forwarded, framing, refusal};
 use async_trait::async_trait;
 use pingora_core::modules::http::HttpModules;
@@ -26,10 +26,7 @@ use std::sync::atomic::Ordering;
 
 /// Sends each request to an instance.
 pub(crate) struct Gateway {
-    routes: Arc<Routes>,
-    counters: Arc<Counters>,
-    budget: RetryBudget,
-    attempts_max: u8,
+    dispatch: Arc<Dispatch>,
     client_idle_seconds: u64,
     peer_options: PeerOptions,
 }
@@ -44,7 +41,7 @@ pub(crate) struct Request {
 }
 
 impl Gateway {
-    pub(crate) fn new(config: &ProxyConfig, routes: Arc<Routes>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(config: &ProxyConfig, dispatch: Arc<Dispatch>) -> Self {
         let mut peer_options = PeerOptions::new();
         peer_options.connection_timeout = Some(config.upstream.connect_timeout);
         peer_options.total_connection_timeout = Some(config.upstream.connect_timeout);
@@ -52,10 +49,7 @@ impl Gateway {
         peer_options.write_timeout = Some(config.upstream.write_timeout);
         peer_options.idle_timeout = Some(config.upstream.idle_timeout);
         Self {
-            routes,
-            counters,
-            budget: RetryBudget::new(config.retry),
-            attempts_max: config.retry.attempts_max,
+            dispatch,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
             peer_options,
         }
@@ -67,27 +61,8 @@ impl Gateway {
         request: &mut Request,
         failure: Option<Failure>,
     ) -> Option<InstanceId> {
-        let mut attempt = request.attempt.take()?;
-        attempt.end(Outcome::Failed, None);
-        if let Some(failure) = failure {
-            self.routes.attempt_failed(&attempt, failure);
-        }
-        Some(attempt.live().id())
-    }
-
-    /// Whether there is an attempt and a retry left.
-    fn may_retry(&self, request: &Request, reason: RetryReason) -> bool {
-        if request.tries >= self.attempts_max {
-            return false;
-        }
-        if !self.budget.take(self.counters.arrivals(), monotonic_ns()) {
-            self.counters
-                .budget_exhausted
-                .fetch_add(1, Ordering::Relaxed);
-            return false;
-        }
-        self.counters.retried(reason);
-        true
+        let attempt = request.attempt.take()?;
+        Some(self.dispatch.attempt_failed(attempt, failure))
     }
 }
 
@@ -96,7 +71,7 @@ impl ProxyHttp for Gateway {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        self.counters.arrived();
+        self.dispatch.counters.arrived();
         Request {
             started_ns: monotonic_ns(),
             tries: 0,
@@ -132,8 +107,9 @@ impl ProxyHttp for Gateway {
             first: request.tries == 0,
         };
         request.tries += 1;
-        let Some(attempt) = self.routes.enter(entry) else {
-            self.counters.no_instance.fetch_add(1, Ordering::Relaxed);
+        let Some(attempt) = self.dispatch.routes.enter(entry) else {
+            let counters = &self.dispatch.counters;
+            counters.no_instance.fetch_add(1, Ordering::Relaxed);
             return Err(Error::new_in(ErrorType::HTTPStatus(503)));
         };
         let mut peer = HttpPeer::new(attempt.address(), false, String::new());
@@ -166,9 +142,11 @@ impl ProxyHttp for Gateway {
         // At the head of the answer, not its end: a long download must not keep a recovered
         // instance out.
         if answer.status.is_server_error() {
-            self.routes.attempt_failed(attempt, Failure::BadAnswer);
+            self.dispatch
+                .routes
+                .attempt_failed(attempt, Failure::BadAnswer);
         } else if !answer.status.is_informational() {
-            self.routes.attempt_succeeded(attempt);
+            self.dispatch.routes.attempt_succeeded(attempt);
         }
         Ok(())
     }
@@ -183,8 +161,10 @@ impl ProxyHttp for Gateway {
         let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
         request.not = self.attempt_failed(request, failure);
         // Nothing was sent, so any method may go elsewhere; to try the same again is pointless.
-        let elsewhere = request.not.is_some_and(|not| self.routes.has_other(not));
-        error.set_retry(elsewhere && self.may_retry(request, RetryReason::Connect));
+        let elsewhere = request
+            .not
+            .is_some_and(|not| self.dispatch.routes.has_other(not));
+        error.set_retry(elsewhere && self.dispatch.may_retry(request.tries, RetryReason::Connect));
         error
     }
 
@@ -208,12 +188,13 @@ impl ProxyHttp for Gateway {
         };
         let (failure, reason) = judge(&error, reused);
         let failed_on = self.attempt_failed(request, Some(failure));
-        let elsewhere = failed_on.is_some_and(|not| self.routes.has_other(not));
+        let elsewhere = failed_on.is_some_and(|not| self.dispatch.routes.has_other(not));
         // With nothing else to be had, a fresh connection to the same instance may still do what
         // a stale one couldn't.
         let possible = elsewhere || (reused && reason == RetryReason::Reset);
         request.not = failed_on.filter(|_| elsewhere);
-        let retry = exchange.is_repeatable() && possible && self.may_retry(request, reason);
+        let retry =
+            exchange.is_repeatable() && possible && self.dispatch.may_retry(request.tries, reason);
         error.set_retry(retry);
         error
     }
@@ -245,7 +226,7 @@ impl ProxyHttp for Gateway {
             None if status < 500 => Ending::Ok,
             None => Ending::Failed,
             Some(side) => {
-                self.counters.erred(side);
+                self.dispatch.counters.erred(side);
                 match side {
                     ErrorSide::Downstream if status == 400 || status == 408 => Ending::Refused,
                     ErrorSide::Downstream => Ending::Aborted,
@@ -263,7 +244,7 @@ impl ProxyHttp for Gateway {
             };
             attempt.end(outcome, answered);
         }
-        self.counters.ended(ending);
+        self.dispatch.counters.ended(ending);
     }
 
     /// Counted by cause and instance instead: at a death there would be one line per request.

@@ -4,7 +4,7 @@
 //! Pingora carries listeners, HTTP and connection pools. Its load balancer is not used: weights
 //! are part of a backend's identity there, its round robin is bursty and all-zero weights panic.
 //!
-//! A request's way: [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy
+//! A request's way: the [`fast`] path, or the general one ([`gateway`]) for all that is rare; [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy
 //! [`tickets`] sequence, counters go to the instance's [`live`] state, failures to its [`health`].
 //! The control session swaps snapshots; a request never waits for it.
 
@@ -14,7 +14,9 @@ mod budget;
 pub mod clock;
 pub mod config;
 mod counters;
+mod dispatch;
 mod exposition;
+mod fast;
 mod forwarded;
 mod framing;
 mod gateway;
@@ -37,6 +39,8 @@ pub use config::ProxyConfig;
 
 use admin::Admin;
 use counters::Counters;
+use dispatch::Dispatch;
+use fast::FastPath;
 use gateway::Gateway;
 use life_feed::LifeFeed;
 use listener::{Bound, bind};
@@ -46,7 +50,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening;
-use pingora_proxy::http_proxy_service_with_name;
+use pingora_proxy::http_proxy;
 use routes::Routes;
 use session::ControlSession;
 use std::net::{SocketAddr, TcpListener};
@@ -54,9 +58,9 @@ use std::sync::Arc;
 use stop::Stop;
 use tokio::sync::{Mutex, watch};
 
-/// Read buffer of one user connection, bytes. Pingora's 64 KiB stay allocated while a connection
-/// is idle; reads of larger bodies go past the buffer anyway.
-const CLIENT_READ_BUFFER: usize = 4_096;
+/// Write buffer of one user connection, bytes: it stays allocated while the connection is idle. The fast path writes
+/// past it; on the general one it joins what frames a chunk to the chunk.
+const CLIENT_WRITE_BUFFER: usize = 1_024;
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -164,10 +168,14 @@ impl Proxy {
             },
         );
 
-        let gateway = Gateway::new(&config, routes.clone(), counters.clone());
-        let mut proxy = http_proxy_service_with_name(&server.configuration, gateway, "proxy");
+        let dispatch = Dispatch::new(config.retry, routes.clone(), counters.clone());
+        let dispatch = Arc::new(dispatch);
+        let gateway = Gateway::new(&config, dispatch.clone());
+        let general = Arc::new(http_proxy(&server.configuration, gateway));
+        let fast = FastPath::new(&config, dispatch, general);
+        let mut proxy = listening::Service::new("proxy".to_owned(), fast);
         let address = config.listen.to_string();
-        let buffer = L4BufferSettings::default().read(CLIENT_READ_BUFFER);
+        let buffer = L4BufferSettings::unbuffered().write(CLIENT_WRITE_BUFFER);
         proxy.add_listener(ListenerConfig::tcp(address.clone()).l4_buffer(buffer));
         let listener = Some((address, listen));
         server.add_service(Bound {

@@ -27,6 +27,7 @@ pub(crate) fn status_of(error: &Error) -> u16 {
 
 fn text_of(status: u16) -> &'static str {
     match status {
+        431 => "431 Request Header Fields Too Large: the head of the request is too long\n",
         400 => "400 Bad Request: the request is malformed\n",
         408 => "408 Request Timeout: the request did not arrive in time\n",
         500 => "500 Internal Server Error: the proxy failed\n",
@@ -35,6 +36,23 @@ fn text_of(status: u16) -> &'static str {
         504 => "504 Gateway Timeout: the service did not answer in time\n",
         _ => "",
     }
+}
+
+/// The whole answer with `status`, of which the connection doesn't stay.
+pub(crate) fn page(status: u16, is_head: bool) -> String {
+    let text = text_of(status);
+    let title = text.split(':').next().unwrap_or_default();
+    let again = if status == 503 {
+        "Retry-After: 1\r\n"
+    } else {
+        ""
+    };
+    let body = if is_head { "" } else { text };
+    format!(
+        "HTTP/1.1 {title}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+         Cache-Control: no-store\r\n{again}Connection: close\r\n\r\n{body}",
+        text.len()
+    )
 }
 
 /// Answers with `status` and closes the connection, unless an answer has begun.

@@ -171,7 +171,7 @@ impl Routes {
             let choice = self.choose(&snapshot, entry, now_ns)?;
             let upstream = snapshot.upstreams().get(choice.at)?;
             // Entered from here on; dropping it is taking the entry back.
-            let attempt = Attempt::enter(upstream, choice.how, entry.first);
+            let attempt = Attempt::enter(upstream, choice.how, now_ns, entry.first);
             if self.published.load(Ordering::SeqCst) == published {
                 if choice.how == How::Panic {
                     self.panic_picks.fetch_add(1, Ordering::Relaxed);

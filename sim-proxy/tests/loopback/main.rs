@@ -4,6 +4,7 @@ mod control;
 mod failure;
 mod process;
 mod protocol;
+mod raw;
 mod routing;
 mod upstream;
 mod world;

@@ -1,7 +1,7 @@
 //! HTTP/1.1 as it goes through.
 
+use crate::upstream::pattern;
 use crate::world::World;
-use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::{Method, Request, StatusCode};
@@ -20,10 +20,6 @@ async fn raw(world: &World, request: &str) -> String {
         .await
         .expect("an answer and the end");
     answer
-}
-
-fn pattern(length: usize) -> Bytes {
-    (0..length).map(|i| (i * 31 % 251) as u8).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// Answers by path:
 /// * `/echo` the body; `/head` the request's head; `/status/N` that status;
+/// * `/bytes/N` so many bytes of [`pattern`];
 /// * `/swallow` reads the body, counts it, and resets the connection;
 /// * `/hang` never answers; `/slow` answers after half a second;
 /// * anything else with the server's name.
@@ -125,10 +126,18 @@ async fn answer(
         }
         _ => {
             let mut response = Response::new(Full::from(name));
+            if let Some(length) = path.strip_prefix("/bytes/") {
+                *response.body_mut() = Full::new(pattern(length.parse().expect("a length")));
+            }
             if let Some(status) = path.strip_prefix("/status/") {
                 *response.status_mut() = status.parse().expect("a status");
             }
             Ok(response)
         }
     }
+}
+
+/// Bytes of which each place can be told.
+pub(crate) fn pattern(length: usize) -> Bytes {
+    (0..length).map(|i| (i * 31 % 251) as u8).collect()
 }

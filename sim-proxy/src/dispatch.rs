@@ -1,0 +1,62 @@
+//! What both ways of a request share, the general one ([`crate::gateway`]) and the fast one ([`crate::fast`]):
+//! where it may go, and whether it may go again.
+
+use crate::attempt::Attempt;
+use crate::budget::RetryBudget;
+use crate::clock::monotonic_ns;
+use crate::config::RetrySettings;
+use crate::counters::{Counters, RetryReason};
+use crate::health::Failure;
+use crate::live::Outcome;
+use crate::routes::Routes;
+use sim_core::name::InstanceId;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// One for a proxy: the budget is everybody's.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) counters: Arc<Counters>,
+    budget: RetryBudget,
+    attempts_max: u8,
+}
+
+impl Dispatch {
+    pub(crate) fn new(retry: RetrySettings, routes: Arc<Routes>, counters: Arc<Counters>) -> Self {
+        Self {
+            routes,
+            counters,
+            budget: RetryBudget::new(retry),
+            attempts_max: retry.attempts_max,
+        }
+    }
+
+    /// Ends an attempt as failed. `failure` is what that says of its instance, whose id it gives.
+    pub(crate) fn attempt_failed(
+        &self,
+        mut attempt: Attempt,
+        failure: Option<Failure>,
+    ) -> InstanceId {
+        attempt.end(Outcome::Failed, None);
+        if let Some(failure) = failure {
+            self.routes.attempt_failed(&attempt, failure);
+        }
+        attempt.live().id()
+    }
+
+    /// Whether a request of which `tries` were made may have another.
+    pub(crate) fn may_retry(&self, tries: u8, reason: RetryReason) -> bool {
+        if tries >= self.attempts_max {
+            return false;
+        }
+        if !self.budget.take(self.counters.arrivals(), monotonic_ns()) {
+            self.counters
+                .budget_exhausted
+                .fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.counters.retried(reason);
+        true
+    }
+}

@@ -1,0 +1,413 @@
+//! The fast path: plain HTTP/1.1 between a user and an instance, without Pingora's proxy in between.
+//!
+//! Pingora accepts connections, and carries all that is rare: whatever has more than one reading, names a protocol
+//! of its own, or sends a body that isn't there yet. Such a request goes to the general path with every byte of it,
+//! on the same connection, and the next one is for this path again. Nothing has been sent anywhere by then.
+//!
+//! What is common costs one read and one write on either side. No task, channel, header map or lock belongs to a
+//! request; memory and idle connections to instances are the worker's own ([`buffers`], [`pool`]), and one timer
+//! serves all the deadlines of a connection ([`watchdog`]).
+
+mod answer;
+mod buffers;
+mod chunks;
+mod exchange;
+mod pool;
+mod request;
+mod via;
+mod watchdog;
+mod wire;
+
+use crate::attempt::Attempt;
+use crate::clock::{monotonic_ns, nanos};
+use crate::config::ProxyConfig;
+use crate::counters::{Ending, ErrorSide, RetryReason};
+use crate::dispatch::Dispatch;
+use crate::gateway::Gateway;
+use crate::health::Failure;
+use crate::live::Outcome;
+use crate::refusal;
+use crate::routes::Entry;
+use async_trait::async_trait;
+use buffers::Buffer;
+use bytes::BytesMut;
+use exchange::{Answered, Broken, Question, Timeouts, Unanswered, User};
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use request::{Framing, Head};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use via::Via;
+use watchdog::Watchdog;
+use wire::{Cut, Got, Patience};
+
+/// Longest head of a request, bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1_024;
+/// Longest body that is read whole before the request goes on, and so can be sent twice, bytes.
+const BODY_BYTES_MAX: u64 = 64 * 1_024;
+/// How long a request may take to arrive, from its first byte, and how long a user may take nothing of an answer, ns.
+const USER_PATIENCE_NS: u64 = 60_000_000_000;
+
+/// Serves connections of users.
+pub(crate) struct FastPath {
+    dispatch: Arc<Dispatch>,
+    general: Arc<HttpProxy<Gateway>>,
+    timeouts: Timeouts,
+    client_idle_ns: u64,
+    client_idle_seconds: u64,
+}
+
+/// What becomes of a connection.
+enum Then {
+    Close,
+    /// The next request is for the general path.
+    General,
+}
+
+/// What becomes of it after a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    Keep,
+    Close,
+}
+
+impl FastPath {
+    pub(crate) fn new(
+        config: &ProxyConfig,
+        dispatch: Arc<Dispatch>,
+        general: Arc<HttpProxy<Gateway>>,
+    ) -> Self {
+        Self {
+            dispatch,
+            general,
+            timeouts: Timeouts::new(&config.upstream, config.threads),
+            client_idle_ns: nanos(config.client_idle_timeout),
+            client_idle_seconds: config.client_idle_timeout.as_secs(),
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for FastPath {
+    async fn process_new(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            return ServerApp::process_new(&self.general, stream, shutdown).await;
+        }
+        let client = stream.get_socket_digest();
+        let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
+        let mut connection = Connection {
+            path: self,
+            via: Via::of(client),
+            shutdown,
+            watchdog: Watchdog::new(),
+            arrived: Buffer::default(),
+        };
+        loop {
+            match connection.serve(&mut stream).await {
+                Then::Close => return None,
+                Then::General => {
+                    let prefix = BytesMut::from(&*connection.arrived);
+                    connection.arrived = Buffer::default();
+                    let mut session = ServerSession::new_http1(stream);
+                    session.set_pipelined_prefix(prefix);
+                    session.set_keepalive(Some(self.client_idle_seconds));
+                    let reused = self.general.process_new_http(session, shutdown).await;
+                    (stream, _) = reused?.consume();
+                }
+            }
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.general.http_cleanup().await;
+    }
+}
+
+/// A user's connection between two requests.
+struct Connection<'a> {
+    path: &'a FastPath,
+    via: Via,
+    shutdown: &'a ShutdownWatch,
+    watchdog: Watchdog,
+    /// What has come and is not answered.
+    arrived: Buffer,
+}
+
+impl Connection<'_> {
+    /// Serves requests while they are for the fast path.
+    async fn serve(&mut self, stream: &mut Stream) -> Then {
+        loop {
+            // Memory for the head as the instance gets it; it goes back before the next request is waited for.
+            let mut question = Buffer::default();
+            let head = loop {
+                if !self.arrived.is_empty() {
+                    match request::read(&self.arrived, &self.via, question.room()) {
+                        request::Seen::Whole(head) => break head,
+                        request::Seen::Other => return Then::General,
+                        request::Seen::Part if self.arrived.len() > HEAD_BYTES_MAX => {
+                            self.refuse(stream, 431).await;
+                            return Then::Close;
+                        }
+                        request::Seen::Part => {}
+                    }
+                }
+                question = Buffer::default();
+                match self.receive(stream).await {
+                    Got::Bytes => {}
+                    Got::Late if !self.arrived.is_empty() => {
+                        self.refuse(stream, 408).await;
+                        return Then::Close;
+                    }
+                    Got::End | Got::Late => return Then::Close,
+                }
+            };
+            let length = match head.body {
+                Framing::Length(length) if length <= BODY_BYTES_MAX => head.len + length as usize,
+                Framing::Length(_) => return Then::General,
+                Framing::Chunked => {
+                    let mut chunks = chunks::Chunks::default();
+                    match chunks.take(&self.arrived[head.len..]) {
+                        Ok(length) if chunks.is_over() => head.len + length,
+                        // To wait for the rest would break who answers to the first part of it.
+                        Ok(_) => return Then::General,
+                        Err(_) => {
+                            self.refuse(stream, 400).await;
+                            return Then::Close;
+                        }
+                    }
+                }
+            };
+            while self.arrived.len() < length {
+                match self.receive(stream).await {
+                    Got::Bytes => {}
+                    Got::Late => {
+                        self.refuse(stream, 408).await;
+                        return Then::Close;
+                    }
+                    Got::End => return Then::Close,
+                }
+            }
+            question
+                .room()
+                .extend_from_slice(&self.arrived[head.len..length]);
+            self.arrived.consume(length);
+            if self.answer(stream, head, &question).await == After::Close {
+                return Then::Close;
+            }
+        }
+    }
+
+    /// Reads more of a request, or waits for one.
+    async fn receive(&mut self, stream: &mut Stream) -> Got {
+        let patience_ns = if self.arrived.is_empty() {
+            self.path.client_idle_ns
+        } else {
+            USER_PATIENCE_NS
+        };
+        let deadline_ns = monotonic_ns().saturating_add(patience_ns);
+        wire::fill(stream, &mut self.arrived, &mut self.watchdog, deadline_ns).await
+    }
+
+    /// Counts and answers a request that goes nowhere.
+    async fn refuse(&mut self, stream: &mut Stream, status: u16) {
+        let counters = &self.path.dispatch.counters;
+        counters.arrived();
+        if status == 408 {
+            counters.erred(ErrorSide::Downstream);
+        }
+        counters.ended(Ending::Refused);
+        self.write_refusal(stream, status, false).await;
+    }
+
+    /// Answers with `status`, after which the connection is closed.
+    async fn write_refusal(&mut self, stream: &mut Stream, status: u16, is_head: bool) {
+        let page = refusal::page(status, is_head);
+        let deadline_ns = monotonic_ns().saturating_add(USER_PATIENCE_NS);
+        let written = wire::write(stream, page.as_bytes(), &mut self.watchdog, deadline_ns).await;
+        if let Err(error) = written {
+            tracing::debug!(?error, "user left before the error page");
+        }
+    }
+
+    /// Sends a whole request to an instance, and the answer back.
+    async fn answer(&mut self, stream: &mut Stream, head: Head, question: &[u8]) -> After {
+        let dispatch = &self.path.dispatch;
+        dispatch.counters.arrived();
+        let started_ns = monotonic_ns();
+        let (mut tries, mut not) = (0, None);
+        let question = Question {
+            bytes: question,
+            is_head: head.is_head,
+        };
+        loop {
+            let entry = Entry {
+                not: not.take(),
+                may_probe: head.idempotent,
+                first: tries == 0,
+            };
+            tries += 1;
+            let Some(attempt) = dispatch.routes.enter(entry) else {
+                dispatch
+                    .counters
+                    .no_instance
+                    .fetch_add(1, Ordering::Relaxed);
+                dispatch.counters.erred(ErrorSide::Internal);
+                dispatch.counters.ended(Ending::Failed);
+                self.write_refusal(stream, 503, head.is_head).await;
+                return After::Close;
+            };
+            // Whoever is told that the connection closes asks no more on it.
+            let keep = || head.keep_alive && matches!(self.shutdown.has_changed(), Ok(false));
+            let mut user = User {
+                stream,
+                ahead: &mut self.arrived,
+            };
+            let asked = exchange::ask(
+                &attempt,
+                question,
+                keep,
+                &mut user,
+                &mut self.watchdog,
+                &self.path.timeouts,
+            );
+            match asked.await {
+                Ok(answered) => {
+                    return self.pass(stream, attempt, answered, started_ns).await;
+                }
+                Err(Unanswered::Gone) => {
+                    return self.aborted(attempt);
+                }
+                Err(Unanswered::Broken(broken)) => {
+                    let failed_on = dispatch.attempt_failed(attempt, broken.failure);
+                    let elsewhere = dispatch.routes.has_other(failed_on);
+                    not = elsewhere.then_some(failed_on);
+                    if may_go_again(head, broken, elsewhere)
+                        && dispatch.may_retry(tries, broken.reason)
+                    {
+                        continue;
+                    }
+                    dispatch.counters.erred(ErrorSide::Upstream);
+                    dispatch.counters.ended(Ending::Failed);
+                    let status = if broken.late { 504 } else { 502 };
+                    self.write_refusal(stream, status, head.is_head).await;
+                    return After::Close;
+                }
+            }
+        }
+    }
+
+    /// Passes an answer on, whose head has come.
+    async fn pass(
+        &mut self,
+        stream: &mut Stream,
+        mut attempt: Attempt,
+        answered: Answered,
+        started_ns: u64,
+    ) -> After {
+        let dispatch = &self.path.dispatch;
+        let Answered {
+            mut instance,
+            reused,
+            mut answer,
+            read,
+            mut head,
+            keep,
+        } = answered;
+        // At the head of the answer, not its end: a long download must not keep a recovered instance out.
+        let failed = answer.status >= 500;
+        if failed {
+            dispatch.routes.attempt_failed(&attempt, Failure::BadAnswer);
+        } else {
+            dispatch.routes.attempt_succeeded(&attempt);
+        }
+        let body = &read[answer.len..];
+        let Ok(taken) = answer.body.take(body) else {
+            self.write_refusal(stream, 502, false).await;
+            return self.cut_off(attempt, Failure::BadAnswer);
+        };
+        let mut clean = taken == body.len();
+        head.room().extend_from_slice(&body[..taken]);
+        drop(read);
+        let deadline_ns = monotonic_ns().saturating_add(USER_PATIENCE_NS);
+        let written = wire::write(stream, &head, &mut self.watchdog, deadline_ns).await;
+        drop(head);
+        if written.is_err() {
+            return self.aborted(attempt);
+        }
+        if !answer.body.is_over() {
+            let pumped = wire::pump(
+                &mut instance,
+                stream,
+                &mut self.arrived,
+                &mut answer.body,
+                &mut self.watchdog,
+                Patience {
+                    read_ns: self.path.timeouts.read_ns,
+                    write_ns: USER_PATIENCE_NS,
+                },
+            );
+            match pumped.await {
+                Ok(still_clean) => clean = still_clean,
+                Err(Cut::User) => return self.aborted(attempt),
+                Err(Cut::Late | Cut::Malformed) => {
+                    return self.cut_off(attempt, Failure::BadAnswer);
+                }
+                Err(Cut::Instance) if reused => return self.cut_off(attempt, Failure::StaleReset),
+                Err(Cut::Instance) => return self.cut_off(attempt, Failure::Connect),
+            }
+        }
+        let now_ns = monotonic_ns();
+        if clean && answer.keep_alive {
+            pool::keep(
+                attempt.live().id(),
+                instance,
+                self.path.timeouts.pool,
+                now_ns,
+            );
+        }
+        let (outcome, ending) = if failed {
+            (Outcome::Failed, Ending::Failed)
+        } else {
+            (Outcome::Ok, Ending::Ok)
+        };
+        attempt.end(outcome, Some(now_ns.saturating_sub(started_ns) / 1_000));
+        dispatch.counters.ended(ending);
+        if keep { After::Keep } else { After::Close }
+    }
+
+    /// The user left.
+    fn aborted(&self, mut attempt: Attempt) -> After {
+        let counters = &self.path.dispatch.counters;
+        attempt.end(Outcome::Aborted, None);
+        counters.erred(ErrorSide::Downstream);
+        counters.ended(Ending::Aborted);
+        After::Close
+    }
+
+    /// The instance broke off in the middle of its answer.
+    fn cut_off(&self, attempt: Attempt, failure: Failure) -> After {
+        let dispatch = &self.path.dispatch;
+        dispatch.attempt_failed(attempt, Some(failure));
+        dispatch.counters.erred(ErrorSide::Upstream);
+        dispatch.counters.ended(Ending::Failed);
+        After::Close
+    }
+}
+
+/// Whether a request that got no answer may be sent again, by the rules of [`crate::retry`].
+fn may_go_again(head: Head, broken: Broken, elsewhere: bool) -> bool {
+    match broken.reason {
+        // Nothing was sent, so any method may go elsewhere; to try the same again is pointless.
+        RetryReason::Connect => elsewhere,
+        // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
+        // couldn't.
+        RetryReason::Reset => head.idempotent && (elsewhere || broken.reused),
+        RetryReason::Timeout | RetryReason::Malformed => head.idempotent && elsewhere,
+    }
+}

@@ -1,0 +1,335 @@
+//! Reads the head of a request, and writes the one that goes on to the instance.
+//!
+//! What is taken here has one reading alone: whatever could be read in two ways, or is rare, is left to the
+//! general path, which refuses or serves it. So this may be stricter than [`crate::framing`], never laxer.
+
+use super::via::Via;
+
+use std::mem::MaybeUninit;
+
+/// Fields of one head; with more it is a case for the general path.
+pub(super) const FIELDS_MAX: usize = 64;
+
+/// How long a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Length(u64),
+    Chunked,
+}
+
+/// What the head of a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Its bytes, the empty line included.
+    pub(super) len: usize,
+    pub(super) body: Framing,
+    /// The user wants to keep the connection.
+    pub(super) keep_alive: bool,
+    /// It may be sent twice (RFC 9110, section 9.2.2).
+    pub(super) idempotent: bool,
+    /// It is a HEAD: the answer has no body.
+    pub(super) is_head: bool,
+}
+
+/// What the bytes read so far are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// A whole head, for the fast path.
+    Whole(Head),
+    /// The beginning of a head.
+    Part,
+    /// Nothing for the fast path.
+    Other,
+}
+
+/// Reads the head at the start of `bytes`. If it is whole, the head for the instance is in `out`.
+pub(super) fn read(bytes: &[u8], via: &Via, out: &mut Vec<u8>) -> Seen {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut fields) {
+        Ok(httparse::Status::Complete(len)) => {
+            let head = take(bytes, len, &request, via, out);
+            head.map_or(Seen::Other, Seen::Whole)
+        }
+        Ok(httparse::Status::Partial) => Seen::Part,
+        Err(_) => Seen::Other,
+    }
+}
+
+fn take(
+    bytes: &[u8],
+    len: usize,
+    request: &httparse::Request<'_, '_>,
+    via: &Via,
+    out: &mut Vec<u8>,
+) -> Option<Head> {
+    let (method, path) = (request.method?, request.path?);
+    let idempotent = match method {
+        "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" => true,
+        "POST" | "PATCH" => false,
+        _ => return None,
+    };
+    // Origin form: the others name a host of their own.
+    if !path.starts_with('/') {
+        return None;
+    }
+    out.clear();
+    // The client's own words, up to and with the space before the version.
+    let path_end = method.len() + 1 + path.len();
+    let version = bytes.get(path_end..)?;
+    let same_path = bytes.get(method.len() + 1..path_end)? == path.as_bytes();
+    if !same_path || !version.starts_with(VERSION_LINE) {
+        return None;
+    }
+    let mut at = path_end + VERSION_LINE.len();
+    out.reserve(len + via.room());
+    out.extend_from_slice(&bytes[..at]);
+    let mut head = Head {
+        len,
+        body: Framing::Length(0),
+        keep_alive: true,
+        idempotent,
+        is_head: method == "HEAD",
+    };
+    let (mut lengths, mut codings, mut hosts) = (0_u8, 0_u8, 0_u8);
+    let (mut forwarded_for, mut forwarded) = (false, false);
+    for field in request.headers.iter() {
+        let end = field_end(bytes, at, field)?;
+        let line = &bytes[at..end];
+        at = end;
+        match kind(field.name) {
+            Kind::Plain => {}
+            Kind::Host => hosts = hosts.checked_add(1)?,
+            Kind::Length => {
+                lengths = lengths.checked_add(1)?;
+                head.body = Framing::Length(number(field.value)?);
+            }
+            Kind::Coding => {
+                codings = codings.checked_add(1)?;
+                if !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return None;
+                }
+                head.body = Framing::Chunked;
+            }
+            Kind::Connection => {
+                head.keep_alive &= keeps(field.value)?;
+                continue;
+            }
+            Kind::ForwardedFor => {
+                forwarded_for = true;
+                continue;
+            }
+            Kind::Forwarded => {
+                forwarded = true;
+                continue;
+            }
+            Kind::HopByHop => continue,
+            Kind::Rare => return None,
+        }
+        out.extend_from_slice(line);
+    }
+    if bytes.get(at..len)? != b"\r\n" || hosts != 1 || lengths + codings > 1 {
+        return None;
+    }
+    let values = |wanted: Kind| {
+        let ours = move |field: &&httparse::Header<'_>| kind(field.name) == wanted;
+        request.headers.iter().filter(ours).map(|field| field.value)
+    };
+    if forwarded_for {
+        via.write_forwarded_for(values(Kind::ForwardedFor), out);
+    } else {
+        via.write_forwarded_for(std::iter::empty(), out);
+    }
+    if forwarded {
+        via.write_forwarded(values(Kind::Forwarded), out);
+    }
+    out.extend_from_slice(b"\r\n");
+    Some(head)
+}
+
+const VERSION_LINE: &[u8] = b" HTTP/1.1\r\n";
+
+/// What a field means to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Host,
+    Length,
+    Coding,
+    Connection,
+    ForwardedFor,
+    Forwarded,
+    /// It is for us alone, and goes no further.
+    HopByHop,
+    /// It asks for what the fast path doesn't do.
+    Rare,
+}
+
+/// By length first: few names have these.
+fn kind(name: &str) -> Kind {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        2 if is("te") => Kind::HopByHop,
+        4 if is("host") => Kind::Host,
+        6 if is("expect") => Kind::Rare,
+        7 if is("upgrade") => Kind::Rare,
+        7 if is("trailer") => Kind::Plain,
+        9 if is("forwarded") => Kind::Forwarded,
+        10 if is("connection") => Kind::Connection,
+        10 if is("keep-alive") => Kind::HopByHop,
+        14 if is("content-length") => Kind::Length,
+        15 if is("x-forwarded-for") => Kind::ForwardedFor,
+        16 if is("proxy-connection") => Kind::HopByHop,
+        17 if is("transfer-encoding") => Kind::Coding,
+        _ => Kind::Plain,
+    }
+}
+
+/// Where the line of `field` ends that must begin at `at`; `None` if it has a second reading: a line that doesn't
+/// end with CR LF, or white space where none belongs.
+pub(super) fn field_end(bytes: &[u8], at: usize, field: &httparse::Header<'_>) -> Option<usize> {
+    let name_end = at + field.name.len();
+    if bytes.get(at..name_end)? != field.name.as_bytes() || *bytes.get(name_end)? != b':' {
+        return None;
+    }
+    let mut from = name_end + 1;
+    let blank = |at: usize| matches!(bytes.get(at), Some(b' ' | b'\t'));
+    while blank(from) {
+        from += 1;
+    }
+    let mut to = from + field.value.len();
+    if bytes.get(from..to)? != field.value {
+        return None;
+    }
+    while blank(to) {
+        to += 1;
+    }
+    bytes[to..].starts_with(b"\r\n").then_some(to + 2)
+}
+
+/// Digits alone, and no more of them than fit.
+pub(super) fn number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0_u64, |sum, &digit| {
+        let digit = digit.is_ascii_digit().then(|| digit - b'0')?;
+        sum.checked_mul(10)?.checked_add(digit.into())
+    })
+}
+
+/// Whether a connection is to stay; `None` if the field names others.
+fn keeps(value: &[u8]) -> Option<bool> {
+    if value.eq_ignore_ascii_case(b"keep-alive") {
+        Some(true)
+    } else if value.eq_ignore_ascii_case(b"close") {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn seen(text: &str) -> (Seen, String) {
+        let mut out = Vec::new();
+        let via = Via::of(Some("10.0.0.7".parse().expect("an address")));
+        let seen = read(text.as_bytes(), &via, &mut out);
+        (seen, String::from_utf8(out).expect("text"))
+    }
+
+    fn whole(text: &str) -> (Head, String) {
+        match seen(text) {
+            (Seen::Whole(head), out) => (head, out),
+            (other, _) => panic!("{other:?}: {text:?}"),
+        }
+    }
+
+    #[test]
+    fn the_head_goes_on_as_it_came_but_for_what_is_ours() {
+        let text = "POST /a?b HTTP/1.1\r\nhOST: x\r\nConnection: keep-alive\r\nTE: trailers\r\n\
+                    Content-Length: 3 \r\nX-Forwarded-For: 1.1.1.1\r\nEmpty:\r\n\r\n";
+        let (head, out) = whole(&format!("{text}abcGET"));
+        assert_eq!(head.len, text.len());
+        assert_eq!(head.body, Framing::Length(3));
+        assert!(head.keep_alive && !head.idempotent && !head.is_head);
+        assert_eq!(
+            out,
+            "POST /a?b HTTP/1.1\r\nhOST: x\r\nContent-Length: 3 \r\nEmpty:\r\n\
+             X-Forwarded-For: 1.1.1.1, 10.0.0.7\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn chains_are_continued_in_one_field() {
+        let (_, out) = whole(
+            "GET / HTTP/1.1\r\nHost: x\r\nForwarded: for=a\r\nX-Forwarded-For: a\r\n\
+             forwarded: for=b\r\nX-Forwarded-For: b\r\n\r\n",
+        );
+        assert_eq!(
+            out,
+            "GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: a, b, 10.0.0.7\r\n\
+             Forwarded: for=a, for=b, for=10.0.0.7\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn what_is_rare_or_has_two_readings_is_left_to_others() {
+        let of = |fields: &str| seen(&format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")).0;
+        for fields in [
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 18446744073709551616\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Host: y\r\n",
+            "X: 1\n",
+            "X : 1\r\n",
+            "X: 1\r\n y\r\n",
+            "Connection: X-Secret\r\n",
+            "Connection: upgrade\r\n",
+            "Upgrade: websocket\r\n",
+            "Expect: 100-continue\r\n",
+        ] {
+            assert_eq!(of(fields), Seen::Other, "{fields:?}");
+        }
+        for text in [
+            "GET / HTTP/1.0\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n\n",
+            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ] {
+            assert_eq!(seen(text).0, Seen::Other, "{text:?}");
+        }
+        assert_eq!(seen("GET / HTTP/1.1\r\nHost: x\r\n").0, Seen::Part);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_taken_has_one_reading(
+            parts in prop::collection::vec(
+                prop::sample::select(vec![
+                    "GET / HTTP/1.1", "POST / HTTP/1.0", "\r\n", "\n", "\r", " ", "\t", ":", "Host: x",
+                    "Content-Length: 1", "Content-Length:", "Transfer-Encoding: chunked", "a", "\u{0}",
+                ]),
+                0..16,
+            )
+        ) {
+            for start in ["", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+                let text = format!("{start}{}\r\n\r\n", parts.concat());
+                if let (Seen::Whole(head), out) = seen(&text) {
+                    prop_assert_eq!(crate::framing::check(&text.as_bytes()[..head.len]), Ok(()));
+                    prop_assert_eq!(crate::framing::check(out.as_bytes()), Ok(()));
+                }
+            }
+        }
+    }
+}

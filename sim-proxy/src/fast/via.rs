@@ -1,0 +1,74 @@
+//! The user's address as the lists of forwarders name it, made once for a connection.
+
+use std::net::IpAddr;
+
+/// What this hop adds to `X-Forwarded-For` and `Forwarded`; see [`crate::forwarded`].
+#[derive(Debug, Default)]
+pub(super) struct Via {
+    hop: Option<Hop>,
+}
+
+#[derive(Debug)]
+struct Hop {
+    address: Box<str>,
+    /// As RFC 7239 wants it.
+    node: Box<str>,
+}
+
+impl Via {
+    /// Of a user at `client`; nothing is added where that isn't known.
+    pub(super) fn of(client: Option<IpAddr>) -> Self {
+        let hop = client.map(|client| Hop {
+            address: client.to_string().into(),
+            node: match client {
+                IpAddr::V4(v4) => format!("for={v4}").into(),
+                IpAddr::V6(v6) => format!("for=\"[{v6}]\"").into(),
+            },
+        });
+        Self { hop }
+    }
+
+    /// Bytes that a head may grow by.
+    pub(super) fn room(&self) -> usize {
+        const NAMES: usize = "X-Forwarded-For: , \r\nForwarded: , \r\n".len();
+        let hop = |hop: &Hop| hop.address.len() + hop.node.len();
+        NAMES + self.hop.as_ref().map_or(0, hop)
+    }
+
+    /// The field `X-Forwarded-For` with `values` and this hop.
+    pub(super) fn write_forwarded_for<'a>(
+        &'a self,
+        values: impl Iterator<Item = &'a [u8]>,
+        out: &mut Vec<u8>,
+    ) {
+        let hop = self.hop.as_ref().map(|hop| &*hop.address);
+        write(b"X-Forwarded-For: ", values, hop, out);
+    }
+
+    /// The field `Forwarded` with `values` and this hop.
+    pub(super) fn write_forwarded<'a>(
+        &'a self,
+        values: impl Iterator<Item = &'a [u8]>,
+        out: &mut Vec<u8>,
+    ) {
+        let hop = self.hop.as_ref().map(|hop| &*hop.node);
+        write(b"Forwarded: ", values, hop, out);
+    }
+}
+
+fn write<'a>(
+    name: &[u8],
+    values: impl Iterator<Item = &'a [u8]>,
+    hop: Option<&'a str>,
+    out: &mut Vec<u8>,
+) {
+    let mut before = name;
+    for value in values.chain(hop.map(str::as_bytes)) {
+        out.extend_from_slice(before);
+        out.extend_from_slice(value);
+        before = b", ";
+    }
+    if before != name {
+        out.extend_from_slice(b"\r\n");
+    }
+}

@@ -1,0 +1,242 @@
+//! Bytes between a user and an instance, with the deadlines of a connection.
+
+use super::answer::Rest;
+use super::buffers::{Buffer, poll_read};
+use super::watchdog::Watchdog;
+use crate::clock::monotonic_ns;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// More than this isn't read ahead from a user who doesn't wait for an answer.
+const AHEAD_BYTES_MAX: usize = 64 * 1_024;
+
+/// What reading came to.
+#[derive(Debug)]
+pub(super) enum Got {
+    Bytes,
+    /// Nothing more will come.
+    End,
+    /// Nothing came in time.
+    Late,
+}
+
+/// Why bytes couldn't be passed on.
+#[derive(Debug)]
+pub(super) enum Stuck {
+    /// The connection is closed or broken.
+    Broken,
+    Late,
+}
+
+/// Reads what is there, waiting for it, into `buffer`.
+pub(super) async fn fill(
+    io: &mut (impl AsyncRead + Unpin + ?Sized),
+    buffer: &mut Buffer,
+    watchdog: &mut Watchdog,
+    deadline_ns: u64,
+) -> Got {
+    poll_fn(|context| {
+        let read = poll_read(Pin::new(&mut *io), context, |_, bytes| {
+            buffer.room().extend_from_slice(bytes);
+            bytes.is_empty()
+        });
+        match read {
+            Poll::Ready(Ok(false)) => Poll::Ready(Got::Bytes),
+            Poll::Ready(Ok(true) | Err(_)) => Poll::Ready(Got::End),
+            Poll::Pending if watchdog.is_over(deadline_ns, context) => Poll::Ready(Got::Late),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Writes all of `bytes`.
+pub(super) async fn write(
+    io: &mut (impl AsyncWrite + Unpin + ?Sized),
+    mut bytes: &[u8],
+    watchdog: &mut Watchdog,
+    deadline_ns: u64,
+) -> Result<(), Stuck> {
+    poll_fn(|context| {
+        let written = poll_write_all(Pin::new(&mut *io), context, &mut bytes);
+        match written {
+            Poll::Ready(result) => Poll::Ready(result.map_err(|_| Stuck::Broken)),
+            Poll::Pending if watchdog.is_over(deadline_ns, context) => {
+                Poll::Ready(Err(Stuck::Late))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn poll_write_all(
+    mut io: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    context: &mut Context<'_>,
+    bytes: &mut &[u8],
+) -> Poll<io::Result<()>> {
+    while !bytes.is_empty() {
+        let count = ready!(io.as_mut().poll_write(context, bytes))?;
+        if count == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        *bytes = &bytes[count..];
+    }
+    io.poll_flush(context)
+}
+
+/// Reads an answer's bytes, while looking whether the user is still there.
+pub(super) async fn listen(
+    instance: &mut (impl AsyncRead + Unpin),
+    answer: &mut Buffer,
+    user: &mut (impl AsyncRead + Unpin + ?Sized),
+    ahead: &mut Buffer,
+    watchdog: &mut Watchdog,
+    deadline_ns: u64,
+) -> Result<Got, Gone> {
+    poll_fn(|context| {
+        let read = poll_read(Pin::new(&mut *instance), context, |_, bytes| {
+            answer.room().extend_from_slice(bytes);
+            bytes.is_empty()
+        });
+        Poll::Ready(match read {
+            Poll::Ready(Ok(false)) => Ok(Got::Bytes),
+            Poll::Ready(Ok(true) | Err(_)) => Ok(Got::End),
+            Poll::Pending if is_gone(user, ahead, context) => Err(Gone),
+            Poll::Pending if watchdog.is_over(deadline_ns, context) => Ok(Got::Late),
+            Poll::Pending => return Poll::Pending,
+        })
+    })
+    .await
+}
+
+/// The user is.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+/// Whether the user has closed the connection. What else comes from there is kept for later.
+fn is_gone(
+    user: &mut (impl AsyncRead + Unpin + ?Sized),
+    ahead: &mut Buffer,
+    context: &mut Context<'_>,
+) -> bool {
+    while ahead.len() < AHEAD_BYTES_MAX {
+        let read = poll_read(Pin::new(&mut *user), context, |_, bytes| {
+            ahead.room().extend_from_slice(bytes);
+            bytes.is_empty()
+        });
+        match read {
+            Poll::Ready(Ok(false)) => {}
+            Poll::Ready(Ok(true) | Err(_)) => return true,
+            Poll::Pending => return false,
+        }
+    }
+    false
+}
+
+/// Why a body didn't come through.
+#[derive(Debug)]
+pub(super) enum Cut {
+    /// The user is gone, or takes nothing.
+    User,
+    /// The instance closed the connection before the end, or broke it.
+    Instance,
+    /// Nothing came from the instance in time.
+    Late,
+    /// No proper framing.
+    Malformed,
+}
+
+/// How long it may be that nothing passes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// From the instance.
+    pub(super) read_ns: u64,
+    /// To the user.
+    pub(super) write_ns: u64,
+}
+
+/// Passes the `rest` of a body on. `Ok(true)`: and the instance sent nothing beyond it.
+pub(super) async fn pump(
+    instance: &mut (impl AsyncRead + Unpin),
+    user: &mut (impl AsyncRead + AsyncWrite + Unpin + ?Sized),
+    ahead: &mut Buffer,
+    rest: &mut Rest,
+    watchdog: &mut Watchdog,
+    patience: Patience,
+) -> Result<bool, Cut> {
+    let mut clean = true;
+    // Of what was read: what the user has not taken yet.
+    let (mut left, mut sent) = (Buffer::default(), 0);
+    let mut moved_ns = monotonic_ns();
+    poll_fn(|context| {
+        loop {
+            while sent < left.len() {
+                match Pin::new(&mut *user).poll_write(context, &left[sent..]) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Cut::User)),
+                    Poll::Ready(Ok(count)) => {
+                        sent += count;
+                        moved_ns = monotonic_ns();
+                    }
+                    Poll::Pending if watchdog.is_over(moved_ns + patience.write_ns, context) => {
+                        return Poll::Ready(Err(Cut::User));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            left.consume(sent);
+            sent = 0;
+            if rest.is_over() {
+                return match ready!(Pin::new(&mut *user).poll_flush(context)) {
+                    Ok(()) => Poll::Ready(Ok(clean)),
+                    Err(_) => Poll::Ready(Err(Cut::User)),
+                };
+            }
+            let read = poll_read(Pin::new(&mut *instance), context, |context, bytes| {
+                if bytes.is_empty() {
+                    return Ok(true);
+                }
+                let taken = rest.take(bytes).map_err(|_| Cut::Malformed)?;
+                clean = taken == bytes.len();
+                let passing = &bytes[..taken];
+                let count = match Pin::new(&mut *user).poll_write(context, passing) {
+                    Poll::Ready(Ok(count)) => count,
+                    Poll::Ready(Err(_)) => return Err(Cut::User),
+                    Poll::Pending => 0,
+                };
+                if count < taken {
+                    left.room().extend_from_slice(&passing[count..]);
+                }
+                Ok(false)
+            });
+            match read {
+                Poll::Ready(Ok(Ok(false))) => moved_ns = monotonic_ns(),
+                Poll::Ready(Ok(Ok(true))) => {
+                    if !matches!(rest, Rest::Close) {
+                        return Poll::Ready(Err(Cut::Instance));
+                    }
+                    *rest = Rest::Length(0);
+                }
+                Poll::Ready(Ok(Err(cut))) => return Poll::Ready(Err(cut)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut::Instance)),
+                Poll::Pending => {
+                    // Whoever waits for the next piece wants the last one.
+                    if let Poll::Ready(Err(_)) = Pin::new(&mut *user).poll_flush(context) {
+                        return Poll::Ready(Err(Cut::User));
+                    }
+                    if is_gone(user, ahead, context) {
+                        return Poll::Ready(Err(Cut::User));
+                    }
+                    if watchdog.is_over(moved_ns + patience.read_ns, context) {
+                        return Poll::Ready(Err(Cut::Late));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    })
+    .await
+}
