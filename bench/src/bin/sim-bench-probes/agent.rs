@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sim_tests::director::Director;
 
-use crate::spent::round_to;
+use bench::round_to;
 
 const WORKLOADS: u64 = 100;
 /// How long the node is watched.

@@ -5,9 +5,10 @@ use sim_ebpf::{Cost, EmptyPrograms, Group, Probes};
 use sim_tests::world::process::Guarded;
 
 use crate::cage::Cage;
-use crate::peers::{Peers, Tool};
+use crate::peers::Tool;
 use crate::settings::Settings;
 use crate::spent::{self, Readings, Spent};
+use bench::peers::Peers;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {

@@ -15,7 +15,7 @@ use sim_tests::world::process::{Guarded, Placement};
 
 use crate::cage::Cage;
 use crate::settings::Settings;
-use crate::spent::{median, quantile, round_to};
+use bench::{median, quantile, round_to};
 
 /// Reads of one measurement of their cost.
 const READS: u64 = 1_000_000;

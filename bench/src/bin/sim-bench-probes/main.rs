@@ -26,7 +26,7 @@ use aya::sys::{Stats, enable_stats};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use peers::Peers;
+use bench::peers::Peers;
 use settings::Settings;
 
 #[derive(Parser)]
@@ -112,7 +112,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         results.insert("node".to_owned(), agent::measure()?);
     }
     let report = json!({
-        "machine": machine(),
+        "machine": bench::machine(),
         "versions": {
             "sim": env!("CARGO_PKG_VERSION"),
             "bpftrace": peers.version("bpftrace", "--version"),
@@ -128,19 +128,4 @@ fn run(arguments: &Arguments) -> Result<()> {
         std::fs::write(file, &text).with_context(|| file.display().to_string())?;
     }
     Ok(())
-}
-
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        (key.trim() == "model name").then(|| value.trim().to_owned())
-    });
-    json!({
-        "cpu": model,
-        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "architecture": std::env::consts::ARCH,
-    })
 }

@@ -1,11 +1,10 @@
 //! The others: Debian's bpftrace and libbpf-tools, and what loads them.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use bench::peers::Peers;
 use nix::sys::signal::Signal;
 use sim_tests::world::process::{Guarded, Placement};
 
@@ -43,65 +42,19 @@ tracepoint:sched:sched_switch {
 interval:s:600 { exit(); }
 ";
 
-/// Where the peers' packages are unpacked.
-#[derive(Clone, Debug)]
-pub(crate) struct Peers {
-    root: PathBuf,
-    libraries: OsString,
-}
-
-impl Peers {
-    pub(crate) fn locate() -> Result<Self> {
-        let variable = |name| {
-            std::env::var_os(name)
-                .with_context(|| format!("{name} is not set; `cargo xtask bench probes` sets it"))
-        };
-        Ok(Self {
-            root: variable("SIM_PEERS")?.into(),
-            libraries: variable("SIM_PEERS_LIBRARIES")?,
-        })
-    }
-
-    /// A program of theirs, with its libraries.
-    pub(crate) fn command(&self, program: &str) -> Result<Command> {
-        let folders = ["usr/bin", "usr/sbin", "bin", "sbin"];
-        let path = folders
-            .iter()
-            .map(|folder| self.root.join(folder).join(program))
-            .find(|path| path.is_file())
-            .with_context(|| format!("no {program} below {}", self.root.display()))?;
-        let mut command = Command::new(path);
-        command.env("LD_LIBRARY_PATH", &self.libraries);
-        Ok(command)
-    }
-
-    /// The same, and a tracefs where only the program sees it: not every machine has one mounted.
-    fn with_tracefs(&self, program: &str) -> Result<Command> {
-        const SCRIPT: &str = "test -e /sys/kernel/tracing/events || mount -t tracefs bench /sys/kernel/tracing; exec \"$0\" \"$@\"";
-        let plain = self.command(program)?;
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]);
-        command.arg(plain.get_program());
-        command.env("LD_LIBRARY_PATH", &self.libraries);
-        Ok(command)
-    }
-
-    /// What it says of itself.
-    pub(crate) fn version(&self, program: &str, option: &str) -> String {
-        let said = self
-            .command(program)
-            .and_then(|mut command| Ok(command.arg(option).output()?));
-        said.map_or_else(
-            |error| format!("unknown ({error:#})"),
-            |output| {
-                let stdout = String::from_utf8_lossy(&output.stdout);
-                let stderr = String::from_utf8_lossy(&output.stderr);
-                let lines = stdout.lines().chain(stderr.lines());
-                let mut lines = lines.map(str::trim).filter(|line| !line.is_empty());
-                lines.next().unwrap_or("unknown").to_owned()
-            },
-        )
-    }
+/// A program of theirs, and a tracefs where only the program sees it: not every machine has one mounted.
+fn with_tracefs(peers: &Peers, program: &str) -> Result<Command> {
+    const SCRIPT: &str = "test -e /sys/kernel/tracing/events || mount -t tracefs bench /sys/kernel/tracing; exec \"$0\" \"$@\"";
+    let plain = peers.command(program)?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]);
+    command.arg(plain.get_program());
+    command.envs(
+        plain
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    Ok(command)
 }
 
 /// A tool of theirs that looks at the scheduler.
@@ -138,12 +91,12 @@ impl Tool {
     pub(crate) fn start(self, peers: &Peers) -> Result<Guarded> {
         let mut command = match self {
             Self::BpftracePerCgroup => {
-                let mut command = peers.with_tracefs("bpftrace")?;
+                let mut command = with_tracefs(peers, "bpftrace")?;
                 command.args(["-e", PER_CGROUP]);
                 command
             }
             Self::BpftraceRunqlat => {
-                let mut command = peers.with_tracefs("bpftrace")?;
+                let mut command = with_tracefs(peers, "bpftrace")?;
                 command.args(["-e", RUNQLAT]);
                 command
             }

@@ -77,30 +77,6 @@ pub(crate) fn between(before: &Readings, after: &Readings) -> Vec<Spent> {
         .collect()
 }
 
-/// To the nearest multiple of `step`: no figure here has more digits.
-pub(crate) fn round_to(value: f64, step: f64) -> f64 {
-    // By the inverse, so that 0.1 stays 0.1 in print.
-    (value / step).round() / (1.0 / step).round()
-}
-
-/// Middle value; the mean of the two in the middle. `None` of none.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        n if n % 2 == 1 => sorted.get(middle).copied(),
-        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
-    }
-}
-
-/// The least of the sorted values that a share `q` of all is no greater than. `None` of none.
-pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
-    let rank = (q * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.max(1) - 1).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,21 +94,5 @@ mod tests {
         let mut all = between(&before, &after);
         all.sort_by_key(|one| one.run_ns);
         assert_eq!(all, [spent(40, 1), spent(250, 5)]);
-    }
-
-    #[test]
-    fn the_median_is_the_middle_of_the_sorted() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
-    }
-
-    #[test]
-    fn a_quantile_is_one_of_the_values() {
-        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!(quantile(&hundred, 0.5), Some(50.0));
-        assert_eq!(quantile(&hundred, 0.99), Some(99.0));
-        assert_eq!(quantile(&hundred, 1.0), Some(100.0));
-        assert_eq!(quantile(&[], 0.5), None);
     }
 }

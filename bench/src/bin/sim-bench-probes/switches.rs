@@ -16,9 +16,11 @@ use sim_tests::world::process::{Guarded, Placement};
 
 use crate::cage::Cage;
 use crate::counter::Counter;
-use crate::peers::{Peers, Tool};
+use crate::peers::Tool;
 use crate::settings::Settings;
-use crate::spent::{self, Spent, median, round_to};
+use crate::spent::{self, Spent};
+use bench::peers::Peers;
+use bench::{median, round_to};
 
 /// Rounds of the ping-pong of one measurement.
 const PING_PONGS: u32 = 200_000;

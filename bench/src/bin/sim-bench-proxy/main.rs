@@ -1,0 +1,99 @@
+//! What a request costs the proxy, beside nginx, HAProxy and Envoy that do the same work.
+//!
+//! One instance behind each, the same for all; one worker each, pinned to a core of its own, the instance and the load
+//! on the other. The load is a closed loop that keeps the worker busy, and what counts is the CPU time of the proxy's
+//! threads by the scheduler's account, so that a slow minute of the machine hits the rate and not the figure. All in
+//! turn in one run; the median of the rounds counts. Run it by `cargo xtask bench proxy`, which fetches the others.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark speaks to the terminal"
+)]
+
+mod contender;
+mod cost;
+mod idle;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use bench::peers::Peers;
+use clap::{Parser, ValueEnum};
+use serde_json::{Map, Value, json};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Write the results here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measurements of each, in turn
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(clap::Subcommand)]
+enum Role {
+    /// The workload of SIM
+    #[command(hide = true)]
+    Instance { listen: String, folder: PathBuf },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// CPU time per request
+    Cost,
+    /// Memory per idle connection
+    Idle,
+}
+
+fn main() -> std::process::ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let peers = Peers::locate()?;
+    if let Some(Role::Instance { listen, folder }) = &arguments.role {
+        let error = contender::instance(&peers, folder, listen)?.exec();
+        return Err(error).context("nginx");
+    }
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut results = Map::new();
+    if wanted(Part::Cost) {
+        results.append(&mut cost::measure(&peers, arguments.rounds)?);
+    }
+    if wanted(Part::Idle) {
+        results.append(&mut idle::measure(&peers)?);
+    }
+    let report = json!({
+        "machine": bench::machine(),
+        "versions": {
+            "sim": env!("CARGO_PKG_VERSION"),
+            "nginx": peers.version("nginx", "-v"),
+            "haproxy": peers.version("haproxy", "-v"),
+            "envoy": peers.version("envoy", "--version"),
+            "wrk": peers.version("wrk", "-v"),
+        },
+        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        "rounds": arguments.rounds,
+        "results": Value::Object(results),
+    });
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, &text).with_context(|| file.display().to_string())?;
+    }
+    print!("{text}");
+    Ok(())
+}
