@@ -72,7 +72,7 @@ pub(super) fn install(
     activity.say("python -m venv");
     let mut command = python_command(context, &python);
     process::run_logged(command.args(["-m", "venv"]).arg(&folder), &log)?;
-    activity.say(&format!("pip install {requirements}"));
+    activity.say(format!("pip install {requirements}"));
     let own = folder.join("bin/python");
     let mut command = python_command(context, &own);
     command.args([
