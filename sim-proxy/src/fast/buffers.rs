@@ -1,12 +1,14 @@
 //! Memory of this worker that its connections take turns with, so that an idle connection holds none.
 
 use std::cell::RefCell;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-/// Bytes of one read: as much as a socket's buffer has at once under load.
-const READ_BYTES: usize = 64 * 1_024;
+/// Bytes that pass at once: more than a socket often has, and no more than stays in the core's own cache.
+const PASS_BYTES: usize = 32 * 1_024;
+/// Room for one read of what is kept: a head, and a body of 8 KiB behind it.
+const READ_BYTES: usize = 12 * 1_024;
 /// Buffers kept for the next that needs one.
 const KEPT: usize = 128;
 /// Larger ones are given back to the allocator.
@@ -14,7 +16,7 @@ const KEPT_BYTES_MAX: usize = 128 * 1_024;
 
 thread_local! {
     static KEEP: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; PASS_BYTES].into());
 }
 
 /// A buffer that goes back when it is dropped. It takes none while it is empty and never written.
@@ -28,6 +30,28 @@ impl Buffer {
             self.0 = KEEP.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         &mut self.0
+    }
+
+    /// Adds what is there to read; the number of bytes, 0 at the end. While there is nothing it takes no memory.
+    pub(super) fn poll_read(
+        &mut self,
+        io: &mut (impl AsyncRead + Unpin + ?Sized),
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<usize>> {
+        let room = self.room();
+        room.reserve(READ_BYTES);
+        let read = pin!(io.read_buf(room)).poll(context);
+        if self.0.is_empty() {
+            self.release();
+        }
+        read
+    }
+
+    /// Puts `head` in place of the first `count` bytes; the start of the whole, or nothing done if it is longer.
+    pub(super) fn replace_head(&mut self, count: usize, head: &[u8]) -> Option<usize> {
+        let start = count.checked_sub(head.len())?;
+        self.0.get_mut(start..count)?.copy_from_slice(head);
+        Some(start)
     }
 
     /// Takes the first `count` bytes off; with none left the memory goes back.

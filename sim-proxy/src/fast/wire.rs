@@ -38,17 +38,11 @@ pub(super) async fn fill(
     watchdog: &mut Watchdog,
     deadline_ns: u64,
 ) -> Got {
-    poll_fn(|context| {
-        let read = poll_read(Pin::new(&mut *io), context, |_, bytes| {
-            buffer.room().extend_from_slice(bytes);
-            bytes.is_empty()
-        });
-        match read {
-            Poll::Ready(Ok(false)) => Poll::Ready(Got::Bytes),
-            Poll::Ready(Ok(true) | Err(_)) => Poll::Ready(Got::End),
-            Poll::Pending if watchdog.is_over(deadline_ns, context) => Poll::Ready(Got::Late),
-            Poll::Pending => Poll::Pending,
-        }
+    poll_fn(|context| match buffer.poll_read(io, context) {
+        Poll::Ready(Ok(1..)) => Poll::Ready(Got::Bytes),
+        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Got::End),
+        Poll::Pending if watchdog.is_over(deadline_ns, context) => Poll::Ready(Got::Late),
+        Poll::Pending => Poll::Pending,
     })
     .await
 }
@@ -98,13 +92,9 @@ pub(super) async fn listen(
     deadline_ns: u64,
 ) -> Result<Got, Gone> {
     poll_fn(|context| {
-        let read = poll_read(Pin::new(&mut *instance), context, |_, bytes| {
-            answer.room().extend_from_slice(bytes);
-            bytes.is_empty()
-        });
-        Poll::Ready(match read {
-            Poll::Ready(Ok(false)) => Ok(Got::Bytes),
-            Poll::Ready(Ok(true) | Err(_)) => Ok(Got::End),
+        Poll::Ready(match answer.poll_read(instance, context) {
+            Poll::Ready(Ok(1..)) => Ok(Got::Bytes),
+            Poll::Ready(Ok(0) | Err(_)) => Ok(Got::End),
             Poll::Pending if is_gone(user, ahead, context) => Err(Gone),
             Poll::Pending if watchdog.is_over(deadline_ns, context) => Ok(Got::Late),
             Poll::Pending => return Poll::Pending,
@@ -124,13 +114,9 @@ fn is_gone(
     context: &mut Context<'_>,
 ) -> bool {
     while ahead.len() < AHEAD_BYTES_MAX {
-        let read = poll_read(Pin::new(&mut *user), context, |_, bytes| {
-            ahead.room().extend_from_slice(bytes);
-            bytes.is_empty()
-        });
-        match read {
-            Poll::Ready(Ok(false)) => {}
-            Poll::Ready(Ok(true) | Err(_)) => return true,
+        match ahead.poll_read(user, context) {
+            Poll::Ready(Ok(1..)) => {}
+            Poll::Ready(Ok(0) | Err(_)) => return true,
             Poll::Pending => return false,
         }
     }
