@@ -33,7 +33,7 @@ impl Attempt {
 
     /// State of the instance.
     #[must_use]
-    pub fn live(&self) -> &InstanceLive {
+    pub fn live(&self) -> &Arc<InstanceLive> {
         &self.live
     }
 

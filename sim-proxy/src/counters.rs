@@ -36,14 +36,17 @@ pub(crate) enum RetryReason {
     Timeout,
     /// The answer was no HTTP.
     Malformed,
+    /// The kernel said that the instance is stopped or dead, while its answer was waited for.
+    Down,
 }
 
 impl RetryReason {
-    pub(crate) const ALL: [(Self, &'static str); 4] = [
+    pub(crate) const ALL: [(Self, &'static str); 5] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
         (Self::Malformed, "malformed"),
+        (Self::Down, "down"),
     ];
 }
 
@@ -69,7 +72,7 @@ impl ErrorSide {
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
     endings: CachePadded<[AtomicU64; 4]>,
-    retries: [AtomicU64; 4],
+    retries: [AtomicU64; 5],
     errors: [AtomicU64; 3],
     pub(crate) no_instance: AtomicU64,
     pub(crate) budget_exhausted: AtomicU64,

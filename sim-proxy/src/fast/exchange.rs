@@ -3,6 +3,7 @@
 use super::answer::{self, Answer, Rest};
 use super::buffers::Buffer;
 use super::pool::{self, PoolLimits};
+use super::waiting::Seat;
 use super::watchdog::Watchdog;
 use super::wire::{self, Gone, Got, Stuck};
 use crate::attempt::Attempt;
@@ -12,6 +13,7 @@ use crate::counters::RetryReason;
 use crate::health::Failure;
 use pingora_core::protocols::Stream;
 use std::io;
+use std::task::Context;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -97,6 +99,7 @@ pub(super) async fn ask(
     attempt: &Attempt,
     question: Question<'_>,
     keep: impl Fn() -> bool,
+    has_other: impl Fn() -> bool,
     user: &mut User<'_>,
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
@@ -138,6 +141,12 @@ pub(super) async fn ask(
     }
     let deadline_ns = now_ns.saturating_add(timeouts.read_ns);
     let (mut read, mut head) = (Buffer::default(), Buffer::default());
+    let live = attempt.live();
+    let mut seat = Seat::new(live);
+    let mut elsewhere = |context: &Context<'_>| {
+        seat.wait(context);
+        live.is_down() && has_other()
+    };
     loop {
         let got = wire::listen(
             &mut instance,
@@ -146,11 +155,13 @@ pub(super) async fn ask(
             user.ahead,
             watchdog,
             deadline_ns,
+            &mut elsewhere,
         );
         match got.await {
             Ok(Got::Bytes) => {}
             Ok(Got::End) => return Err(broken(false)),
             Ok(Got::Late) => return Err(broken(true)),
+            Ok(Got::Elsewhere) => return Err(down(reused)),
             Err(Gone) => return Err(Unanswered::Gone),
         }
         loop {
@@ -184,6 +195,16 @@ pub(super) async fn ask(
             }
         }
     }
+}
+
+/// The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
+fn down(reused: bool) -> Unanswered {
+    Unanswered::Broken(Broken {
+        failure: None,
+        reason: RetryReason::Down,
+        reused,
+        late: false,
+    })
 }
 
 async fn connect(attempt: &Attempt, timeouts: &Timeouts) -> Result<TcpStream, Unanswered> {

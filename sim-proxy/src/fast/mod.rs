@@ -5,8 +5,9 @@
 //! on the same connection, and the next one is for this path again. Nothing has been sent anywhere by then.
 //!
 //! What is common costs one read and one write on either side. No task, channel, header map or lock belongs to a
-//! request; memory and idle connections to instances are the worker's own ([`buffers`], [`pool`]), and one timer
-//! serves all the deadlines of a connection ([`watchdog`]).
+//! request; memory and idle connections to instances are the worker's own ([`buffers`], [`pool`]), one timer
+//! serves all the deadlines of a connection ([`watchdog`]), and one task hears for all who wait that their instance is
+//! stopped ([`waiting`]).
 
 mod answer;
 mod buffers;
@@ -15,6 +16,7 @@ mod exchange;
 mod pool;
 mod request;
 mod via;
+mod waiting;
 mod watchdog;
 mod wire;
 
@@ -164,7 +166,7 @@ impl Connection<'_> {
                         self.refuse(stream, 408).await;
                         return Then::Close;
                     }
-                    Got::End | Got::Late => return Then::Close,
+                    Got::End | Got::Late | Got::Elsewhere => return Then::Close,
                 }
             };
             let length = match head.body {
@@ -190,7 +192,7 @@ impl Connection<'_> {
                         self.refuse(stream, 408).await;
                         return Then::Close;
                     }
-                    Got::End => return Then::Close,
+                    Got::End | Got::Elsewhere => return Then::Close,
                 }
             }
             question
@@ -264,6 +266,8 @@ impl Connection<'_> {
             };
             // Whoever is told that the connection closes asks no more on it.
             let keep = || head.keep_alive && matches!(self.shutdown.has_changed(), Ok(false));
+            let live = attempt.live().id();
+            let has_other = || head.idempotent && dispatch.routes.has_other(live);
             let mut user = User {
                 stream,
                 ahead: &mut self.arrived,
@@ -272,6 +276,7 @@ impl Connection<'_> {
                 &attempt,
                 question,
                 keep,
+                has_other,
                 &mut user,
                 &mut self.watchdog,
                 &self.path.timeouts,
@@ -415,6 +420,8 @@ fn may_go_again(head: Head, broken: Broken, elsewhere: bool) -> bool {
         // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
         // couldn't.
         RetryReason::Reset => head.idempotent && (elsewhere || broken.reused),
-        RetryReason::Timeout | RetryReason::Malformed => head.idempotent && elsewhere,
+        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down => {
+            head.idempotent && elsewhere
+        }
     }
 }

@@ -21,6 +21,8 @@ pub(super) enum Got {
     End,
     /// Nothing came in time.
     Late,
+    /// Nothing will come from there for now, and it is better to ask elsewhere.
+    Elsewhere,
 }
 
 /// Why bytes couldn't be passed on.
@@ -82,7 +84,8 @@ fn poll_write_all(
     io.poll_flush(context)
 }
 
-/// Reads an answer's bytes, while looking whether the user is still there.
+/// Reads an answer's bytes, while looking whether the user is still there, and whether to go `elsewhere`. Whoever
+/// answers that sees to it that the task is woken for it.
 pub(super) async fn listen(
     instance: &mut (impl AsyncRead + Unpin),
     answer: &mut Buffer,
@@ -90,12 +93,14 @@ pub(super) async fn listen(
     ahead: &mut Buffer,
     watchdog: &mut Watchdog,
     deadline_ns: u64,
+    mut elsewhere: impl FnMut(&Context<'_>) -> bool,
 ) -> Result<Got, Gone> {
     poll_fn(|context| {
         Poll::Ready(match answer.poll_read(instance, context) {
             Poll::Ready(Ok(1..)) => Ok(Got::Bytes),
             Poll::Ready(Ok(0) | Err(_)) => Ok(Got::End),
             Poll::Pending if is_gone(user, ahead, context) => Err(Gone),
+            Poll::Pending if elsewhere(context) => Ok(Got::Elsewhere),
             Poll::Pending if watchdog.is_over(deadline_ns, context) => Ok(Got::Late),
             Poll::Pending => return Poll::Pending,
         })

@@ -1,0 +1,134 @@
+//! Who waits for an answer at this worker, so that those hear of it whose instance the kernel says is stopped or dead.
+//!
+//! A killed process resets its connections; one that is stopped, or whose machine is gone, says nothing at all. A
+//! timer for each request would cost more than all else here. So each request that waits leaves its waker, and one
+//! task of the worker looks at the flags of the instances that are waited for: a word each, every millisecond while
+//! anybody waits.
+
+use crate::live::InstanceLive;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+/// How soon a waiting request hears of it.
+const LOOK: Duration = Duration::from_millis(1);
+/// Looks after the last one has left before the looking ends: under load somebody is there all the time.
+const LINGER: u32 = 200;
+
+#[derive(Debug, Default)]
+struct Room {
+    /// By seat; empty ones are in `free`.
+    seats: Vec<Option<Waiting>>,
+    free: Vec<usize>,
+    /// Someone looks.
+    looking: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    live: Arc<InstanceLive>,
+    waker: Waker,
+    /// It has heard, and may have nowhere else to go.
+    told: bool,
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// A request that waits for an instance. Dropped, it waits no more.
+#[derive(Debug)]
+pub(super) struct Seat<'a> {
+    live: &'a Arc<InstanceLive>,
+    at: Option<usize>,
+}
+
+impl<'a> Seat<'a> {
+    /// For a request to an instance; nothing is kept before it waits.
+    pub(super) fn new(live: &'a Arc<InstanceLive>) -> Self {
+        Self { live, at: None }
+    }
+
+    /// Wakes the task of `context` when the kernel says that the instance is down. To be called each time that it is
+    /// about to wait.
+    pub(super) fn wait(&mut self, context: &Context<'_>) {
+        // Only where the kernel's word is read there is something to look at.
+        if self.at.is_some() || !self.live.is_watched() {
+            return;
+        }
+        ROOM.with_borrow_mut(|room| {
+            let taken = Some(Waiting {
+                live: self.live.clone(),
+                waker: context.waker().clone(),
+                told: false,
+            });
+            let at = room.free.pop().unwrap_or(room.seats.len());
+            match room.seats.get_mut(at) {
+                Some(seat) => *seat = taken,
+                None => room.seats.push(taken),
+            }
+            self.at = Some(at);
+            if !room.looking {
+                room.looking = true;
+                tokio::spawn(look());
+            }
+        });
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let Some(at) = self.at else { return };
+        let left = ROOM.try_with(|room| {
+            let mut room = room.borrow_mut();
+            room.free.push(at);
+            room.seats.get_mut(at).and_then(Option::take)
+        });
+        // What is left is dropped here, outside of the room; at the end of the thread there is no room.
+        drop(left);
+    }
+}
+
+async fn look() {
+    let mut empty = 0;
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let more = ROOM.with_borrow_mut(|room| {
+            let waiting = room.seats.len() - room.free.len();
+            empty = if waiting == 0 { empty + 1 } else { 0 };
+            for one in room.seats.iter_mut().flatten() {
+                let down = one.live.is_down();
+                if down && !one.told {
+                    one.waker.wake_by_ref();
+                }
+                one.told = down;
+            }
+            room.looking = empty < LINGER;
+            room.looking
+        });
+        if !more {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seats() -> (usize, usize) {
+        ROOM.with_borrow(|room| (room.seats.len(), room.free.len()))
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_an_instance_that_is_not_watched() {
+        let live = Arc::new(InstanceLive::new(sim_core::name::InstanceId(1)));
+        let mut seat = Seat::new(&live);
+        seat.wait(&Context::from_waker(Waker::noop()));
+        drop(seat);
+        assert_eq!(seats(), (0, 0));
+    }
+}
