@@ -233,11 +233,9 @@ impl Routes {
     /// Notes that an attempt got a good answer.
     pub fn attempt_succeeded(&self, attempt: &Attempt) {
         let sent_while_out = matches!(attempt.how(), How::Probe | How::Panic);
-        if attempt
-            .live()
-            .health()
-            .succeeded(sent_while_out, monotonic_ns())
-        {
+        // Only the end of an ejection has a time.
+        let now_ns = if sent_while_out { monotonic_ns() } else { 0 };
+        if attempt.live().health().succeeded(sent_while_out, now_ns) {
             tracing::info!(instance = %attempt.live().id(), "back after ejection");
         }
     }

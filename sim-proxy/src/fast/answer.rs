@@ -62,7 +62,7 @@ pub(super) enum Seen {
 /// Reads the head at the start of `bytes`. If it is whole, what the user gets is in `out`: without what is between
 /// the instance and us, and with a word on whether the connection is kept if the user is not to `keep` it.
 pub(super) fn read(bytes: &[u8], to_head: bool, keep: bool, out: &mut Vec<u8>) -> Seen {
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX * 2];
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX * 4];
     let mut answer = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
     match parser.parse_response_with_uninit_headers(&mut answer, bytes, &mut fields) {

@@ -19,6 +19,8 @@ enum At {
     #[default]
     Start,
     Size,
+    /// White space behind a size, which belongs to an extension.
+    Blank,
     Extension,
     /// After the CR of a line of a size.
     SizeEnd,
@@ -44,12 +46,18 @@ pub(super) struct Chunks {
     digits: u32,
     /// Bytes of the present line, or of all trailers.
     line: u32,
+    trailers: bool,
 }
 
 impl Chunks {
     /// The last byte has passed.
     pub(super) fn is_over(&self) -> bool {
         self.at == At::Over
+    }
+
+    /// Fields came behind the last chunk.
+    pub(super) fn has_trailers(&self) -> bool {
+        self.trailers
     }
 
     /// How many of `bytes` belong to the body: all, or those up to its end.
@@ -83,7 +91,8 @@ impl Chunks {
                 At::Size
             }
             (At::Size | At::Extension, b'\r') => At::SizeEnd,
-            (At::Size, b';' | b' ' | b'\t') => self.within(At::Extension)?,
+            (At::Size | At::Blank, b';') => self.within(At::Extension)?,
+            (At::Size | At::Blank, b' ' | b'\t') => self.within(At::Blank)?,
             (At::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.within(At::Extension)?,
             (At::SizeEnd, b'\n') => {
                 (self.digits, self.line) = (0, 0);
@@ -97,7 +106,10 @@ impl Chunks {
             (At::DataLf, b'\n') => At::Start,
             (At::Trailers, b'\r') => At::LastLf,
             // A line that goes on from the one before begins with white space.
-            (At::Trailers, b'!'..=b'~') => self.within(At::Trailer)?,
+            (At::Trailers, b'!'..=b'~') => {
+                self.trailers = true;
+                self.within(At::Trailer)?
+            }
             (At::Trailer, b'\r') => At::TrailerLf,
             (At::Trailer, b'\t' | b' '..=b'~' | 0x80..) => self.within(At::Trailer)?,
             (At::TrailerLf, b'\n') => At::Trailers,
@@ -147,6 +159,8 @@ mod tests {
             b"-1\r\n",
             b" 3\r\nabc\r\n",
             b"3;\nabc\r\n",
+            b"3 4\r\nabc\r\n",
+            b"3 \r\nabc\r\n",
             b"3;a\rb\r\nabc\r\n",
             b"0\r\n\n",
             b"0\r\n X: 1\r\n\r\n",

@@ -7,7 +7,7 @@ use super::waiting::Seat;
 use super::watchdog::Watchdog;
 use super::wire::{self, Gone, Got, Stuck};
 use crate::attempt::Attempt;
-use crate::clock::{monotonic_ns, nanos};
+use crate::clock::nanos;
 use crate::config::UpstreamSettings;
 use crate::counters::RetryReason;
 use crate::health::Failure;
@@ -77,6 +77,9 @@ pub(super) struct Question<'a> {
     /// The head as the instance gets it, and the whole body.
     pub(super) bytes: &'a [u8],
     pub(super) is_head: bool,
+    pub(super) idempotent: bool,
+    /// On a connection of its own: an idle one to this instance has just turned out to be stale.
+    pub(super) fresh: bool,
 }
 
 /// An answer whose head has come.
@@ -99,13 +102,19 @@ pub(super) async fn ask(
     attempt: &Attempt,
     question: Question<'_>,
     keep: impl Fn() -> bool,
-    has_other: impl Fn() -> bool,
+    mut may_leave: impl FnMut() -> bool,
     user: &mut User<'_>,
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
 ) -> Result<Answered, Unanswered> {
     let now_ns = attempt.entered_ns();
-    let idle = pool::take(attempt.live().id(), timeouts.pool, now_ns);
+    let to = (attempt.live().id(), attempt.address());
+    let idle = if question.fresh {
+        pool::forget(to);
+        None
+    } else {
+        pool::take(to, timeouts.pool, now_ns, !question.idempotent)
+    };
     let reused = idle.is_some();
     let mut instance = match idle {
         Some(instance) => instance,
@@ -132,20 +141,18 @@ pub(super) async fn ask(
             late: false,
         })
     };
-    let deadline_ns = now_ns.saturating_add(timeouts.write_ns);
-    match wire::write(&mut instance, question.bytes, watchdog, deadline_ns).await {
+    match wire::write(&mut instance, question.bytes, watchdog, timeouts.write_ns).await {
         Ok(()) => {}
         Err(Stuck::Late) => return Err(broken(true)),
         // It may have answered before it broke the connection.
         Err(Stuck::Broken) => {}
     }
-    let deadline_ns = now_ns.saturating_add(timeouts.read_ns);
     let (mut read, mut head) = (Buffer::default(), Buffer::default());
     let live = attempt.live();
     let mut seat = Seat::new(live);
     let mut elsewhere = |context: &Context<'_>| {
         seat.wait(context);
-        live.is_down() && has_other()
+        live.is_down() && may_leave()
     };
     loop {
         let got = wire::listen(
@@ -154,7 +161,7 @@ pub(super) async fn ask(
             user.stream,
             user.ahead,
             watchdog,
-            deadline_ns,
+            timeouts.read_ns,
             &mut elsewhere,
         );
         match got.await {
@@ -172,8 +179,7 @@ pub(super) async fn ask(
                 // A change of protocol that nobody asked for.
                 answer::Seen::Whole(answer) if answer.status == 101 => return Err(malformed()),
                 answer::Seen::Whole(answer) if answer.status < 200 => {
-                    let deadline_ns = monotonic_ns().saturating_add(timeouts.write_ns);
-                    wire::write(user.stream, &head, watchdog, deadline_ns)
+                    wire::write(user.stream, &head, watchdog, timeouts.write_ns)
                         .await
                         .map_err(|_| Unanswered::Gone)?;
                     read.consume(answer.len);

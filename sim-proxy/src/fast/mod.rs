@@ -15,6 +15,7 @@ mod chunks;
 mod exchange;
 mod pool;
 mod request;
+mod stop;
 mod via;
 mod waiting;
 mod watchdog;
@@ -41,6 +42,9 @@ use pingora_proxy::HttpProxy;
 use request::{Framing, Head};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Context;
+use stop::Stop;
+use tokio::io::AsyncWriteExt as _;
 use via::Via;
 use watchdog::Watchdog;
 use wire::{Cut, Got, Patience};
@@ -51,6 +55,10 @@ const HEAD_BYTES_MAX: usize = 64 * 1_024;
 const BODY_BYTES_MAX: u64 = 64 * 1_024;
 /// How long a request may take to arrive, from its first byte, and how long a user may take nothing of an answer, ns.
 const USER_PATIENCE_NS: u64 = 60_000_000_000;
+
+/// How long a connection that is to be closed is read from, ns, and how much.
+const LINGER_NS: u64 = 500_000_000;
+const LINGER_BYTES_MAX: usize = 1_024 * 1_024;
 
 /// Serves connections of users.
 pub(crate) struct FastPath {
@@ -106,9 +114,11 @@ impl ServerApp for FastPath {
         let mut connection = Connection {
             path: self,
             via: Via::of(client),
-            shutdown,
+            stop: Stop::new(shutdown),
             watchdog: Watchdog::new(),
             arrived: Buffer::default(),
+            since_ns: monotonic_ns(),
+            begun_ns: None,
         };
         loop {
             match connection.serve(&mut stream).await {
@@ -116,11 +126,13 @@ impl ServerApp for FastPath {
                 Then::General => {
                     let prefix = BytesMut::from(&*connection.arrived);
                     connection.arrived = Buffer::default();
+                    connection.begun_ns = None;
                     let mut session = ServerSession::new_http1(stream);
                     session.set_pipelined_prefix(prefix);
                     session.set_keepalive(Some(self.client_idle_seconds));
                     let reused = self.general.process_new_http(session, shutdown).await;
                     (stream, _) = reused?.consume();
+                    connection.since_ns = monotonic_ns();
                 }
             }
         }
@@ -135,10 +147,14 @@ impl ServerApp for FastPath {
 struct Connection<'a> {
     path: &'a FastPath,
     via: Via,
-    shutdown: &'a ShutdownWatch,
+    stop: Stop,
     watchdog: Watchdog,
     /// What has come and is not answered.
     arrived: Buffer,
+    /// When the last request was over.
+    since_ns: u64,
+    /// When the beginning of the present one was there, if it had to be waited for.
+    begun_ns: Option<u64>,
 }
 
 impl Connection<'_> {
@@ -148,6 +164,10 @@ impl Connection<'_> {
             // Memory for the head as the instance gets it; it goes back before the next request is waited for.
             let mut question = Buffer::default();
             let head = loop {
+                // Some end a body with an empty line (RFC 9112, section 2.2).
+                while self.arrived.starts_with(b"\r\n") {
+                    self.arrived.consume(2);
+                }
                 if !self.arrived.is_empty() {
                     match request::read(&self.arrived, &self.via, question.room()) {
                         request::Seen::Whole(head) => break head,
@@ -175,7 +195,10 @@ impl Connection<'_> {
                 Framing::Chunked => {
                     let mut chunks = chunks::Chunks::default();
                     match chunks.take(&self.arrived[head.len..]) {
-                        Ok(length) if chunks.is_over() => head.len + length,
+                        // Where fields behind the body end up differs too much between instances.
+                        Ok(length) if chunks.is_over() && !chunks.has_trailers() => {
+                            head.len + length
+                        }
                         // To wait for the rest would break who answers to the first part of it.
                         Ok(_) => return Then::General,
                         Err(_) => {
@@ -185,20 +208,28 @@ impl Connection<'_> {
                     }
                 }
             };
+            // From here on a stop waits for it.
+            self.path.dispatch.counters.arrived();
             while self.arrived.len() < length {
                 match self.receive(stream).await {
                     Got::Bytes => {}
                     Got::Late => {
-                        self.refuse(stream, 408).await;
+                        self.refuse_arrived(stream, 408).await;
                         return Then::Close;
                     }
-                    Got::End | Got::Elsewhere => return Then::Close,
+                    Got::End | Got::Elsewhere => {
+                        let counters = &self.path.dispatch.counters;
+                        counters.erred(ErrorSide::Downstream);
+                        counters.ended(Ending::Aborted);
+                        return Then::Close;
+                    }
                 }
             }
             question
                 .room()
                 .extend_from_slice(&self.arrived[head.len..length]);
             self.arrived.consume(length);
+            self.begun_ns = None;
             if self.answer(stream, head, &question).await == After::Close {
                 return Then::Close;
             }
@@ -207,19 +238,28 @@ impl Connection<'_> {
 
     /// Reads more of a request, or waits for one.
     async fn receive(&mut self, stream: &mut Stream) -> Got {
-        let patience_ns = if self.arrived.is_empty() {
-            self.path.client_idle_ns
+        let deadline_ns = if self.arrived.is_empty() {
+            self.since_ns.saturating_add(self.path.client_idle_ns)
         } else {
-            USER_PATIENCE_NS
+            // From its first byte, or a byte a minute would hold the connection for ever.
+            let begun_ns = *self.begun_ns.get_or_insert_with(monotonic_ns);
+            begun_ns.saturating_add(USER_PATIENCE_NS)
         };
-        let deadline_ns = monotonic_ns().saturating_add(patience_ns);
-        wire::fill(stream, &mut self.arrived, &mut self.watchdog, deadline_ns).await
+        let (idle, stop) = (self.arrived.is_empty(), &mut self.stop);
+        let (arrived, watchdog) = (&mut self.arrived, &mut self.watchdog);
+        let stops = |context: &mut Context<'_>| idle && stop.has_come(context);
+        wire::fill(stream, arrived, watchdog, deadline_ns, stops).await
     }
 
     /// Counts and answers a request that goes nowhere.
     async fn refuse(&mut self, stream: &mut Stream, status: u16) {
+        self.path.dispatch.counters.arrived();
+        self.refuse_arrived(stream, status).await;
+    }
+
+    /// The same for one that is counted already.
+    async fn refuse_arrived(&mut self, stream: &mut Stream, status: u16) {
         let counters = &self.path.dispatch.counters;
-        counters.arrived();
         if status == 408 {
             counters.erred(ErrorSide::Downstream);
         }
@@ -230,22 +270,46 @@ impl Connection<'_> {
     /// Answers with `status`, after which the connection is closed.
     async fn write_refusal(&mut self, stream: &mut Stream, status: u16, is_head: bool) {
         let page = refusal::page(status, is_head);
-        let deadline_ns = monotonic_ns().saturating_add(USER_PATIENCE_NS);
-        let written = wire::write(stream, page.as_bytes(), &mut self.watchdog, deadline_ns).await;
-        if let Err(error) = written {
-            tracing::debug!(?error, "user left before the error page");
+        let watchdog = &mut self.watchdog;
+        let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
+        match written {
+            Ok(()) => self.linger(stream).await,
+            Err(error) => tracing::debug!(?error, "user left before the error page"),
+        }
+    }
+
+    /// Takes what the user is still sending: the kernel would answer it with a reset, which may overtake the page.
+    async fn linger(&mut self, stream: &mut Stream) {
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let deadline_ns = monotonic_ns().saturating_add(LINGER_NS);
+        let mut taken = 0;
+        while taken < LINGER_BYTES_MAX {
+            self.arrived.consume(usize::MAX);
+            let got = wire::fill(
+                stream,
+                &mut self.arrived,
+                &mut self.watchdog,
+                deadline_ns,
+                |_| false,
+            );
+            if !matches!(got.await, Got::Bytes) {
+                return;
+            }
+            taken += self.arrived.len();
         }
     }
 
     /// Sends a whole request to an instance, and the answer back.
     async fn answer(&mut self, stream: &mut Stream, head: Head, question: &[u8]) -> After {
         let dispatch = &self.path.dispatch;
-        dispatch.counters.arrived();
-        let started_ns = monotonic_ns();
-        let (mut tries, mut not) = (0, None);
-        let question = Question {
+        let (mut tries, mut not, mut started_ns) = (0, None, None);
+        let mut question = Question {
             bytes: question,
             is_head: head.is_head,
+            idempotent: head.idempotent,
+            fresh: false,
         };
         loop {
             let entry = Entry {
@@ -264,10 +328,19 @@ impl Connection<'_> {
                 self.write_refusal(stream, 503, head.is_head).await;
                 return After::Close;
             };
+            let started_ns = *started_ns.get_or_insert(attempt.entered_ns());
             // Whoever is told that the connection closes asks no more on it.
-            let keep = || head.keep_alive && matches!(self.shutdown.has_changed(), Ok(false));
+            let keep = || head.keep_alive && !self.stop.is_on();
             let live = attempt.live().id();
-            let has_other = || head.idempotent && dispatch.routes.has_other(live);
+            // Asked once, and paid for: a request that may not go is better off waiting.
+            let (mut allowed, mut paid) = (true, false);
+            let may_leave = || {
+                if !paid && allowed && head.idempotent && dispatch.routes.has_other(live) {
+                    paid = dispatch.may_retry(tries, RetryReason::Down);
+                    allowed = paid;
+                }
+                paid
+            };
             let mut user = User {
                 stream,
                 ahead: &mut self.arrived,
@@ -276,7 +349,7 @@ impl Connection<'_> {
                 &attempt,
                 question,
                 keep,
-                has_other,
+                may_leave,
                 &mut user,
                 &mut self.watchdog,
                 &self.path.timeouts,
@@ -292,8 +365,10 @@ impl Connection<'_> {
                     let failed_on = dispatch.attempt_failed(attempt, broken.failure);
                     let elsewhere = dispatch.routes.has_other(failed_on);
                     not = elsewhere.then_some(failed_on);
-                    if may_go_again(head, broken, elsewhere)
-                        && dispatch.may_retry(tries, broken.reason)
+                    question.fresh = broken.reused && !elsewhere;
+                    if paid
+                        || may_go_again(head, broken, elsewhere)
+                            && dispatch.may_retry(tries, broken.reason)
                     {
                         continue;
                     }
@@ -331,6 +406,7 @@ impl Connection<'_> {
         } else {
             dispatch.routes.attempt_succeeded(&attempt);
         }
+        let bodiless = answer.body.is_over();
         let body = &read[answer.len..];
         let Ok(taken) = answer.body.take(body) else {
             self.write_refusal(stream, 502, false).await;
@@ -346,8 +422,8 @@ impl Connection<'_> {
                 &head
             }
         };
-        let deadline_ns = monotonic_ns().saturating_add(USER_PATIENCE_NS);
-        let written = wire::write(stream, passing, &mut self.watchdog, deadline_ns).await;
+        let watchdog = &mut self.watchdog;
+        let written = wire::write(stream, passing, watchdog, USER_PATIENCE_NS).await;
         drop((read, head));
         if written.is_err() {
             return self.aborted(attempt);
@@ -375,12 +451,14 @@ impl Connection<'_> {
             }
         }
         let now_ns = monotonic_ns();
+        self.since_ns = now_ns;
         if clean && answer.keep_alive {
             pool::keep(
-                attempt.live().id(),
+                (attempt.live().id(), attempt.address()),
                 instance,
                 self.path.timeouts.pool,
                 now_ns,
+                bodiless,
             );
         }
         let (outcome, ending) = if failed {
@@ -420,8 +498,8 @@ fn may_go_again(head: Head, broken: Broken, elsewhere: bool) -> bool {
         // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
         // couldn't.
         RetryReason::Reset => head.idempotent && (elsewhere || broken.reused),
-        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down => {
-            head.idempotent && elsewhere
-        }
+        RetryReason::Timeout | RetryReason::Malformed => head.idempotent && elsewhere,
+        // It has left with its permission.
+        RetryReason::Down => false,
     }
 }

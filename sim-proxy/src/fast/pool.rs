@@ -1,8 +1,12 @@
 //! Idle connections to instances, each kept by the worker that opened it.
 
 use crate::clock::monotonic_ns;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use sim_core::name::InstanceId;
 use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -11,12 +15,17 @@ use tokio::net::TcpStream;
 struct Idle {
     stream: TcpStream,
     since_ns: u64,
+    /// Its last answer had a body that wasn't to be sent. Who sends it all the same does so a little later.
+    doubtful: bool,
 }
+
+/// Where connections lead.
+pub(super) type To = (InstanceId, SocketAddr);
 
 #[derive(Debug, Default)]
 struct Pool {
     /// Few instances: looking through them is faster than hashing.
-    of: Vec<(InstanceId, Vec<Idle>)>,
+    of: Vec<(To, Vec<Idle>)>,
     count: usize,
     swept: bool,
 }
@@ -32,17 +41,15 @@ pub(super) struct PoolLimits {
     pub(super) count_max: usize,
 }
 
-/// The connection to `instance` that was used last, if it is still good.
-pub(super) fn take(instance: InstanceId, limits: PoolLimits, now_ns: u64) -> Option<TcpStream> {
+/// The connection that was used last, if it is still good. `sure`: the kernel is asked, since the request can't be
+/// repeated.
+pub(super) fn take(to: To, limits: PoolLimits, now_ns: u64, sure: bool) -> Option<TcpStream> {
     POOL.with_borrow_mut(|pool| {
-        let (_, idle) = pool.of.iter_mut().find(|(id, _)| *id == instance)?;
+        let (_, idle) = pool.of.iter_mut().find(|(known, _)| *known == to)?;
         while let Some(last) = idle.pop() {
             pool.count -= 1;
             let old = now_ns.saturating_sub(last.since_ns) >= limits.idle_ns;
-            // No system call unless there is something to read: then the instance has closed it, or sent what
-            // nobody asked for.
-            let quiet = last.stream.try_read(&mut [0]).is_err_and(would_block);
-            if quiet && !old {
+            if !old && is_quiet(&last.stream, sure || last.doubtful) {
                 return Some(last.stream);
             }
         }
@@ -50,24 +57,42 @@ pub(super) fn take(instance: InstanceId, limits: PoolLimits, now_ns: u64) -> Opt
     })
 }
 
-fn would_block(error: std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::WouldBlock
+/// Whether there is nothing to read: else the instance has closed it, or sent what nobody asked for. Without `ask` by
+/// what this worker was told, without a system call unless there is something.
+fn is_quiet(stream: &TcpStream, ask: bool) -> bool {
+    if ask {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        return recv(stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
+    }
+    let read = stream.try_read(&mut [0]);
+    read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
-/// Keeps `stream` for the next request to `instance`.
-pub(super) fn keep(instance: InstanceId, stream: TcpStream, limits: PoolLimits, now_ns: u64) {
+/// Closes the idle connections to an instance.
+pub(super) fn forget(to: To) {
+    POOL.with_borrow_mut(|pool| {
+        if let Some((_, idle)) = pool.of.iter_mut().find(|(known, _)| *known == to) {
+            pool.count -= idle.len();
+            idle.clear();
+        }
+    });
+}
+
+/// Keeps `stream` for the next request. `doubtful`: see [`Idle`].
+pub(super) fn keep(to: To, stream: TcpStream, limits: PoolLimits, now_ns: u64, doubtful: bool) {
     POOL.with_borrow_mut(|pool| {
         if pool.count >= limits.count_max {
             return;
         }
-        let at = pool.of.iter().position(|(id, _)| *id == instance);
+        let at = pool.of.iter().position(|(known, _)| *known == to);
         let at = at.unwrap_or_else(|| {
-            pool.of.push((instance, Vec::new()));
+            pool.of.push((to, Vec::new()));
             pool.of.len() - 1
         });
         pool.of[at].1.push(Idle {
             stream,
             since_ns: now_ns,
+            doubtful,
         });
         pool.count += 1;
         if !pool.swept {
@@ -107,7 +132,9 @@ mod tests {
         idle_ns: 50_000_000,
         count_max: 2,
     };
-    const ONE: InstanceId = InstanceId(1);
+    fn one(stream: &TcpStream) -> To {
+        (InstanceId(1), stream.peer_addr().expect("connected"))
+    }
 
     async fn connections(count: usize) -> (Vec<TcpStream>, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -127,34 +154,51 @@ mod tests {
             .iter()
             .map(|s| s.local_addr().expect("bound"))
             .collect();
-        let now = monotonic_ns();
+        let (now, to) = (monotonic_ns(), one(&here[0]));
         for stream in here {
-            keep(ONE, stream, LIMITS, now);
+            keep(to, stream, LIMITS, now, false);
         }
-        let taken = || take(ONE, LIMITS, now).map(|s| s.local_addr().expect("bound"));
+        let taken = || take(to, LIMITS, now, true).map(|s| s.local_addr().expect("bound"));
         assert_eq!(taken(), Some(ports[1]));
         assert_eq!(taken(), Some(ports[0]));
         assert_eq!(taken(), None);
-        assert!(take(InstanceId(2), LIMITS, now).is_none());
+        assert!(take((InstanceId(2), to.1), LIMITS, now, false).is_none());
     }
 
     #[tokio::test]
     async fn one_that_is_old_or_was_closed_is_not_taken() {
         let (mut here, mut there) = connections(2).await;
         let now = monotonic_ns();
-        keep(ONE, here.remove(0), LIMITS, now);
-        assert!(take(ONE, LIMITS, now + LIMITS.idle_ns).is_none());
+        let to = one(&here[0]);
+        keep(to, here.remove(0), LIMITS, now, false);
+        assert!(take(to, LIMITS, now + LIMITS.idle_ns, false).is_none());
         let closed = here.remove(0);
         drop(there.remove(1));
         closed.readable().await.expect("the end");
-        keep(ONE, closed, LIMITS, now);
-        assert!(take(ONE, LIMITS, now).is_none());
+        keep(to, closed, LIMITS, now, false);
+        assert!(take(to, LIMITS, now, false).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_asked_where_it_matters() {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut here, mut there) = connections(3).await;
+        let (now, to) = (monotonic_ns(), one(&here[0]));
+        for (at, (sure, doubtful)) in [(true, false), (false, true)].into_iter().enumerate() {
+            // What has come since this worker last heard from the kernel.
+            keep(to, here.remove(0), LIMITS, now, doubtful);
+            there[at].write_all(b"unasked").await.expect("sent");
+            assert!(take(to, LIMITS, now, sure).is_none());
+        }
+        keep(to, here.remove(0), LIMITS, now, false);
+        forget(to);
+        assert!(take(to, LIMITS, now, false).is_none());
     }
 
     #[tokio::test]
     async fn what_nobody_uses_is_closed() {
         let (mut here, mut there) = connections(1).await;
-        keep(ONE, here.remove(0), LIMITS, monotonic_ns());
+        keep(one(&here[0]), here.remove(0), LIMITS, monotonic_ns(), false);
         let mut byte = [0];
         let read = tokio::io::AsyncReadExt::read(&mut there[0], &mut byte);
         assert_eq!(read.await.expect("the end"), 0);

@@ -178,9 +178,11 @@ fn kind(name: &str) -> Kind {
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::HopByHop,
         14 if is("content-length") => Kind::Length,
+        14 if is("http2-settings") => Kind::HopByHop,
         15 if is("x-forwarded-for") => Kind::ForwardedFor,
         16 if is("proxy-connection") => Kind::HopByHop,
         17 if is("transfer-encoding") => Kind::Coding,
+        19 if is("proxy-authorization") => Kind::HopByHop,
         _ => Kind::Plain,
     }
 }
@@ -251,6 +253,7 @@ mod tests {
     #[test]
     fn the_head_goes_on_as_it_came_but_for_what_is_ours() {
         let text = "POST /a?b HTTP/1.1\r\nhOST: x\r\nConnection: keep-alive\r\nTE: trailers\r\n\
+                    Proxy-Authorization: Basic x\r\n\
                     Content-Length: 3 \r\nX-Forwarded-For: 1.1.1.1\r\nEmpty:\r\n\r\n";
         let (head, out) = whole(&format!("{text}abcGET"));
         assert_eq!(head.len, text.len());

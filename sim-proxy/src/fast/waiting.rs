@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// How soon a waiting request hears of it.
 const LOOK: Duration = Duration::from_millis(1);
+/// Looks until one that found nowhere else to go may try again.
+const AGAIN: u32 = 50;
 /// Looks after the last one has left before the looking ends: under load somebody is there all the time.
 const LINGER: u32 = 200;
 
@@ -29,8 +31,8 @@ struct Room {
 struct Waiting {
     live: Arc<InstanceLive>,
     waker: Waker,
-    /// It has heard, and may have nowhere else to go.
-    told: bool,
+    /// Looks since it has heard; it may have had nowhere else to go.
+    told: u32,
 }
 
 thread_local! {
@@ -61,7 +63,7 @@ impl<'a> Seat<'a> {
             let taken = Some(Waiting {
                 live: self.live.clone(),
                 waker: context.waker().clone(),
-                told: false,
+                told: 0,
             });
             let at = room.free.pop().unwrap_or(room.seats.len());
             match room.seats.get_mut(at) {
@@ -100,11 +102,14 @@ async fn look() {
             let waiting = room.seats.len() - room.free.len();
             empty = if waiting == 0 { empty + 1 } else { 0 };
             for one in room.seats.iter_mut().flatten() {
-                let down = one.live.is_down();
-                if down && !one.told {
+                if !one.live.is_down() {
+                    one.told = 0;
+                    continue;
+                }
+                if one.told.is_multiple_of(AGAIN) {
                     one.waker.wake_by_ref();
                 }
-                one.told = down;
+                one.told = one.told.wrapping_add(1);
             }
             room.looking = empty < LINGER;
             room.looking

@@ -33,38 +33,53 @@ pub(super) enum Stuck {
     Late,
 }
 
-/// Reads what is there, waiting for it, into `buffer`.
+/// Reads what is there, waiting for it unless that ends the wait, into `buffer`.
 pub(super) async fn fill(
     io: &mut (impl AsyncRead + Unpin + ?Sized),
     buffer: &mut Buffer,
     watchdog: &mut Watchdog,
     deadline_ns: u64,
+    mut unless: impl FnMut(&mut Context<'_>) -> bool,
 ) -> Got {
-    poll_fn(|context| match buffer.poll_read(io, context) {
-        Poll::Ready(Ok(1..)) => Poll::Ready(Got::Bytes),
-        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Got::End),
-        Poll::Pending if watchdog.is_over(deadline_ns, context) => Poll::Ready(Got::Late),
-        Poll::Pending => Poll::Pending,
+    poll_fn(|context| {
+        Poll::Ready(match buffer.poll_read(io, context) {
+            Poll::Ready(Ok(1..)) => Got::Bytes,
+            Poll::Ready(Ok(0) | Err(_)) => Got::End,
+            Poll::Pending if unless(context) => Got::End,
+            Poll::Pending if watchdog.is_over(deadline_ns, context) => Got::Late,
+            Poll::Pending => return Poll::Pending,
+        })
     })
     .await
 }
 
-/// Writes all of `bytes`.
+fn after(moment_ns: u64, patience_ns: u64) -> u64 {
+    moment_ns.saturating_add(patience_ns)
+}
+
+/// Writes all of `bytes`. For no longer than `patience_ns` may nothing pass.
 pub(super) async fn write(
     io: &mut (impl AsyncWrite + Unpin + ?Sized),
     mut bytes: &[u8],
     watchdog: &mut Watchdog,
-    deadline_ns: u64,
+    patience_ns: u64,
 ) -> Result<(), Stuck> {
+    // It hardly ever has to wait; then the clock isn't read.
+    let mut deadline_ns = None;
     poll_fn(|context| {
+        let before = bytes.len();
         let written = poll_write_all(Pin::new(&mut *io), context, &mut bytes);
-        match written {
-            Poll::Ready(result) => Poll::Ready(result.map_err(|_| Stuck::Broken)),
-            Poll::Pending if watchdog.is_over(deadline_ns, context) => {
-                Poll::Ready(Err(Stuck::Late))
-            }
-            Poll::Pending => Poll::Pending,
+        if let Poll::Ready(result) = written {
+            return Poll::Ready(result.map_err(|_| Stuck::Broken));
         }
+        if bytes.len() < before {
+            deadline_ns = None;
+        }
+        let deadline_ns = *deadline_ns.get_or_insert_with(|| after(monotonic_ns(), patience_ns));
+        if watchdog.is_over(deadline_ns, context) {
+            return Poll::Ready(Err(Stuck::Late));
+        }
+        Poll::Pending
     })
     .await
 }
@@ -92,11 +107,17 @@ pub(super) async fn listen(
     user: &mut (impl AsyncRead + Unpin + ?Sized),
     ahead: &mut Buffer,
     watchdog: &mut Watchdog,
-    deadline_ns: u64,
+    patience_ns: u64,
     mut elsewhere: impl FnMut(&Context<'_>) -> bool,
 ) -> Result<Got, Gone> {
+    let mut deadline_ns = None;
     poll_fn(|context| {
-        Poll::Ready(match answer.poll_read(instance, context) {
+        let read = answer.poll_read(instance, context);
+        if read.is_pending() && deadline_ns.is_none() {
+            deadline_ns = Some(after(monotonic_ns(), patience_ns));
+        }
+        let deadline_ns = deadline_ns.unwrap_or(u64::MAX);
+        Poll::Ready(match read {
             Poll::Ready(Ok(1..)) => Ok(Got::Bytes),
             Poll::Ready(Ok(0) | Err(_)) => Ok(Got::End),
             Poll::Pending if is_gone(user, ahead, context) => Err(Gone),
@@ -172,7 +193,9 @@ pub(super) async fn pump(
                         sent += count;
                         moved_ns = monotonic_ns();
                     }
-                    Poll::Pending if watchdog.is_over(moved_ns + patience.write_ns, context) => {
+                    Poll::Pending
+                        if watchdog.is_over(after(moved_ns, patience.write_ns), context) =>
+                    {
                         return Poll::Ready(Err(Cut::User));
                     }
                     Poll::Pending => return Poll::Pending,
@@ -181,9 +204,15 @@ pub(super) async fn pump(
             left.consume(sent);
             sent = 0;
             if rest.is_over() {
-                return match ready!(Pin::new(&mut *user).poll_flush(context)) {
-                    Ok(()) => Poll::Ready(Ok(clean)),
-                    Err(_) => Poll::Ready(Err(Cut::User)),
+                return match Pin::new(&mut *user).poll_flush(context) {
+                    Poll::Ready(Ok(())) => Poll::Ready(Ok(clean)),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::User)),
+                    Poll::Pending
+                        if watchdog.is_over(after(moved_ns, patience.write_ns), context) =>
+                    {
+                        Poll::Ready(Err(Cut::User))
+                    }
+                    Poll::Pending => Poll::Pending,
                 };
             }
             let read = poll_read(Pin::new(&mut *instance), context, |context, bytes| {
@@ -221,7 +250,7 @@ pub(super) async fn pump(
                     if is_gone(user, ahead, context) {
                         return Poll::Ready(Err(Cut::User));
                     }
-                    if watchdog.is_over(moved_ns + patience.read_ns, context) {
+                    if watchdog.is_over(after(moved_ns, patience.read_ns), context) {
                         return Poll::Ready(Err(Cut::Late));
                     }
                     return Poll::Pending;

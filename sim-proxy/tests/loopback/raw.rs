@@ -300,3 +300,42 @@ async fn a_long_answer_reaches_a_slow_user_whole() {
         .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["ok"]) == 1.0)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_line_behind_a_body_is_no_request() {
+    let (world, _control, _ups) = World::with_two(5_000).await;
+    let mut user = TcpStream::connect(world.proxy).await.expect("connected");
+    for _ in 0..3 {
+        let request = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab\r\n";
+        let answer = ask(&mut user, request, "ab").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    drop(user);
+    let metrics = world
+        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["ok"]) == 3.0)
+        .await;
+    assert_eq!(
+        metrics.sum("sim_proxy_requests_ended_total", &["refused"]),
+        0.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_closes_who_is_idle_and_waits_for_who_is_sending() {
+    let (world, _control, _ups) = World::with_two(5_000).await;
+    let mut idle = TcpStream::connect(world.proxy).await.expect("connected");
+    ask(&mut idle, "GET /bytes/1 HTTP/1.1\r\nHost: a\r\n\r\n", "\0").await;
+    let mut sending = TcpStream::connect(world.proxy).await.expect("connected");
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab";
+    sending.write_all(head.as_bytes()).await.expect("sent");
+    world
+        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 1.0)
+        .await;
+    let stopped = tokio::spawn(world.terminate());
+    assert_eq!(ask(&mut idle, "", "").await, "");
+    let answer = ask(&mut sending, "cd", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("abcd"), "{answer}");
+    assert!(stopped.await.expect("no panic").success());
+}
