@@ -3,7 +3,7 @@
 use http::header::{FORWARDED, HeaderName, HeaderValue};
 use pingora_error::{ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::Write;
 use std::net::IpAddr;
 
@@ -18,12 +18,21 @@ const HOP_BYTES_MAX: usize = 64;
 pub(crate) fn append(request: &mut RequestHeader, client: IpAddr) -> Result<()> {
     add(request, &X_FORWARDED_FOR, client)?;
     if request.headers.contains_key(FORWARDED) {
-        match client {
-            IpAddr::V4(v4) => add(request, &FORWARDED, format_args!("for={v4}"))?,
-            IpAddr::V6(v6) => add(request, &FORWARDED, format_args!("for=\"[{v6}]\""))?,
-        }
+        add(request, &FORWARDED, Node(client))?;
     }
     Ok(())
+}
+
+/// A user as `Forwarded` names it.
+pub(crate) struct Node(pub(crate) IpAddr);
+
+impl Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(v4) => write!(f, "for={v4}"),
+            IpAddr::V6(v6) => write!(f, "for=\"[{v6}]\""),
+        }
+    }
 }
 
 fn add(request: &mut RequestHeader, name: &HeaderName, hop: impl Display) -> Result<()> {

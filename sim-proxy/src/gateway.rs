@@ -11,7 +11,7 @@ use crate::counters::{Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::live::Outcome;
-use crate::retry::{Exchange, is_instance_at_fault, judge};
+use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
 use crate::{forwarded, framing, refusal};
 use async_trait::async_trait;
@@ -160,11 +160,10 @@ impl ProxyHttp for Gateway {
     ) -> BError {
         let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
         request.not = self.attempt_failed(request, failure);
-        // Nothing was sent, so any method may go elsewhere; to try the same again is pointless.
-        let elsewhere = request
-            .not
-            .is_some_and(|not| self.dispatch.routes.has_other(not));
-        error.set_retry(elsewhere && self.dispatch.may_retry(request.tries, RetryReason::Connect));
+        let (reason, not) = (RetryReason::Connect, request.not);
+        let elsewhere = not.is_some_and(|not| self.dispatch.routes.has_other(not));
+        let possible = may_go_again(reason, true, false, elsewhere);
+        error.set_retry(possible && self.dispatch.may_retry(request.tries, reason));
         error
     }
 
@@ -189,13 +188,9 @@ impl ProxyHttp for Gateway {
         let (failure, reason) = judge(&error, reused);
         let failed_on = self.attempt_failed(request, Some(failure));
         let elsewhere = failed_on.is_some_and(|not| self.dispatch.routes.has_other(not));
-        // With nothing else to be had, a fresh connection to the same instance may still do what
-        // a stale one couldn't.
-        let possible = elsewhere || (reused && reason == RetryReason::Reset);
+        let possible = may_go_again(reason, exchange.is_repeatable(), reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);
-        let retry =
-            exchange.is_repeatable() && possible && self.dispatch.may_retry(request.tries, reason);
-        error.set_retry(retry);
+        error.set_retry(possible && self.dispatch.may_retry(request.tries, reason));
         error
     }
 

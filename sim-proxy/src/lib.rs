@@ -4,8 +4,9 @@
 //! Pingora carries listeners, HTTP and connection pools. Its load balancer is not used: weights
 //! are part of a backend's identity there, its round robin is bursty and all-zero weights panic.
 //!
-//! A request's way: the [`fast`] path, or the general one ([`gateway`]) for all that is rare; [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy
-//! [`tickets`] sequence, counters go to the instance's [`live`] state, failures to its [`health`].
+//! A request's way: the [`fast`] path, or the general one ([`gateway`]) for all that is rare;
+//! [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy [`tickets`]
+//! sequence, counters go to the instance's [`live`] state, failures to its [`health`].
 //! The control session swaps snapshots; a request never waits for it.
 
 mod admin;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -42,28 +42,35 @@ fn text_of(status: u16) -> &'static str {
 pub(crate) fn page(status: u16, is_head: bool) -> String {
     let text = text_of(status);
     let title = text.split(':').next().unwrap_or_default();
-    let again = if status == 503 {
-        "Retry-After: 1\r\n"
-    } else {
-        ""
-    };
-    let body = if is_head { "" } else { text };
-    format!(
-        "HTTP/1.1 {title}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Cache-Control: no-store\r\n{again}Connection: close\r\n\r\n{body}",
-        text.len()
-    )
+    let mut page = format!("HTTP/1.1 {title}\r\nContent-Length: {}\r\n", text.len());
+    for (name, value) in fields(status) {
+        page.extend([name.as_str(), ": ", value, "\r\n"]);
+    }
+    page.push_str("Connection: close\r\n\r\n");
+    if !is_head {
+        page.push_str(text);
+    }
+    page
+}
+
+/// Fields of such an answer, but for its length.
+fn fields(status: u16) -> impl Iterator<Item = (HeaderName, &'static str)> {
+    let again = (status == 503).then_some((RETRY_AFTER, "1"));
+    [
+        (CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (CACHE_CONTROL, "no-store"),
+    ]
+    .into_iter()
+    .chain(again)
 }
 
 /// Answers with `status` and closes the connection, unless an answer has begun.
 pub(crate) async fn write(session: &mut Session, status: u16) -> Result<()> {
     let text = text_of(status);
     let mut header = ResponseHeader::build(status, Some(4))?;
-    header.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
     header.insert_header(CONTENT_LENGTH, text.len())?;
-    header.insert_header(CACHE_CONTROL, "no-store")?;
-    if status == 503 {
-        header.insert_header(RETRY_AFTER, "1")?;
+    for (name, value) in fields(status) {
+        header.insert_header(name, value)?;
     }
     let is_head = session.req_header().method == Method::HEAD;
     let body = if is_head {

@@ -15,8 +15,37 @@ pub(crate) fn judge(error: &Error, reused: bool) -> (Failure, RetryReason) {
     match error.etype() {
         E::ReadTimedout | E::WriteTimedout => (Failure::BadAnswer, RetryReason::Timeout),
         E::InvalidHTTPHeader | E::H1Error => (Failure::BadAnswer, RetryReason::Malformed),
-        _ if reused => (Failure::StaleReset, RetryReason::Reset),
-        _ => (Failure::Connect, RetryReason::Reset),
+        _ => (failure_of_reset(reused), RetryReason::Reset),
+    }
+}
+
+/// What a broken connection says about its instance. One that had served before may have met the instance's
+/// keep-alive timer.
+pub(crate) fn failure_of_reset(reused: bool) -> Failure {
+    if reused {
+        Failure::StaleReset
+    } else {
+        Failure::Connect
+    }
+}
+
+/// Whether a request that got no answer may be sent again. `repeatable`: it may be answered twice; `reused`: the
+/// connection had served before; `elsewhere`: there is another instance.
+pub(crate) fn may_go_again(
+    reason: RetryReason,
+    repeatable: bool,
+    reused: bool,
+    elsewhere: bool,
+) -> bool {
+    match reason {
+        // Nothing was sent, so any request may go elsewhere; to try the same again is pointless.
+        RetryReason::Connect => elsewhere,
+        // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
+        // couldn't.
+        RetryReason::Reset => repeatable && (elsewhere || reused),
+        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down => {
+            repeatable && elsewhere
+        }
     }
 }
 
@@ -62,6 +91,24 @@ mod tests {
             }
             .is_repeatable();
             assert_eq!(repeatable, bits == 1);
+        }
+    }
+
+    #[test]
+    fn a_request_goes_again_where_that_may_help_and_harms_nobody() {
+        use RetryReason as R;
+        for reason in [R::Connect, R::Reset, R::Timeout, R::Malformed, R::Down] {
+            for bits in 0..8 {
+                let [repeatable, reused, elsewhere] = [1, 2, 4].map(|bit| bits & bit != 0);
+                let expected = match (reason, repeatable, reused, elsewhere) {
+                    (R::Connect, _, _, elsewhere) => elsewhere,
+                    (_, false, ..) => false,
+                    (R::Reset, true, true, _) => true,
+                    (_, true, _, elsewhere) => elsewhere,
+                };
+                let goes = may_go_again(reason, repeatable, reused, elsewhere);
+                assert_eq!(goes, expected, "{reason:?} {bits:b}");
+            }
         }
     }
 

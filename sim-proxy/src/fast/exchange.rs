@@ -11,6 +11,7 @@ use crate::clock::nanos;
 use crate::config::UpstreamSettings;
 use crate::counters::RetryReason;
 use crate::health::Failure;
+use crate::retry::failure_of_reset;
 use pingora_core::protocols::Stream;
 use std::io;
 use std::task::Context;
@@ -121,10 +122,10 @@ pub(super) async fn ask(
         None => connect(attempt, timeouts).await?,
     };
     let broken = |late: bool| {
-        let (failure, reason) = match (late, reused) {
-            (true, _) => (Failure::BadAnswer, RetryReason::Timeout),
-            (false, true) => (Failure::StaleReset, RetryReason::Reset),
-            (false, false) => (Failure::Connect, RetryReason::Reset),
+        let (failure, reason) = if late {
+            (Failure::BadAnswer, RetryReason::Timeout)
+        } else {
+            (failure_of_reset(reused), RetryReason::Reset)
         };
         Unanswered::Broken(Broken {
             failure: Some(failure),

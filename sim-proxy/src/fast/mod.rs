@@ -30,11 +30,12 @@ use crate::gateway::Gateway;
 use crate::health::Failure;
 use crate::live::Outcome;
 use crate::refusal;
+use crate::retry::{failure_of_reset, may_go_again};
 use crate::routes::Entry;
 use async_trait::async_trait;
 use buffers::Buffer;
 use bytes::BytesMut;
-use exchange::{Answered, Broken, Question, Timeouts, Unanswered, User};
+use exchange::{Answered, Question, Timeouts, Unanswered, User};
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
 use pingora_core::server::ShutdownWatch;
@@ -259,19 +260,25 @@ impl Connection<'_> {
 
     /// The same for one that is counted already.
     async fn refuse_arrived(&mut self, stream: &mut Stream, status: u16) {
-        let counters = &self.path.dispatch.counters;
         if status == 408 {
-            counters.erred(ErrorSide::Downstream);
+            self.path.dispatch.counters.erred(ErrorSide::Downstream);
         }
-        counters.ended(Ending::Refused);
-        self.write_refusal(stream, status, false).await;
+        self.write_refusal(stream, status, false, Ending::Refused)
+            .await;
     }
 
-    /// Answers with `status`, after which the connection is closed.
-    async fn write_refusal(&mut self, stream: &mut Stream, status: u16, is_head: bool) {
+    /// Ends a request with `status`, after which the connection is closed. A stop waits for the page.
+    async fn write_refusal(
+        &mut self,
+        stream: &mut Stream,
+        status: u16,
+        is_head: bool,
+        ending: Ending,
+    ) {
         let page = refusal::page(status, is_head);
         let watchdog = &mut self.watchdog;
         let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
+        self.path.dispatch.counters.ended(ending);
         match written {
             Ok(()) => self.linger(stream).await,
             Err(error) => tracing::debug!(?error, "user left before the error page"),
@@ -324,8 +331,8 @@ impl Connection<'_> {
                     .no_instance
                     .fetch_add(1, Ordering::Relaxed);
                 dispatch.counters.erred(ErrorSide::Internal);
-                dispatch.counters.ended(Ending::Failed);
-                self.write_refusal(stream, 503, head.is_head).await;
+                self.write_refusal(stream, 503, head.is_head, Ending::Failed)
+                    .await;
                 return After::Close;
             };
             let started_ns = *started_ns.get_or_insert(attempt.entered_ns());
@@ -366,16 +373,16 @@ impl Connection<'_> {
                     let elsewhere = dispatch.routes.has_other(failed_on);
                     not = elsewhere.then_some(failed_on);
                     question.fresh = broken.reused && !elsewhere;
-                    if paid
-                        || may_go_again(head, broken, elsewhere)
-                            && dispatch.may_retry(tries, broken.reason)
-                    {
+                    let possible =
+                        may_go_again(broken.reason, head.idempotent, broken.reused, elsewhere);
+                    // Whoever left a stopped instance has paid for it.
+                    if paid || possible && dispatch.may_retry(tries, broken.reason) {
                         continue;
                     }
                     dispatch.counters.erred(ErrorSide::Upstream);
-                    dispatch.counters.ended(Ending::Failed);
                     let status = if broken.late { 504 } else { 502 };
-                    self.write_refusal(stream, status, head.is_head).await;
+                    self.write_refusal(stream, status, head.is_head, Ending::Failed)
+                        .await;
                     return After::Close;
                 }
             }
@@ -409,8 +416,10 @@ impl Connection<'_> {
         let bodiless = answer.body.is_over();
         let body = &read[answer.len..];
         let Ok(taken) = answer.body.take(body) else {
-            self.write_refusal(stream, 502, false).await;
-            return self.cut_off(attempt, Failure::BadAnswer);
+            dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
+            dispatch.counters.erred(ErrorSide::Upstream);
+            self.write_refusal(stream, 502, false, Ending::Failed).await;
+            return After::Close;
         };
         let mut clean = taken == body.len();
         let end = answer.len + taken;
@@ -446,8 +455,7 @@ impl Connection<'_> {
                 Err(Cut::Late | Cut::Malformed) => {
                     return self.cut_off(attempt, Failure::BadAnswer);
                 }
-                Err(Cut::Instance) if reused => return self.cut_off(attempt, Failure::StaleReset),
-                Err(Cut::Instance) => return self.cut_off(attempt, Failure::Connect),
+                Err(Cut::Instance) => return self.cut_off(attempt, failure_of_reset(reused)),
             }
         }
         let now_ns = monotonic_ns();
@@ -487,19 +495,5 @@ impl Connection<'_> {
         dispatch.counters.erred(ErrorSide::Upstream);
         dispatch.counters.ended(Ending::Failed);
         After::Close
-    }
-}
-
-/// Whether a request that got no answer may be sent again, by the rules of [`crate::retry`].
-fn may_go_again(head: Head, broken: Broken, elsewhere: bool) -> bool {
-    match broken.reason {
-        // Nothing was sent, so any method may go elsewhere; to try the same again is pointless.
-        RetryReason::Connect => elsewhere,
-        // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
-        // couldn't.
-        RetryReason::Reset => head.idempotent && (elsewhere || broken.reused),
-        RetryReason::Timeout | RetryReason::Malformed => head.idempotent && elsewhere,
-        // It has left with its permission.
-        RetryReason::Down => false,
     }
 }

@@ -1,5 +1,6 @@
 //! The user's address as the lists of forwarders name it, made once for a connection.
 
+use crate::forwarded::Node;
 use std::net::IpAddr;
 
 /// What this hop adds to `X-Forwarded-For` and `Forwarded`; see [`crate::forwarded`].
@@ -20,10 +21,7 @@ impl Via {
     pub(super) fn of(client: Option<IpAddr>) -> Self {
         let hop = client.map(|client| Hop {
             address: client.to_string().into(),
-            node: match client {
-                IpAddr::V4(v4) => format!("for={v4}").into(),
-                IpAddr::V6(v6) => format!("for=\"[{v6}]\"").into(),
-            },
+            node: Node(client).to_string().into(),
         });
         Self { hop }
     }
