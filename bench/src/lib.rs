@@ -1,7 +1,13 @@
 //! What the benchmarks have in common that are programs of their own (`src/bin`).
+#![allow(clippy::print_stdout, reason = "a benchmark speaks to the terminal")]
 
+pub mod load;
 pub mod peers;
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 /// To the nearest multiple of `step`: no figure here has more digits.
@@ -31,9 +37,52 @@ pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     sorted.get(rank.max(1) - 1).copied()
 }
 
+/// Shows what a benchmark found, and writes it to `file` if there is one.
+///
+/// # Errors
+/// The file can't be written.
+pub fn report(versions: &Value, rounds: usize, results: &Value, file: Option<&Path>) -> Result<()> {
+    let report = json!({
+        "machine": machine(),
+        "versions": versions,
+        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        "rounds": rounds,
+        "results": results,
+    });
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    print!("{text}");
+    if let Some(file) = file {
+        std::fs::write(file, &text).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// A loopback address that nobody listens on.
+///
+/// # Errors
+/// There is none.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(listener.local_addr()?)
+}
+
+/// CPU time of all threads of a process, as the scheduler accounts it.
+///
+/// # Errors
+/// There is no such process.
+pub fn cpu_ns(pid: i32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        let first = text.split(' ').next().unwrap_or_default();
+        sum += first.parse::<u64>().unwrap_or(0);
+    }
+    Ok(sum)
+}
+
 /// The machine a benchmark ran on.
-#[must_use]
-pub fn machine() -> Value {
+fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| {

@@ -6,8 +6,11 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use crate::build::{self, Extent, Profile};
 use crate::context::Context;
 use crate::process;
+use crate::progress::Steps;
+use crate::setup::{self, Peers};
 
 mod probes;
 mod proxy;
@@ -68,6 +71,38 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     std::fs::write(file, text).with_context(|| file.display().to_string())?;
     println!("bench: {} results in {}", benches.len(), file.display());
     Ok(())
+}
+
+/// A benchmark that is a program of its own.
+struct Program {
+    name: &'static str,
+    /// It and SIM are built so.
+    profile: Profile,
+    /// What it runs beside SIM.
+    peers: fn(&Context, &mut Steps) -> Result<Peers>,
+    peers_steps: usize,
+}
+
+/// Sets up, builds and runs one.
+fn program(
+    context: &Context,
+    program: &Program,
+    json: Option<&Path>,
+    rest: &[String],
+) -> Result<()> {
+    let profile = program.profile;
+    let mut steps = Steps::new("setup", setup::STEPS + program.peers_steps + 1);
+    let prepared = setup::all(context, &mut steps, profile)?;
+    let peers = (program.peers)(context, &mut steps)?;
+    println!("{}", steps.heading("programs"));
+    build::programs(context, profile, Extent::Programs)?;
+    let mut bench = context.command(profile.folder(context).join(program.name));
+    prepared.tell(&mut bench, context, profile);
+    peers.tell(&mut bench);
+    if let Some(file) = json {
+        bench.arg("--json").arg(file);
+    }
+    process::run(bench.args(rest))
 }
 
 /// Each bench once, in the profile and with the features of the tests: nothing is built anew.

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::build::{self, Extent, Profile};
+use super::Program;
+use crate::build::Profile;
 use crate::context::Context;
-use crate::process;
-use crate::progress::Steps;
 use crate::setup;
 
 #[derive(clap::Args)]
@@ -29,16 +28,16 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     } else {
         Profile::Dev
     };
-    let mut steps = Steps::new("setup", setup::STEPS + 2);
-    let prepared = setup::all(context, &mut steps, profile)?;
-    let peers = setup::peers(context, &mut steps)?;
-    println!("{}", steps.heading("programs"));
-    build::programs(context, profile, Extent::Programs)?;
-    let mut bench = context.command(profile.folder(context).join("sim-bench-probes"));
-    prepared.tell(&mut bench, context, profile);
-    peers.tell(&mut bench);
-    if let Some(file) = &arguments.json {
-        bench.arg("--json").arg(file);
-    }
-    process::run(bench.args(&arguments.rest))
+    let program = Program {
+        name: "sim-bench-probes",
+        profile,
+        peers: setup::peers,
+        peers_steps: 1,
+    };
+    super::program(
+        context,
+        &program,
+        arguments.json.as_deref(),
+        &arguments.rest,
+    )
 }

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::build::{self, Extent, Profile};
+use super::Program;
+use crate::build::Profile;
 use crate::context::Context;
-use crate::process;
-use crate::progress::Steps;
 use crate::setup;
 
 #[derive(clap::Args)]
@@ -29,16 +28,16 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     } else {
         Profile::Dist
     };
-    let mut steps = Steps::new("setup", setup::STEPS + 3);
-    let prepared = setup::all(context, &mut steps, profile)?;
-    let peers = setup::proxies(context, &mut steps)?;
-    println!("{}", steps.heading("programs"));
-    build::programs(context, profile, Extent::Programs)?;
-    let mut bench = context.command(profile.folder(context).join("sim-bench-proxy"));
-    prepared.tell(&mut bench, context, profile);
-    peers.tell(&mut bench);
-    if let Some(file) = &arguments.json {
-        bench.arg("--json").arg(file);
-    }
-    process::run(bench.args(&arguments.rest))
+    let program = Program {
+        name: "sim-bench-proxy",
+        profile,
+        peers: setup::proxies,
+        peers_steps: 2,
+    };
+    super::program(
+        context,
+        &program,
+        arguments.json.as_deref(),
+        &arguments.rest,
+    )
 }

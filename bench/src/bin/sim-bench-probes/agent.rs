@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sim_tests::director::Director;
 
-use bench::round_to;
+use bench::{cpu_ns, round_to};
 
 const WORKLOADS: u64 = 100;
 /// How long the node is watched.
@@ -68,18 +68,6 @@ async fn watch() -> Result<Value> {
         "rss_mib": mebibytes("VmRSS:"),
         "rss_anonymous_mib": mebibytes("RssAnon:"),
     }))
-}
-
-/// CPU time of all its threads, as the scheduler accounts it.
-fn cpu_ns(pid: i32) -> Result<u64> {
-    let mut sum = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end meanwhile.
-        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        let first = text.split(' ').next().unwrap_or_default();
-        sum += first.parse::<u64>().unwrap_or(0);
-    }
-    Ok(sum)
 }
 
 /// What each workload does: answers 200 to each connection's first request, one after the other.

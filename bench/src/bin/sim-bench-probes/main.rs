@@ -111,21 +111,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Node) {
         results.insert("node".to_owned(), agent::measure()?);
     }
-    let report = json!({
-        "machine": bench::machine(),
-        "versions": {
-            "sim": env!("CARGO_PKG_VERSION"),
-            "bpftrace": peers.version("bpftrace", "--version"),
-            "libbpf_tools_runqlat": peers.version("runqlat", "--version"),
-        },
-        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        "rounds": settings.rounds,
-        "results": Value::Object(results),
+    let versions = json!({
+        "sim": env!("CARGO_PKG_VERSION"),
+        "bpftrace": peers.version("bpftrace", "--version"),
+        "libbpf_tools_runqlat": peers.version("runqlat", "--version"),
     });
-    let text = serde_json::to_string_pretty(&report)? + "\n";
-    print!("{text}");
-    if let Some(file) = &arguments.json {
-        std::fs::write(file, &text).with_context(|| file.display().to_string())?;
-    }
-    Ok(())
+    let file = arguments.json.as_deref();
+    bench::report(&versions, settings.rounds, &Value::Object(results), file)
 }

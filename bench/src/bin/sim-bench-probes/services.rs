@@ -4,7 +4,7 @@
 //! loop is what keeps a service at its capacity. All runs of the programs count against the service's
 //! CPU time, also those for the load generator's and everybody else's switches.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,8 +25,6 @@ use bench::{median, round_to};
 
 /// Length of one load, as wrk takes it.
 const SECONDS: &str = "4";
-/// Connections of the closed loop.
-const CONNECTIONS: &str = "32";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const COUNTERS: [Counter; 4] = [
@@ -89,7 +87,7 @@ fn of_service(
         cage.hold_to(CPUS)?;
     }
     let folder = tempfile::tempdir()?;
-    let address = free_address()?;
+    let address = bench::free_address()?;
     let command = match service {
         Service::HttpbinHeld | Service::Httpbin => httpbin(address)?,
         Service::NginxEcho => nginx(peers, address, folder.path())?,
@@ -251,28 +249,10 @@ fn start(mut command: Command, cage: &Cage, address: SocketAddr) -> Result<Guard
 
 /// Loads it; the number of good answers.
 fn load(peers: &Peers, address: SocketAddr) -> Result<f64> {
-    let mut wrk = peers.command("wrk")?;
-    wrk.args(["-t", "1", "-c", CONNECTIONS, "-d", SECONDS]);
-    let output = wrk.arg(format!("http://{address}/status/200")).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    // "  123456 requests in 4.00s, 20.01MB read"
-    let requests = text.lines().find_map(|line| {
-        let (count, _) = line.trim().split_once(" requests in ")?;
-        count.parse::<f64>().ok()
-    });
-    for line in text.lines().map(str::trim) {
-        if line.starts_with("Non-2xx") {
-            bail!("wrk: {line}");
-        }
-        // An answer late for wrk costs the service what any other does.
-        if line.starts_with("Socket errors") && !line.contains("connect 0, read 0, write 0") {
-            bail!("wrk: {line}");
-        }
-    }
-    requests.with_context(|| format!("wrk says no number of requests: {text}"))
-}
-
-fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(listener.local_addr()?)
+    bench::load::load(
+        peers,
+        &format!("http://{address}/status/200"),
+        SECONDS,
+        None,
+    )
 }

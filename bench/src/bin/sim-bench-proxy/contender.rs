@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bench::free_address;
 use bench::peers::Peers;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
@@ -94,17 +95,9 @@ impl Running {
         })
     }
 
-    /// CPU time of the proxy's threads so far, as the scheduler accounts it.
+    /// CPU time of the proxy's threads so far.
     pub(crate) fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for thread in threads(self.proxy)? {
-            let file = format!("/proc/{}/task/{thread}/schedstat", self.proxy);
-            // A thread may end meanwhile.
-            let text = fs::read_to_string(file).unwrap_or_default();
-            let ran = text.split(' ').next().unwrap_or_default();
-            sum += ran.parse::<u64>().unwrap_or(0);
-        }
-        Ok(sum)
+        bench::cpu_ns(self.proxy.as_raw())
     }
 
     /// Memory that the proxy holds, bytes.
@@ -380,9 +373,4 @@ fn pin(pid: Pid, cpu: usize) -> Result<()> {
         sched_setaffinity(Pid::from_raw(thread), &set)?;
     }
     Ok(())
-}
-
-fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(listener.local_addr()?)
 }

@@ -77,23 +77,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Idle) {
         results.append(&mut idle::measure(&peers)?);
     }
-    let report = json!({
-        "machine": bench::machine(),
-        "versions": {
-            "sim": env!("CARGO_PKG_VERSION"),
-            "nginx": peers.version("nginx", "-v"),
-            "haproxy": peers.version("haproxy", "-v"),
-            "envoy": peers.version("envoy", "--version"),
-            "wrk": peers.version("wrk", "-v"),
-        },
-        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        "rounds": arguments.rounds,
-        "results": Value::Object(results),
+    let versions = json!({
+        "sim": env!("CARGO_PKG_VERSION"),
+        "nginx": peers.version("nginx", "-v"),
+        "haproxy": peers.version("haproxy", "-v"),
+        "envoy": peers.version("envoy", "--version"),
+        "wrk": peers.version("wrk", "-v"),
     });
-    let text = serde_json::to_string_pretty(&report)? + "\n";
-    if let Some(file) = &arguments.json {
-        std::fs::write(file, &text).with_context(|| file.display().to_string())?;
-    }
-    print!("{text}");
-    Ok(())
+    let file = arguments.json.as_deref();
+    bench::report(&versions, arguments.rounds, &Value::Object(results), file)
 }
