@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::CONTENT_LENGTH;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -44,7 +44,7 @@ pub(crate) fn page(status: u16, is_head: bool) -> String {
     let title = text.split(':').next().unwrap_or_default();
     let mut page = format!("HTTP/1.1 {title}\r\nContent-Length: {}\r\n", text.len());
     for (name, value) in fields(status) {
-        page.extend([name.as_str(), ": ", value, "\r\n"]);
+        page.extend([name, ": ", value, "\r\n"]);
     }
     page.push_str("Connection: close\r\n\r\n");
     if !is_head {
@@ -54,11 +54,11 @@ pub(crate) fn page(status: u16, is_head: bool) -> String {
 }
 
 /// Fields of such an answer, but for its length.
-fn fields(status: u16) -> impl Iterator<Item = (HeaderName, &'static str)> {
-    let again = (status == 503).then_some((RETRY_AFTER, "1"));
+fn fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let again = (status == 503).then_some(("Retry-After", "1"));
     [
-        (CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (CACHE_CONTROL, "no-store"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Cache-Control", "no-store"),
     ]
     .into_iter()
     .chain(again)

@@ -171,13 +171,18 @@ impl Connection<'_> {
                 }
                 if !self.arrived.is_empty() {
                     match request::read(&self.arrived, &self.via, question.room()) {
-                        request::Seen::Whole(head) => break head,
+                        request::Seen::Whole(head) if head.len <= HEAD_BYTES_MAX => break head,
+                        request::Seen::Part if self.arrived.len() <= HEAD_BYTES_MAX => {}
                         request::Seen::Other => return Then::General,
-                        request::Seen::Part if self.arrived.len() > HEAD_BYTES_MAX => {
+                        request::Seen::Faulty(fault) => {
+                            tracing::debug!(%fault, "request refused");
+                            self.refuse(stream, 400).await;
+                            return Then::Close;
+                        }
+                        request::Seen::Whole(_) | request::Seen::Part => {
                             self.refuse(stream, 431).await;
                             return Then::Close;
                         }
-                        request::Seen::Part => {}
                     }
                 }
                 question = Buffer::default();

@@ -4,6 +4,7 @@
 //! general path, which refuses or serves it. So this may be stricter than [`crate::framing`], never laxer.
 
 use super::via::Via;
+use crate::framing::{self, Fault};
 
 use std::mem::MaybeUninit;
 
@@ -40,6 +41,8 @@ pub(super) enum Seen {
     Part,
     /// Nothing for the fast path.
     Other,
+    /// A whole head that nobody should read.
+    Faulty(Fault),
 }
 
 /// Reads the head at the start of `bytes`. If it is whole, the head for the instance is in `out`.
@@ -48,8 +51,11 @@ pub(super) fn read(bytes: &[u8], via: &Via, out: &mut Vec<u8>) -> Seen {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(len)) => {
-            let head = take(bytes, len, &request, via, out);
-            head.map_or(Seen::Other, Seen::Whole)
+            if let Some(head) = take(bytes, len, &request, via, out) {
+                return Seen::Whole(head);
+            }
+            // Rare, or worse.
+            framing::check(&bytes[..len]).map_or_else(Seen::Faulty, |()| Seen::Other)
         }
         Ok(httparse::Status::Partial) => Seen::Part,
         Err(_) => Seen::Other,
@@ -286,10 +292,14 @@ mod tests {
             "Content-Length: 1\r\nContent-Length: 1\r\n",
             "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
             "Content-Length: +1\r\n",
-            "Content-Length: 18446744073709551616\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
             "Host: y\r\n",
             "X: 1\n",
+        ] {
+            assert!(matches!(of(fields), Seen::Faulty(_)), "{fields:?}");
+        }
+        for fields in [
+            "Content-Length: 18446744073709551616\r\n",
             "X : 1\r\n",
             "X: 1\r\n y\r\n",
             "Connection: X-Secret\r\n",
@@ -300,10 +310,14 @@ mod tests {
             assert_eq!(of(fields), Seen::Other, "{fields:?}");
         }
         for text in [
-            "GET / HTTP/1.0\r\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n\n",
+        ] {
+            assert!(matches!(seen(text).0, Seen::Faulty(_)), "{text:?}");
+        }
+        for text in [
+            "GET / HTTP/1.0\r\nHost: x\r\n\r\n",
             "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
             "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n",

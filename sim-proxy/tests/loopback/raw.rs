@@ -253,13 +253,19 @@ async fn a_bad_chunk_and_an_endless_head_are_refused() {
         answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
         "{answer}"
     );
-    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(70_000));
-    let mut user = TcpStream::connect(world.proxy).await.expect("connected");
-    let answer = ask(&mut user, &long, "").await;
-    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    // Too long already, or just when its end comes.
+    for (length, end) in [(70_000, ""), (65_536, "\r\n\r\n")] {
+        let long = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nX: {}{end}",
+            "x".repeat(length)
+        );
+        let mut user = TcpStream::connect(world.proxy).await.expect("connected");
+        let answer = ask(&mut user, &long, "").await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
     assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), 0);
     world
-        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["refused"]) == 2.0)
+        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["refused"]) == 3.0)
         .await;
 }
 
