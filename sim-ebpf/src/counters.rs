@@ -60,7 +60,7 @@ pub struct Counters {
     pub net_rx_packets: u64,
     /// Packets sent, as on the wire.
     pub net_tx_packets: u64,
-    /// Smoothed round-trip time of the socket at each TCP packet sent.
+    /// Smoothed round-trip time of the socket at each TCP packet sent with data.
     pub rtt_hist: Log2Histogram,
     /// TCP segments sent again.
     pub retransmits: u64,

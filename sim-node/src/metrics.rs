@@ -312,7 +312,7 @@ const fn histograms() -> [Row<Durations>; 5] {
         ),
         (
             "sim_container_net_tcp_rtt",
-            "Smoothed round-trip time at each TCP packet sent; the sum is estimated",
+            "Smoothed round-trip time at each TCP packet sent with data; the sum is estimated",
             Some(Unit::Seconds),
             |i| kernel(i, Net, |k| (k.rtt_hist, None)),
         ),

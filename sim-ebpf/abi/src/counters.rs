@@ -77,7 +77,7 @@ pub struct BlockCounters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetCounters {
-    /// Smoothed round-trip time of the socket, taken at each TCP packet sent.
+    /// Smoothed round-trip time of the socket, taken at each TCP packet sent with data.
     pub rtt: Histogram,
     /// Bytes received, IP headers included.
     pub rx_bytes: u64,
@@ -147,6 +147,8 @@ pub struct Neighbour {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
+    /// The cgroup that the socket is charged to, for good: nearer than the packet's way to it.
+    pub cgroup_id: u64,
     /// When the request came that is served; 0 while none is.
     pub since_ns: u64,
     /// TCP sequence number of the latest request head: the same again is a retransmission.

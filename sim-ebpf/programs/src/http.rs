@@ -13,9 +13,10 @@
 
 use crate::{
     atomic::add,
-    losses,
+    cgroups, losses,
     net::{self, PASS},
     storage::SocketStorage,
+    tcp::{self, Payload},
 };
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -23,56 +24,93 @@ use aya_ebpf::{
     macros::{btf_map, cgroup_skb},
     programs::SkBuffContext,
 };
+use core::ptr::NonNull;
 use sim_ebpf_abi::{CgroupCounters, Connection, Loss, bucket_of};
-
-const TCP: u8 = 6;
-/// Least length of the headers of a TCP packet.
-const IP_AND_TCP: usize = 40;
 
 #[btf_map]
 static CONNECTIONS: SocketStorage<Connection> = SocketStorage::new();
 
+/// The socket of a packet, and what is known of its connection.
+pub struct Flow {
+    pub socket: *mut bpf_sock,
+    known: Option<NonNull<Connection>>,
+}
+
+impl Flow {
+    #[inline(always)]
+    pub fn of(ctx: &SkBuffContext) -> Option<Self> {
+        let socket = net::socket(ctx)?;
+        // SAFETY: `socket` gives full sockets only.
+        let known = unsafe { CONNECTIONS.get(socket) };
+        Some(Self { socket, known })
+    }
+
+    /// Counters of the cgroup that the socket is charged to.
+    #[inline(always)]
+    pub fn counters(&self, ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
+        match self.known {
+            // SAFETY: the value lives as long as the socket, which the packet holds.
+            Some(connection) => cgroups::tracked(unsafe { (*connection.as_ptr()).cgroup_id }),
+            None => net::counters(ctx),
+        }
+    }
+}
+
 #[cgroup_skb(ingress)]
 pub fn http_request(ctx: SkBuffContext) -> i32 {
-    request(&ctx, || net::counters(&ctx));
+    if let Some(payload) = tcp::payload(&ctx)
+        && let Some(flow) = Flow::of(&ctx)
+        && let Some(counters) = flow.counters(&ctx)
+    {
+        request(&ctx, payload, &flow, counters);
+    }
     PASS
 }
 
 #[cgroup_skb(egress)]
 pub fn http_response(ctx: SkBuffContext) -> i32 {
-    response(&ctx, || net::counters(&ctx), || net::socket(&ctx));
+    if let Some(payload) = tcp::payload(&ctx)
+        && let Some(flow) = Flow::of(&ctx)
+        && let Some(counters) = flow.counters(&ctx)
+    {
+        response(&ctx, payload, &flow, counters);
+    }
     PASS
 }
 
-/// Counts a request, where the packet brings one, in the counters that it is told of.
+/// Counts a request, where the packet brings one.
 #[inline(always)]
-pub fn request(ctx: &SkBuffContext, counters: impl FnOnce() -> Option<*mut CgroupCounters>) {
-    let Some((seq, payload)) = payload(ctx) else {
-        return;
-    };
-    let Ok(head) = ctx.load::<[u8; 8]>(payload) else {
+pub fn request(ctx: &SkBuffContext, payload: Payload, flow: &Flow, counters: *mut CgroupCounters) {
+    let Ok(head) = ctx.load::<[u8; 8]>(payload.offset) else {
         return;
     };
     if !is_request(&head) {
         return;
     }
-    let (Some(counters), Some(socket)) = (counters(), net::socket(ctx)) else {
-        return;
-    };
-    // SAFETY: `socket` gives full sockets only.
-    let Some(connection) = (unsafe { CONNECTIONS.get_or_zeroed(socket) }) else {
-        losses::count(ctx, Loss::Connection);
-        return;
+    let connection = match flow.known {
+        Some(connection) => connection,
+        // SAFETY: a full socket, as it comes from `net::socket`.
+        None => match unsafe { CONNECTIONS.get_or_zeroed(flow.socket) } {
+            Some(connection) => {
+                // SAFETY: see below.
+                unsafe { (*connection.as_ptr()).cgroup_id = net::cgroup_id(ctx) };
+                connection
+            }
+            None => {
+                losses::count(ctx, Loss::Connection);
+                return;
+            }
+        },
     };
     // SAFETY: the value lives as long as the socket, which the packet holds. The packets of one
     // connection are received one after the other, and answered by a server that has read them.
     unsafe {
         let connection = &mut *connection.as_ptr();
         // One sequence number in four billion is taken for a retransmission of nothing.
-        if connection.request_seq == seq {
+        if connection.request_seq == payload.sequence {
             return;
         }
-        connection.request_seq = seq;
+        connection.request_seq = payload.sequence;
         connection.pending += 1;
         if connection.since_ns == 0 {
             connection.since_ns = bpf_ktime_get_ns();
@@ -81,18 +119,19 @@ pub fn request(ctx: &SkBuffContext, counters: impl FnOnce() -> Option<*mut Cgrou
     }
 }
 
-/// Counts a final response, where the packet carries the head of one, in the counters that it is told of.
+/// Counts a final response, where the packet carries the head of one.
 #[inline(always)]
-pub fn response(
-    ctx: &SkBuffContext,
-    counters: impl FnOnce() -> Option<*mut CgroupCounters>,
-    socket: impl FnOnce() -> Option<*mut bpf_sock>,
-) {
-    let Some((_, payload)) = payload(ctx) else {
+pub fn response(ctx: &SkBuffContext, payload: Payload, flow: &Flow, counters: *mut CgroupCounters) {
+    let Some(connection) = flow.known else {
         return;
     };
+    // SAFETY: see `request`.
+    let connection = unsafe { &mut *connection.as_ptr() };
+    if connection.pending == 0 {
+        return;
+    }
     // "HTTP/1.1 200"
-    let Ok(head) = ctx.load::<[u8; 12]>(payload) else {
+    let Ok(head) = ctx.load::<[u8; 12]>(payload.offset) else {
         return;
     };
     if head[0] != b'H' || head[1] != b'T' || head[2] != b'T' || head[3] != b'P' || head[8] != b' ' {
@@ -104,62 +143,18 @@ pub fn response(
     if class > 4 || interim {
         return;
     }
-    let Some(socket) = socket() else {
-        return;
-    };
-    // SAFETY: `socket` gives full sockets only.
-    let Some(connection) = (unsafe { CONNECTIONS.get(socket) }) else {
-        return;
-    };
-    let Some(counters) = counters() else {
-        return;
-    };
-    // SAFETY: see `request`.
+    // SAFETY: the helper only reads.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let service_ns = now_ns.saturating_sub(connection.since_ns);
+    connection.pending -= 1;
+    // The next one of several waited for this one.
+    connection.since_ns = if connection.pending == 0 { 0 } else { now_ns };
+    // SAFETY: a live map value; `add` is atomic.
     unsafe {
-        let connection = &mut *connection.as_ptr();
-        if connection.pending == 0 {
-            return;
-        }
-        let now_ns = bpf_ktime_get_ns();
-        let service_ns = now_ns.saturating_sub(connection.since_ns);
-        connection.pending -= 1;
-        // The next one of several waited for this one.
-        connection.since_ns = if connection.pending == 0 { 0 } else { now_ns };
         let http = &raw mut (*counters).http;
         add(&raw mut (*http).responses[class], 1);
         add(&raw mut (*http).service_ns, service_ns);
         add(&raw mut (*http).service.buckets[bucket_of(service_ns)], 1);
-    }
-}
-
-/// TCP sequence number, and where the payload starts; `None` if the packet has none.
-///
-/// Read in place: by the time that a packet is at its socket its headers lie in one piece.
-#[inline(always)]
-fn payload(ctx: &SkBuffContext) -> Option<(u32, usize)> {
-    // SAFETY: each load lies before `end`, as the verifier checks.
-    unsafe {
-        let (start, end) = (
-            (*ctx.skb.skb).data as usize,
-            (*ctx.skb.skb).data_end as usize,
-        );
-        if start + IP_AND_TCP > end {
-            return None;
-        }
-        let first = *(start as *const u8);
-        let (protocol, tcp) = match first >> 4 {
-            4 => (*((start + 9) as *const u8), (first as usize & 15) * 4),
-            // Extension headers are rare on TCP, and skipped with their packets.
-            6 => (*((start + 6) as *const u8), 40),
-            _ => return None,
-        };
-        let header = start + tcp;
-        if protocol != TCP || header + 20 > end {
-            return None;
-        }
-        let seq = *((header + 4) as *const u32);
-        let payload = tcp + (*((header + 12) as *const u8) as usize >> 4) * 4;
-        ((payload as u32) < ctx.len()).then_some((u32::from_be(seq), payload))
     }
 }
 

@@ -25,6 +25,7 @@ mod packets;
 mod sched;
 mod storage;
 mod tasks;
+mod tcp;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -9,6 +9,7 @@ use crate::{
     atomic::add,
     cgroups,
     kernel::{self, member, offset},
+    tcp,
 };
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -45,7 +46,12 @@ pub fn net_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(egress)]
 pub fn net_egress(ctx: SkBuffContext) -> i32 {
     if let Some(counters) = counters(&ctx) {
-        sent(&ctx, counters, socket(&ctx));
+        sent(&ctx, counters);
+        if tcp::payload(&ctx).is_some()
+            && let Some(socket) = socket(&ctx)
+        {
+            round_trip(counters, socket);
+        }
     }
     PASS
 }
@@ -65,12 +71,21 @@ pub fn received(ctx: &SkBuffContext, counters: *mut CgroupCounters) {
 
 /// Counts a packet that goes.
 #[inline(always)]
-pub fn sent(ctx: &SkBuffContext, counters: *mut CgroupCounters, socket: Option<*mut bpf_sock>) {
+pub fn sent(ctx: &SkBuffContext, counters: *mut CgroupCounters) {
     // SAFETY: a live map value; `add` is atomic.
     unsafe {
         add(&raw mut (*counters).net.tx_bytes, u64::from(ctx.len()));
         add(&raw mut (*counters).net.tx_packets, packets(ctx));
-        if let Some(rtt_ns) = socket.and_then(|socket| smoothed_rtt_ns(socket)) {
+    }
+}
+
+/// Counts the round trip as it is estimated when a packet with data goes. One without learns nothing: no
+/// answer to it will be timed.
+#[inline(always)]
+pub fn round_trip(counters: *mut CgroupCounters, socket: *mut bpf_sock) {
+    // SAFETY: a live map value; `add` is atomic; `socket` gives full sockets only.
+    unsafe {
+        if let Some(rtt_ns) = smoothed_rtt_ns(socket) {
             add(&raw mut (*counters).net.rtt.buckets[bucket_of(rtt_ns)], 1);
         }
     }
@@ -165,8 +180,14 @@ unsafe fn owner(socket: *const u8) -> Option<*mut CgroupCounters> {
 /// Counters of the cgroup that a packet's socket is charged to.
 #[inline(always)]
 pub fn counters(ctx: &SkBuffContext) -> Option<*mut CgroupCounters> {
+    cgroups::tracked(cgroup_id(ctx))
+}
+
+/// The cgroup that a packet's socket is charged to.
+#[inline(always)]
+pub fn cgroup_id(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the packet of the context.
-    cgroups::tracked(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) })
+    unsafe { bpf_skb_cgroup_id(ctx.skb.skb) }
 }
 
 /// The packet's socket, unless it is that of a handshake or of a closed connection.

@@ -63,10 +63,14 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let next: *mut task_struct = ctx.arg(2);
     // SAFETY: both tasks come from the context, and `next` is about to leave this CPU's queue.
     unsafe {
+        // From idling: nobody is charged, and nobody kept `next` waiting.
+        if kernel::pid(prev) == 0 {
+            return 0;
+        }
         leave(&ctx, prev);
         // The idle task is never queued.
         let waited_ns = kernel::waiting_ns(next);
-        if waited_ns >= NEIGHBOUR_WAIT_MIN_NS && kernel::pid(prev) != 0 {
+        if waited_ns >= NEIGHBOUR_WAIT_MIN_NS {
             blame(&ctx, next, waited_ns);
         }
     }
@@ -107,7 +111,7 @@ unsafe fn blame(ctx: &BtfTracePointContext, next: *mut task_struct, waited_ns: u
 }
 
 /// # Safety
-/// `prev` is the current task, about to be switched out.
+/// `prev` is the current task, about to be switched out, and not the idle one.
 #[inline(always)]
 unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
     // SAFETY: as the caller promises. The storage is ours while the runqueue is locked, as it is here;
@@ -117,8 +121,6 @@ unsafe fn leave(ctx: &BtfTracePointContext, prev: *mut task_struct) {
         let known = tasks::get(prev);
         let task = match known {
             Some(task) if owe(&mut *task.as_ptr(), prev, state) => task,
-            // The idle task.
-            None if kernel::pid(prev) == 0 => return,
             _ => {
                 let counters = cgroups::tracked(bpf_get_current_cgroup_id());
                 if counters.is_none() && known.is_none() {
