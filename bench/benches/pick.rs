@@ -77,6 +77,7 @@ fn picks(c: &mut Criterion) {
             not: None,
             may_probe: true,
             first: true,
+            session: None,
         };
         group.bench_function(BenchmarkId::new("enter_and_leave", count), |b| {
             b.iter(|| drop(black_box(routes.enter(entry))));

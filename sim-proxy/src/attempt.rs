@@ -55,17 +55,34 @@ impl Attempt {
         self.entered_ns
     }
 
-    /// Counts its end; later calls count nothing. `latency_micros`, of attempts with an answer,
-    /// is kept of first attempts alone.
-    pub(crate) fn end(&mut self, outcome: Outcome, latency_micros: Option<u64>) {
+    /// Counts its end; later calls count nothing. `answered_ns`: when its answer was over, by
+    /// [`crate::clock::monotonic_ns`], if it had one.
+    pub(crate) fn end(&mut self, outcome: Outcome, answered_ns: Option<u64>) {
         if self.ended {
             return;
         }
         self.ended = true;
-        if let (true, Some(micros)) = (self.first, latency_micros) {
-            self.live.record_latency(micros);
+        if let Some(now_ns) = answered_ns {
+            let micros = self.micros_until(now_ns);
+            if self.first {
+                self.live.record_latency(micros);
+            }
+            self.live.note_pace(micros, now_ns);
         }
         self.live.ended(self.first, outcome);
+    }
+
+    /// Notes that it has taken long, up to `now_ns`, and has no answer yet: who waits for a hung instance must not
+    /// look fast.
+    pub(crate) fn outlasted(&self, now_ns: u64) {
+        let micros = self.micros_until(now_ns);
+        if micros as f64 > self.live.expected_micros(now_ns) {
+            self.live.note_pace(micros, now_ns);
+        }
+    }
+
+    fn micros_until(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.entered_ns) / 1_000
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a proxy is told: validated values alone. The TOML they come from is read by crate `sim`.
 
+use crate::policy::Policy;
+use crate::sticky::Sticky;
 use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +30,10 @@ pub struct ProxyConfig {
     pub drain_timeout: Duration,
     /// How long an idle user connection is kept; whole seconds.
     pub client_idle_timeout: Duration,
+    /// What counts beyond the weights.
+    pub policy: Policy,
+    /// What makes requests stay with an instance; none: nothing does.
+    pub sticky: Option<Sticky>,
     /// Towards instances.
     pub upstream: UpstreamSettings,
     /// Second attempts.
@@ -57,6 +63,8 @@ impl ProxyConfig {
             report_interval: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),
             client_idle_timeout: Duration::from_secs(75),
+            policy: Policy::default(),
+            sticky: None,
             upstream: UpstreamSettings::default(),
             retry: RetrySettings::default(),
             eject: EjectSettings::default(),

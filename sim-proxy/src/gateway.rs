@@ -13,6 +13,7 @@ use crate::health::Failure;
 use crate::live::Outcome;
 use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
+use crate::sticky::{self, SessionKey, Sticky};
 use crate::{forwarded, framing, refusal};
 use async_trait::async_trait;
 use pingora_core::modules::http::HttpModules;
@@ -28,16 +29,19 @@ use std::sync::atomic::Ordering;
 pub(crate) struct Gateway {
     dispatch: Arc<Dispatch>,
     client_idle_seconds: u64,
+    sticky: Option<Sticky>,
     peer_options: PeerOptions,
 }
 
 /// One request.
 pub(crate) struct Request {
-    started_ns: u64,
     tries: u8,
     attempt: Option<Attempt>,
     /// The next attempt goes elsewhere.
     not: Option<InstanceId>,
+    session: Option<SessionKey>,
+    /// The session is new: the user has to be told its cookie.
+    given: Option<[u8; 16]>,
 }
 
 impl Gateway {
@@ -51,7 +55,26 @@ impl Gateway {
         Self {
             dispatch,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
+            sticky: config.sticky.clone(),
             peer_options,
+        }
+    }
+
+    /// Which session a request belongs to.
+    fn find_session(&self, session: &Session, request: &mut Request) {
+        let Some(sticky) = &self.sticky else { return };
+        if *sticky == Sticky::Source {
+            let client = session.client_addr().and_then(|client| client.as_inet());
+            request.session = client.map(|client| SessionKey::of_address(client.ip()));
+            return;
+        }
+        let mut fields = session.req_header().headers.iter();
+        request.session =
+            fields.find_map(|(name, value)| sticky.named_by(name.as_str(), value.as_bytes()));
+        if request.session.is_none() && matches!(sticky, Sticky::Cookie(_)) {
+            let given = sticky::new_session();
+            request.session = Some(SessionKey::of(&given));
+            request.given = Some(given);
         }
     }
 
@@ -73,17 +96,19 @@ impl ProxyHttp for Gateway {
     fn new_ctx(&self) -> Request {
         self.dispatch.counters.arrived();
         Request {
-            started_ns: monotonic_ns(),
             tries: 0,
             attempt: None,
             not: None,
+            session: None,
+            given: None,
         }
     }
 
     /// No compression module: bodies pass as they are.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, _request: &mut Request) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+        self.find_session(session, request);
         if let Some(fault) = framing::fault(session) {
             tracing::debug!(%fault, "request refused");
             refusal::write(session, 400).await?;
@@ -105,6 +130,7 @@ impl ProxyHttp for Gateway {
             not: request.not.take(),
             may_probe: session.req_header().method.is_idempotent(),
             first: request.tries == 0,
+            session: request.session,
         };
         request.tries += 1;
         let Some(attempt) = self.dispatch.routes.enter(entry) else {
@@ -147,6 +173,11 @@ impl ProxyHttp for Gateway {
                 .attempt_failed(attempt, Failure::BadAnswer);
         } else if !answer.status.is_informational() {
             self.dispatch.routes.attempt_succeeded(attempt);
+        }
+        if let (Some(Sticky::Cookie(name)), Some(given)) = (&self.sticky, &request.given)
+            && !answer.status.is_informational()
+        {
+            answer.append_header("Set-Cookie", sticky::set_cookie_value(name, given))?;
         }
         Ok(())
     }
@@ -230,8 +261,7 @@ impl ProxyHttp for Gateway {
             }
         };
         if let Some(mut attempt) = request.attempt.take() {
-            let micros = monotonic_ns().saturating_sub(request.started_ns) / 1_000;
-            let answered = error.is_none().then_some(micros);
+            let answered = error.is_none().then(monotonic_ns);
             let outcome = match ending {
                 Ending::Ok => Outcome::Ok,
                 Ending::Failed => Outcome::Failed,

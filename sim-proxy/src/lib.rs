@@ -26,13 +26,16 @@ mod life_feed;
 mod listener;
 pub mod live;
 mod metrics;
+mod pace;
 pub mod pick;
+pub mod policy;
 mod refusal;
 mod report;
 mod retry;
 pub mod routes;
 mod session;
 pub mod snapshot;
+pub mod sticky;
 mod stop;
 pub mod tickets;
 
@@ -153,7 +156,8 @@ impl Proxy {
             listen,
             admin,
         } = self;
-        let routes = Arc::new(Routes::new(config.workload.clone(), config.eject));
+        let routes = Routes::new(config.workload.clone(), config.eject);
+        let routes = Arc::new(routes.by(config.policy));
         let counters = Arc::new(Counters::default());
         let (stop, stopped) = watch::channel(false);
         // Neither daemon nor upgrade is asked for, so Pingora writes no pid file and no socket.

@@ -1,11 +1,12 @@
 //! What the proxy knows of one instance beyond the table: counters, latency, health. It outlives
 //! tables and is carried from one to the next by instance id.
 //!
-//! Layout: the counters that one request writes stand together on one padded line, since they
-//! are written together; health, which every pick reads and hardly anything writes, stands on
+//! Layout: the counters that one request writes stand together on one line, since they are
+//! written together; health, which every pick reads and hardly anything writes, stands on
 //! another, so that counting never takes it out of the other cores' caches.
 
 use crate::health::{Health, Standing};
+use crate::pace::Pace;
 use crossbeam_utils::CachePadded;
 use sim_core::histogram::{BUCKETS, LatencyHistogram, bucket_of};
 use sim_core::name::InstanceId;
@@ -34,10 +35,13 @@ struct Ends {
 }
 
 #[derive(Debug, Default)]
+#[repr(C)]
 struct Traffic {
     in_flight: AtomicU64,
     last_pick_ns: AtomicU64,
+    pace: Pace,
     first: Ends,
+    // From here on what a usual request doesn't write.
     retry: Ends,
 }
 
@@ -156,6 +160,22 @@ impl InstanceLive {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Attempts in flight, as they are at some moment of late.
+    pub(crate) fn in_flight(&self) -> u64 {
+        // Relaxed: to choose by, not to wait for.
+        self.traffic.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Latency that an attempt may expect at `now_ns`, µs; 0 = not known.
+    pub(crate) fn expected_micros(&self, now_ns: u64) -> f64 {
+        self.traffic.pace.expected_micros(now_ns)
+    }
+
+    /// Notes how long an attempt took that ended at `now_ns`, whatever its end.
+    pub(crate) fn note_pace(&self, micros: u64, now_ns: u64) {
+        self.traffic.pace.note(micros, now_ns);
+    }
+
     /// Counts the latency of an answered first attempt.
     pub(crate) fn record_latency(&self, micros: u64) {
         if let Some(bucket) = self.latency.get(bucket_of(micros)) {
@@ -250,6 +270,6 @@ mod tests {
         let traffic = std::ptr::from_ref(&*live.traffic) as usize;
         let health = std::ptr::from_ref(&*live.health) as usize;
         assert!(traffic.abs_diff(health) >= 64);
-        assert!(size_of::<Traffic>() <= 64);
+        assert!(std::mem::offset_of!(Traffic, retry) <= 64);
     }
 }

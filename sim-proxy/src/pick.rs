@@ -7,7 +7,9 @@
 //! picked; one that the kernel says is dead or stopped is treated as ejected for as long.
 
 use crate::health::Standing;
+use crate::policy::Policy;
 use crate::snapshot::{Snapshot, Upstream};
+use crate::sticky::{self, SessionKey};
 use sim_core::name::InstanceId;
 
 /// Why an instance was picked.
@@ -46,6 +48,43 @@ pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
         }),
         _ => pick_around(snapshot, ticket, at, now_ns),
     }
+}
+
+/// Picks for a first attempt where more than the weights counts: see [`crate::policy`]. `other_ticket` is a
+/// second point.
+#[must_use]
+pub fn pick_of_two(
+    snapshot: &Snapshot,
+    policy: Policy,
+    ticket: u64,
+    other_ticket: u64,
+    now_ns: u64,
+) -> Option<Pick> {
+    let first = pick(snapshot, ticket, now_ns)?;
+    let second = pick(snapshot, other_ticket, now_ns)?;
+    // Only between healthy ones that have a share there is a choice.
+    if first.at == second.at || (first.how, second.how) != (How::Share, How::Share) {
+        return Some(first);
+    }
+    let (one, other) = (
+        snapshot.upstreams().get(first.at)?,
+        snapshot.upstreams().get(second.at)?,
+    );
+    let better = policy.prefers(one, other, now_ns);
+    Some(if better { second } else { first })
+}
+
+/// Picks the instance of a session: see [`sticky`]. `ticket` decides where none with a weight is in.
+#[must_use]
+pub fn pick_of_session(
+    snapshot: &Snapshot,
+    key: SessionKey,
+    ticket: u64,
+    now_ns: u64,
+    not: Option<InstanceId>,
+) -> Option<Pick> {
+    sticky::pick(snapshot.upstreams(), key, now_ns, not)
+        .or_else(|| pick_among(snapshot.upstreams(), ticket, now_ns, not))
 }
 
 /// Picks for a retry, or for a request that lost the probe of `not`: any ready instance but that.

@@ -118,6 +118,7 @@ mod tests {
         not: None,
         may_probe: true,
         first: true,
+        session: None,
     };
 
     fn name() -> WorkloadName {

@@ -18,9 +18,11 @@ use crate::clock::monotonic_ns;
 use crate::config::EjectSettings;
 use crate::health::{Failure, Standing};
 use crate::live::InstanceLive;
-use crate::pick::{How, Pick, has_other, pick, pick_other};
+use crate::pick::{How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other};
+use crate::policy::Policy;
 use crate::snapshot::Snapshot;
-use crate::tickets::take_ticket;
+use crate::sticky::SessionKey;
+use crate::tickets::{take_second_ticket, take_ticket};
 use arc_swap::{ArcSwap, Guard};
 use crossbeam_utils::CachePadded;
 use sim_core::name::{InstanceId, WorkloadName};
@@ -54,6 +56,8 @@ pub struct Entry {
     pub may_probe: bool,
     /// It is the request's first attempt.
     pub first: bool,
+    /// The session that it belongs to, if sessions stay with an instance.
+    pub session: Option<SessionKey>,
 }
 
 /// The routes of one workload: the current snapshot and the instances known.
@@ -61,6 +65,7 @@ pub struct Entry {
 pub struct Routes {
     workload: WorkloadName,
     eject: EjectSettings,
+    policy: Policy,
     current: CachePadded<ArcSwap<Snapshot>>,
     /// Snapshots published so far.
     published: CachePadded<AtomicU64>,
@@ -78,12 +83,19 @@ impl Routes {
         Self {
             workload,
             eject,
+            policy: Policy::Weighted,
             current: CachePadded::new(ArcSwap::from_pointee(Snapshot::empty(monotonic_ns()))),
             published: CachePadded::default(),
             known: Mutex::default(),
             refused: AtomicU64::default(),
             panic_picks: AtomicU64::default(),
         }
+    }
+
+    /// The same, and requests go by `policy`.
+    #[must_use]
+    pub fn by(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// The snapshot in force.
@@ -184,9 +196,13 @@ impl Routes {
 
     fn choose(&self, snapshot: &Snapshot, entry: Entry, now_ns: u64) -> Option<Pick> {
         let ticket = take_ticket();
-        let choice = match entry.not {
-            None => pick(snapshot, ticket, now_ns)?,
-            Some(not) => pick_other(snapshot, ticket, now_ns, not)?,
+        let choice = match (entry.session, entry.not) {
+            (Some(session), not) => pick_of_session(snapshot, session, ticket, now_ns, not)?,
+            (None, Some(not)) => pick_other(snapshot, ticket, now_ns, not)?,
+            (None, None) if self.policy == Policy::Weighted => pick(snapshot, ticket, now_ns)?,
+            (None, None) => {
+                pick_of_two(snapshot, self.policy, ticket, take_second_ticket(), now_ns)?
+            }
         };
         if choice.how != How::Probe {
             return Some(choice);
@@ -197,7 +213,12 @@ impl Routes {
         }
         // Someone else probes. A fresh ticket, since this one lies in the share of the probed; and
         // with no other instance at all, that one has to do.
-        pick_other(snapshot, take_ticket(), now_ns, probed.instance).or(Some(Pick {
+        let (ticket, not) = (take_ticket(), probed.instance);
+        let other = match entry.session {
+            Some(session) => pick_of_session(snapshot, session, ticket, now_ns, Some(not)),
+            None => pick_other(snapshot, ticket, now_ns, not),
+        };
+        other.or(Some(Pick {
             how: How::Panic,
             ..choice
         }))

@@ -67,7 +67,7 @@ fn permuted(value: u64, drawn: u64) -> u64 {
 }
 
 /// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let z = value.wrapping_add(GOLDEN);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -81,6 +81,14 @@ pub(crate) fn entropy() -> u64 {
 
 thread_local! {
     static TICKETS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
+    static SECONDS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
+}
+
+/// The next point of another sequence of this thread, for second choices: every other point of one sequence wouldn't be
+/// even.
+#[must_use]
+pub fn take_second_ticket() -> u64 {
+    SECONDS.with_borrow_mut(Tickets::take)
 }
 
 /// The next point of this thread's own sequence.

@@ -74,6 +74,35 @@ fn what_a_file_gets_wrong_is_named() {
             vec![":4:", "unknown field `cgruop`", "`cgroup`"],
         ),
         (
+            good.replace("[[server]]", "policy = \"fastest\"\n[[server]]"),
+            vec![
+                "proxy.policy = \"fastest\"",
+                "weighted, least-request, peak-ewma",
+            ],
+        ),
+        (
+            good.replace("[[server]]", "sticky = { by = \"user\" }\n[[server]]"),
+            vec!["proxy.sticky.by = \"user\"", "cookie, header, source"],
+        ),
+        (
+            good.replace("[[server]]", "sticky = { by = \"cookie\" }\n[[server]]"),
+            vec!["proxy.sticky.name = (none)", "must be there"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "sticky = { by = \"header\", name = \"a b\" }\n[[server]]",
+            ),
+            vec!["proxy.sticky.name = \"a b\"", "1 to 128"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "sticky = { by = \"source\", name = \"a\" }\n[[server]]",
+            ),
+            vec!["proxy.sticky.name = \"a\"", "must not be there"],
+        ),
+        (
             good.replace("bound_ms = 100", "bound_ms = 0"),
             vec!["slo.bound_ms", "above 0"],
         ),

@@ -59,15 +59,26 @@ pub(super) enum Seen {
     Malformed,
 }
 
+/// What an answer's head becomes on its way to the user.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Passing<'a> {
+    /// It answers a HEAD: it has no body.
+    pub(super) to_head: bool,
+    /// The user is to keep the connection.
+    pub(super) keep: bool,
+    /// Fields that a final answer gets besides, with their line ends.
+    pub(super) fields: &'a [u8],
+}
+
 /// Reads the head at the start of `bytes`. If it is whole, what the user gets is in `out`: without what is between
-/// the instance and us, and with a word on whether the connection is kept if the user is not to `keep` it.
-pub(super) fn read(bytes: &[u8], to_head: bool, keep: bool, out: &mut Vec<u8>) -> Seen {
+/// the instance and us, and with a word on whether the connection is kept if the user is not to keep it.
+pub(super) fn read(bytes: &[u8], passing: Passing<'_>, out: &mut Vec<u8>) -> Seen {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX * 4];
     let mut answer = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
     match parser.parse_response_with_uninit_headers(&mut answer, bytes, &mut fields) {
         Ok(httparse::Status::Complete(len)) => {
-            let answer = take(bytes, len, &answer, to_head, keep, out);
+            let answer = take(bytes, len, &answer, passing, out);
             answer.map_or(Seen::Malformed, Seen::Whole)
         }
         Ok(httparse::Status::Partial) => Seen::Part,
@@ -79,13 +90,12 @@ fn take(
     bytes: &[u8],
     len: usize,
     answer: &httparse::Response<'_, '_>,
-    to_head: bool,
-    keep: bool,
+    passing: Passing<'_>,
     out: &mut Vec<u8>,
 ) -> Option<Answer> {
     let (status, version) = (answer.code?, answer.version?);
     out.clear();
-    out.reserve(len + CLOSE.len());
+    out.reserve(len + CLOSE.len() + passing.fields.len());
     let mut at = bytes.iter().position(|&byte| byte == b'\n')? + 1;
     let line = &bytes[..at];
     if !line.ends_with(b"\r\n") || !line.starts_with(b"HTTP/1.") {
@@ -130,15 +140,18 @@ fn take(
     if bytes.get(at..len)? != b"\r\n" || (codings > 0 && length.is_some()) {
         return None;
     }
-    let body = if to_head || status < 200 || matches!(status, 204 | 304) {
+    let body = if passing.to_head || status < 200 || matches!(status, 204 | 304) {
         Rest::Length(0)
     } else if codings > 0 {
         Rest::Chunked(Chunks::default())
     } else {
         length.map_or(Rest::Close, Rest::Length)
     };
-    if status >= 200 && (!keep || matches!(body, Rest::Close)) {
-        out.extend_from_slice(CLOSE);
+    if status >= 200 {
+        out.extend_from_slice(passing.fields);
+        if !passing.keep || matches!(body, Rest::Close) {
+            out.extend_from_slice(CLOSE);
+        }
     }
     out.extend_from_slice(b"\r\n");
     Some(Answer {
@@ -157,7 +170,12 @@ mod tests {
 
     fn seen(text: &str, to_head: bool, keep: bool) -> (Seen, String) {
         let mut out = Vec::new();
-        let seen = read(text.as_bytes(), to_head, keep, &mut out);
+        let passing = Passing {
+            to_head,
+            keep,
+            fields: b"",
+        };
+        let seen = read(text.as_bytes(), passing, &mut out);
         (seen, String::from_utf8(out).expect("text"))
     }
 

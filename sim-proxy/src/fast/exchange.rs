@@ -1,6 +1,6 @@
 //! One attempt of the fast path: a connection, a request, and the head of its answer.
 
-use super::answer::{self, Answer, Rest};
+use super::answer::{self, Answer, Passing, Rest};
 use super::buffers::Buffer;
 use super::pool::{self, PoolLimits};
 use super::waiting::Seat;
@@ -79,6 +79,8 @@ pub(super) struct Question<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) is_head: bool,
     pub(super) idempotent: bool,
+    /// Fields that the answer gets besides.
+    pub(super) answer_fields: &'a [u8],
     /// On a connection of its own: an idle one to this instance has just turned out to be stale.
     pub(super) fresh: bool,
 }
@@ -174,7 +176,12 @@ pub(super) async fn ask(
         }
         loop {
             let keep = keep();
-            match answer::read(&read, question.is_head, keep, head.room()) {
+            let passing = Passing {
+                to_head: question.is_head,
+                keep,
+                fields: question.answer_fields,
+            };
+            match answer::read(&read, passing, head.room()) {
                 answer::Seen::Part if read.len() > ANSWER_HEAD_BYTES_MAX => return Err(malformed()),
                 answer::Seen::Part => break,
                 // A change of protocol that nobody asked for.

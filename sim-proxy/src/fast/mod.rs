@@ -32,6 +32,7 @@ use crate::live::Outcome;
 use crate::refusal;
 use crate::retry::{failure_of_reset, may_go_again};
 use crate::routes::Entry;
+use crate::sticky::{self, SessionKey, Sticky};
 use async_trait::async_trait;
 use buffers::Buffer;
 use bytes::BytesMut;
@@ -68,6 +69,7 @@ pub(crate) struct FastPath {
     timeouts: Timeouts,
     client_idle_ns: u64,
     client_idle_seconds: u64,
+    sticky: Option<Sticky>,
 }
 
 /// What becomes of a connection.
@@ -96,6 +98,7 @@ impl FastPath {
             timeouts: Timeouts::new(&config.upstream, config.threads),
             client_idle_ns: nanos(config.client_idle_timeout),
             client_idle_seconds: config.client_idle_timeout.as_secs(),
+            sticky: config.sticky.clone(),
         }
     }
 }
@@ -115,6 +118,7 @@ impl ServerApp for FastPath {
         let mut connection = Connection {
             path: self,
             via: Via::of(client),
+            source: client.map(SessionKey::of_address),
             stop: Stop::new(shutdown),
             watchdog: Watchdog::new(),
             arrived: Buffer::default(),
@@ -148,6 +152,8 @@ impl ServerApp for FastPath {
 struct Connection<'a> {
     path: &'a FastPath,
     via: Via,
+    /// The session of all requests, where the user's address names it.
+    source: Option<SessionKey>,
     stop: Stop,
     watchdog: Watchdog,
     /// What has come and is not answered.
@@ -170,7 +176,12 @@ impl Connection<'_> {
                     self.arrived.consume(2);
                 }
                 if !self.arrived.is_empty() {
-                    match request::read(&self.arrived, &self.via, question.room()) {
+                    match request::read(
+                        &self.arrived,
+                        &self.via,
+                        self.path.sticky.as_ref(),
+                        question.room(),
+                    ) {
                         request::Seen::Whole(head) if head.len <= HEAD_BYTES_MAX => break head,
                         request::Seen::Part if self.arrived.len() <= HEAD_BYTES_MAX => {}
                         request::Seen::Other => return Then::General,
@@ -316,11 +327,22 @@ impl Connection<'_> {
     /// Sends a whole request to an instance, and the answer back.
     async fn answer(&mut self, stream: &mut Stream, head: Head, question: &[u8]) -> After {
         let dispatch = &self.path.dispatch;
-        let (mut tries, mut not, mut started_ns) = (0, None, None);
+        let (mut tries, mut not) = (0, None);
+        let mut answer_fields = Buffer::default();
+        let session = match (&self.path.sticky, head.session) {
+            (Some(Sticky::Source), _) => self.source,
+            (Some(Sticky::Cookie(name)), None) => {
+                let new = sticky::new_session();
+                sticky::write_set_cookie(name, &new, answer_fields.room());
+                Some(SessionKey::of(&new))
+            }
+            (_, named) => named,
+        };
         let mut question = Question {
             bytes: question,
             is_head: head.is_head,
             idempotent: head.idempotent,
+            answer_fields: &answer_fields,
             fresh: false,
         };
         loop {
@@ -328,6 +350,7 @@ impl Connection<'_> {
                 not: not.take(),
                 may_probe: head.idempotent,
                 first: tries == 0,
+                session,
             };
             tries += 1;
             let Some(attempt) = dispatch.routes.enter(entry) else {
@@ -340,7 +363,6 @@ impl Connection<'_> {
                     .await;
                 return After::Close;
             };
-            let started_ns = *started_ns.get_or_insert(attempt.entered_ns());
             // Whoever is told that the connection closes asks no more on it.
             let keep = || head.keep_alive && !self.stop.is_on();
             let live = attempt.live().id();
@@ -368,7 +390,7 @@ impl Connection<'_> {
             );
             match asked.await {
                 Ok(answered) => {
-                    return self.pass(stream, attempt, answered, started_ns).await;
+                    return self.pass(stream, attempt, answered).await;
                 }
                 Err(Unanswered::Gone) => {
                     return self.aborted(attempt);
@@ -400,7 +422,6 @@ impl Connection<'_> {
         stream: &mut Stream,
         mut attempt: Attempt,
         answered: Answered,
-        started_ns: u64,
     ) -> After {
         let dispatch = &self.path.dispatch;
         let Answered {
@@ -479,7 +500,7 @@ impl Connection<'_> {
         } else {
             (Outcome::Ok, Ending::Ok)
         };
-        attempt.end(outcome, Some(now_ns.saturating_sub(started_ns) / 1_000));
+        attempt.end(outcome, Some(now_ns));
         dispatch.counters.ended(ending);
         if keep { After::Keep } else { After::Close }
     }
@@ -487,6 +508,7 @@ impl Connection<'_> {
     /// The user left.
     fn aborted(&self, mut attempt: Attempt) -> After {
         let counters = &self.path.dispatch.counters;
+        attempt.outlasted(monotonic_ns());
         attempt.end(Outcome::Aborted, None);
         counters.erred(ErrorSide::Downstream);
         counters.ended(Ending::Aborted);

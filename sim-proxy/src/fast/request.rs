@@ -5,7 +5,7 @@
 
 use super::via::Via;
 use crate::framing::{self, Fault};
-
+use crate::sticky::{SessionKey, Sticky};
 use std::mem::MaybeUninit;
 
 /// Fields of one head; with more it is a case for the general path.
@@ -30,6 +30,8 @@ pub(super) struct Head {
     pub(super) idempotent: bool,
     /// It is a HEAD: the answer has no body.
     pub(super) is_head: bool,
+    /// What it names of its session, where a field does that.
+    pub(super) session: Option<SessionKey>,
 }
 
 /// What the bytes read so far are.
@@ -46,12 +48,12 @@ pub(super) enum Seen {
 }
 
 /// Reads the head at the start of `bytes`. If it is whole, the head for the instance is in `out`.
-pub(super) fn read(bytes: &[u8], via: &Via, out: &mut Vec<u8>) -> Seen {
+pub(super) fn read(bytes: &[u8], via: &Via, sticky: Option<&Sticky>, out: &mut Vec<u8>) -> Seen {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(len)) => {
-            if let Some(head) = take(bytes, len, &request, via, out) {
+            if let Some(head) = take(bytes, len, &request, via, sticky, out) {
                 return Seen::Whole(head);
             }
             // Rare, or worse.
@@ -67,6 +69,7 @@ fn take(
     len: usize,
     request: &httparse::Request<'_, '_>,
     via: &Via,
+    sticky: Option<&Sticky>,
     out: &mut Vec<u8>,
 ) -> Option<Head> {
     let (method, path) = (request.method?, request.path?);
@@ -96,6 +99,7 @@ fn take(
         keep_alive: true,
         idempotent,
         is_head: method == "HEAD",
+        session: None,
     };
     let (mut lengths, mut codings, mut hosts) = (0_u8, 0_u8, 0_u8);
     let (mut forwarded_for, mut forwarded) = (false, false);
@@ -131,6 +135,11 @@ fn take(
             }
             Kind::HopByHop => continue,
             Kind::Rare => return None,
+        }
+        if let Some(sticky) = sticky
+            && head.session.is_none()
+        {
+            head.session = sticky.named_by(field.name, field.value);
         }
         out.extend_from_slice(line);
     }
@@ -245,7 +254,7 @@ mod tests {
     fn seen(text: &str) -> (Seen, String) {
         let mut out = Vec::new();
         let via = Via::of(Some("10.0.0.7".parse().expect("an address")));
-        let seen = read(text.as_bytes(), &via, &mut out);
+        let seen = read(text.as_bytes(), &via, None, &mut out);
         (seen, String::from_utf8(out).expect("text"))
     }
 

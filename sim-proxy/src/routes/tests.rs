@@ -28,6 +28,7 @@ const FIRST: Entry = Entry {
     not: None,
     may_probe: true,
     first: true,
+    session: None,
 };
 
 #[test]

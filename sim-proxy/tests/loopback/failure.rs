@@ -1,5 +1,6 @@
 //! What users notice of failing instances: as little as can be.
 
+use crate::process::READ_TIMEOUT_MS;
 use crate::upstream::Upstream;
 use crate::world::{Load, World, pair, table};
 use hyper::{Method, StatusCode};
@@ -108,7 +109,7 @@ async fn a_post_that_was_never_sent_goes_to_the_other_instance() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_hangs_is_given_up_and_the_other_asked() {
-    let (world, mut control) = World::start_with_read_timeout(Duration::from_millis(300));
+    let (world, mut control) = World::start_with(&[(READ_TIMEOUT_MS, "300")]);
     let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
     control.publish(&pair(1, &ups, 10_000)).await;
     let begun = Instant::now();

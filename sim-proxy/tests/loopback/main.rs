@@ -6,5 +6,6 @@ mod process;
 mod protocol;
 mod raw;
 mod routing;
+mod sessions;
 mod upstream;
 mod world;

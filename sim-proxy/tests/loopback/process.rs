@@ -6,6 +6,8 @@ use crate::world::workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::ProxyName;
+use sim_proxy::policy::POLICIES;
+use sim_proxy::sticky::Sticky;
 use sim_proxy::{Proxy, ProxyConfig};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::SocketAddr;
@@ -15,7 +17,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 const SOCKET: &str = "SIM_TEST_PROXY_CONTROL_SOCKET";
-const READ_TIMEOUT_MS: &str = "SIM_TEST_PROXY_READ_TIMEOUT_MS";
+/// How long an answer is waited for; a minute unless told.
+pub(crate) const READ_TIMEOUT_MS: &str = "SIM_TEST_PROXY_READ_TIMEOUT_MS";
+/// `cookie:NAME`, `header:NAME` or `source`.
+pub(crate) const STICKY: &str = "SIM_TEST_PROXY_STICKY";
+/// Name of a policy.
+pub(crate) const POLICY: &str = "SIM_TEST_PROXY_POLICY";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -28,11 +35,12 @@ pub(crate) struct ProxyProcess {
 }
 
 impl ProxyProcess {
-    pub(crate) fn start(control_socket: &Path, read_timeout: Duration) -> Self {
+    /// With `settings`, by the names above.
+    pub(crate) fn start(control_socket: &Path, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "process::proxy_process", "--nocapture"])
             .env(SOCKET, control_socket)
-            .env(READ_TIMEOUT_MS, read_timeout.as_millis().to_string())
+            .envs(settings.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -85,8 +93,21 @@ fn proxy_process() {
     let mut config = ProxyConfig::new(name, workload(), any, any, socket.into());
     config.threads = 2;
     config.report_interval = Duration::from_millis(50);
-    let read_timeout = std::env::var(READ_TIMEOUT_MS).expect("set by the parent");
-    config.upstream.read_timeout = Duration::from_millis(read_timeout.parse().expect("a number"));
+    if let Ok(read_timeout) = std::env::var(READ_TIMEOUT_MS) {
+        let read_timeout = read_timeout.parse().expect("a number");
+        config.upstream.read_timeout = Duration::from_millis(read_timeout);
+    }
+    config.sticky = std::env::var(STICKY)
+        .ok()
+        .map(|sticky| match sticky.split_once(':') {
+            Some(("cookie", name)) => Sticky::Cookie(name.into()),
+            Some(("header", name)) => Sticky::Header(name.into()),
+            _ => Sticky::Source,
+        });
+    if let Ok(policy) = std::env::var(POLICY) {
+        let known = POLICIES.iter().find(|(_, name)| *name == policy);
+        config.policy = known.expect("a policy").0;
+    }
     let proxy = Proxy::bind(config).expect("free ports");
     let (users, admin) = (proxy.listen_address(), proxy.admin_address());
     // The test harness has written "test … " before, without an end of line.

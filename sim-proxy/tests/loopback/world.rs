@@ -54,14 +54,15 @@ pub(crate) fn table(
 impl World {
     /// A proxy and its control plane.
     pub(crate) fn start() -> (Self, Control) {
-        Self::start_with_read_timeout(Duration::from_secs(60))
+        Self::start_with(&[])
     }
 
-    pub(crate) fn start_with_read_timeout(read_timeout: Duration) -> (Self, Control) {
+    /// With settings of the proxy, by the names in [`crate::process`].
+    pub(crate) fn start_with(settings: &[(&str, &str)]) -> (Self, Control) {
         let directory = TempDir::new().expect("a directory");
         let socket = directory.path().join("control.sock");
         let control = Control::start(&socket);
-        let process = ProxyProcess::start(&socket, read_timeout);
+        let process = ProxyProcess::start(&socket, settings);
         let [proxy, admin] = process.addresses;
         (
             Self {
@@ -77,7 +78,14 @@ impl World {
 
     /// Two instances, of which the first has `first_bp`.
     pub(crate) async fn with_two(first_bp: u16) -> (Self, Control, [Upstream; 2]) {
-        let (world, mut control) = Self::start();
+        Self::with_two_and(first_bp, &[]).await
+    }
+
+    pub(crate) async fn with_two_and(
+        first_bp: u16,
+        settings: &[(&str, &str)],
+    ) -> (Self, Control, [Upstream; 2]) {
+        let (world, mut control) = Self::start_with(settings);
         let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
         control.publish(&pair(1, &ups, first_bp)).await;
         (world, control, ups)

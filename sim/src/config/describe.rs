@@ -39,7 +39,15 @@ impl Config {
                 w.slo.window.as_secs_f64()
             ),
         );
-        line("proxy", format!("http://{}", self.front.listen));
+        let sticky = self.front.sticky.as_ref();
+        let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));
+        line(
+            "proxy",
+            format!(
+                "http://{}, split {}{sticky}",
+                self.front.listen, self.front.policy
+            ),
+        );
         line("metrics", format!("http://{}/metrics", self.front.admin));
         for server in &self.servers {
             let spec = &server.spec;

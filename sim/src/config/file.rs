@@ -52,6 +52,21 @@ pub(super) struct ProxyTable {
     pub(super) admin: String,
     #[serde(default = "one")]
     pub(super) threads: usize,
+    #[serde(default = "weighted")]
+    pub(super) policy: String,
+    pub(super) sticky: Option<StickyTable>,
+}
+
+fn weighted() -> String {
+    "weighted".into()
+}
+
+/// `[proxy.sticky]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StickyTable {
+    pub(super) by: String,
+    pub(super) name: Option<String>,
 }
 
 fn admin() -> String {

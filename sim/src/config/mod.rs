@@ -2,6 +2,7 @@
 
 mod describe;
 mod file;
+mod front;
 mod validate;
 
 use sim_control::ControlConfig;
@@ -12,6 +13,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
+use sim_proxy::sticky::Sticky;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
@@ -40,6 +42,8 @@ pub(crate) struct Front {
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) threads: usize,
+    pub(crate) policy: sim_proxy::policy::Policy,
+    pub(crate) sticky: Option<Sticky>,
 }
 
 /// A valid configuration.
@@ -236,6 +240,8 @@ impl Config {
             self.control_socket(),
         );
         proxy.threads = self.front.threads;
+        proxy.policy = self.front.policy;
+        proxy.sticky.clone_from(&self.front.sticky);
         proxy.life_sockets = self.servers.iter().map(|s| self.life_socket(s)).collect();
         Ok(proxy)
     }

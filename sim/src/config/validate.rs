@@ -1,7 +1,7 @@
 //! From the file as written to valid values. Each rule names its key and what is allowed.
 
 use super::file::{File, ServerTable, WorkloadTable};
-use super::{Config, ConfigError, Front, Server};
+use super::{Config, ConfigError, Front, Server, front};
 use sim_core::name::{ServerName, WorkloadName};
 use sim_core::server::ServerSpec;
 use sim_core::workload::{Readiness, Slo, WorkloadSpec};
@@ -13,12 +13,12 @@ use std::time::Duration;
 /// Longest time that any setting may state, in seconds: a year.
 const SECONDS_MAX: f64 = 31_536_000.0;
 
-struct Rules<'a> {
+pub(super) struct Rules<'a> {
     path: &'a Path,
 }
 
 impl Rules<'_> {
-    fn broken(&self, key: &str, found: impl Display, allowed: &str) -> ConfigError {
+    pub(super) fn broken(&self, key: &str, found: impl Display, allowed: &str) -> ConfigError {
         ConfigError {
             path: self.path.display().to_string(),
             problem: format!("{key} = {found}: {allowed}"),
@@ -90,6 +90,11 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         listen: rules.parsed("proxy.listen", &file.proxy.listen, address)?,
         admin: rules.parsed("proxy.admin", &file.proxy.admin, address)?,
         threads: file.proxy.threads,
+        policy: front::policy(&rules, &file.proxy.policy)?,
+        sticky: match file.proxy.sticky {
+            Some(table) => Some(front::sticky(&rules, table)?),
+            None => None,
+        },
     };
     if front.listen == front.admin {
         let allowed = "must differ from proxy.listen";

@@ -1,0 +1,57 @@
+//! `[proxy]` beyond its addresses: what decides where a request goes.
+
+use super::ConfigError;
+use super::file::StickyTable;
+use super::validate::Rules;
+use sim_proxy::policy::{POLICIES, Policy};
+use sim_proxy::sticky::Sticky;
+
+/// Longest name of a header field or cookie, bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// `proxy.policy`.
+pub(super) fn policy(rules: &Rules<'_>, name: &str) -> Result<Policy, ConfigError> {
+    let known = POLICIES.iter().find(|(_, known)| *known == name);
+    known.map(|&(policy, _)| policy).ok_or_else(|| {
+        let names: Vec<_> = POLICIES.iter().map(|(_, name)| *name).collect();
+        let allowed = format!("must be one of {}", names.join(", "));
+        rules.broken("proxy.policy", format!("{name:?}"), &allowed)
+    })
+}
+
+/// `[proxy.sticky]`.
+pub(super) fn sticky(rules: &Rules<'_>, table: StickyTable) -> Result<Sticky, ConfigError> {
+    let name = || match &table.name {
+        Some(name) if is_token(name) => Ok(name.as_str()),
+        Some(name) => {
+            let allowed =
+                format!("must be 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9 and !#$%&'*+-.^_`|~");
+            Err(rules.broken("proxy.sticky.name", format!("{name:?}"), &allowed))
+        }
+        None => {
+            let allowed = format!("must be there with proxy.sticky.by = {:?}", table.by);
+            Err(rules.broken("proxy.sticky.name", "(none)", &allowed))
+        }
+    };
+    match table.by.as_str() {
+        "source" if table.name.is_some() => {
+            let allowed = "must not be there with proxy.sticky.by = \"source\"";
+            let found = format!("{:?}", table.name.unwrap_or_default());
+            Err(rules.broken("proxy.sticky.name", found, allowed))
+        }
+        "source" => Ok(Sticky::Source),
+        "header" => Ok(Sticky::Header(name()?.to_ascii_lowercase().into())),
+        "cookie" => Ok(Sticky::Cookie(name()?.into())),
+        other => {
+            let allowed = "must be one of cookie, header, source";
+            Err(rules.broken("proxy.sticky.by", format!("{other:?}"), allowed))
+        }
+    }
+}
+
+/// A token (RFC 9110, section 5.6.2), as names of fields and of cookies are.
+fn is_token(name: &str) -> bool {
+    let is_token_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_token_byte)
+}
