@@ -3,6 +3,7 @@
 use crate::live::{InstanceLive, Outcome};
 use crate::pick::How;
 use crate::snapshot::Upstream;
+use sim_core::name::InstanceId;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,6 +18,17 @@ pub struct Attempt {
     ended: bool,
 }
 
+/// Whom an attempt asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// When it was picked, by [`crate::clock::monotonic_ns`].
+    pub entered_ns: u64,
+}
+
 impl Attempt {
     pub(crate) fn enter(upstream: &Upstream, how: How, now_ns: u64, first: bool) -> Self {
         upstream.live.enter();
@@ -28,6 +40,16 @@ impl Attempt {
             entered_ns: now_ns,
             first,
             ended: false,
+        }
+    }
+
+    /// Whom it asks, and since when.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        Target {
+            instance: self.live.id(),
+            address: self.address,
+            entered_ns: self.entered_ns,
         }
     }
 
@@ -70,6 +92,15 @@ impl Attempt {
             self.live.note_pace(micros, now_ns);
         }
         self.live.ended(self.first, outcome);
+    }
+
+    /// Counts its end at `now_ns` as overtaken. What it took is kept if it `is_late`: at least as much as it would
+    /// have taken.
+    pub(crate) fn end_overtaken(&mut self, now_ns: u64, is_late: bool) {
+        if is_late && self.first {
+            self.live.record_latency(self.micros_until(now_ns));
+        }
+        self.end(Outcome::Overtaken, None);
     }
 
     /// Notes that it has taken long, up to `now_ns`, and has no answer yet: who waits for a hung instance must not

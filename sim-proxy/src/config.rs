@@ -38,6 +38,8 @@ pub struct ProxyConfig {
     pub upstream: UpstreamSettings,
     /// Second attempts.
     pub retry: RetrySettings,
+    /// Asking a second instance before the first has failed.
+    pub hedge: HedgeSettings,
     /// Passive ejection.
     pub eject: EjectSettings,
 }
@@ -67,6 +69,7 @@ impl ProxyConfig {
             sticky: None,
             upstream: UpstreamSettings::default(),
             retry: RetrySettings::default(),
+            hedge: HedgeSettings::default(),
             eject: EjectSettings::default(),
         }
     }
@@ -127,6 +130,24 @@ impl Default for RetrySettings {
     }
 }
 
+/// When a request that has no answer yet is sent to a second instance as well.
+#[derive(Clone, Copy, Debug)]
+pub struct HedgeSettings {
+    /// Once it has waited longer than this share of the workload's requests of late take, 0.5 to 0.9999; 0 = never.
+    pub quantile: f64,
+    /// But no sooner than after this.
+    pub floor: Duration,
+}
+
+impl Default for HedgeSettings {
+    fn default() -> Self {
+        Self {
+            quantile: 0.99,
+            floor: Duration::from_millis(20),
+        }
+    }
+}
+
 /// When an instance is left alone, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct EjectSettings {
@@ -135,6 +156,9 @@ pub struct EjectSettings {
     /// Resets in a row on connections that had served before. One alone may be the race of a
     /// request with the instance's keep-alive timer and says nothing about its health.
     pub consecutive_stale_resets: u32,
+    /// How long an instance answers nothing, while others answer requests that it had first, until it is taken for
+    /// hung.
+    pub hang_after: Duration,
     /// First ejection.
     pub base: Duration,
     /// Longest ejection; each failed probe doubles the last one up to here.
@@ -150,6 +174,7 @@ impl Default for EjectSettings {
         Self {
             consecutive_bad_answers: 5,
             consecutive_stale_resets: 2,
+            hang_after: Duration::from_millis(300),
             base: Duration::from_millis(500),
             max: Duration::from_secs(30),
             forget_after: Duration::from_secs(60),

@@ -38,15 +38,18 @@ pub(crate) enum RetryReason {
     Malformed,
     /// The kernel said that the instance is stopped or dead, while its answer was waited for.
     Down,
+    /// No answer in the time that nearly all take; the first attempt goes on.
+    Hedge,
 }
 
 impl RetryReason {
-    pub(crate) const ALL: [(Self, &'static str); 5] = [
+    pub(crate) const ALL: [(Self, &'static str); 6] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
         (Self::Malformed, "malformed"),
         (Self::Down, "down"),
+        (Self::Hedge, "hedge"),
     ];
 }
 
@@ -72,7 +75,7 @@ impl ErrorSide {
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
     endings: CachePadded<[AtomicU64; 4]>,
-    retries: [AtomicU64; 5],
+    retries: [AtomicU64; 6],
     errors: [AtomicU64; 3],
     pub(crate) no_instance: AtomicU64,
     pub(crate) budget_exhausted: AtomicU64,

@@ -45,6 +45,16 @@ impl Dispatch {
         attempt.live().id()
     }
 
+    /// Ends an attempt that another one overtook, or, if it `is_late` not, that came to nothing since the one before it
+    /// had an end after all.
+    pub(crate) fn overtaken(&self, mut attempt: Attempt, now_ns: u64, is_late: bool) {
+        if is_late {
+            attempt.outlasted(now_ns);
+            self.routes.attempt_failed(&attempt, Failure::Overtaken);
+        }
+        attempt.end_overtaken(now_ns, is_late);
+    }
+
     /// Whether a request of which `tries` were made may have another.
     pub(crate) fn may_retry(&self, tries: u8, reason: RetryReason) -> bool {
         if tries >= self.attempts_max {

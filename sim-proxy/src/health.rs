@@ -26,6 +26,8 @@ pub enum Failure {
     StaleReset,
     /// An answer of 500 or above, one that is no HTTP, or none in time.
     BadAnswer,
+    /// Another instance that was asked later answered first.
+    Overtaken,
 }
 
 /// Whether requests may go to an instance.
@@ -47,6 +49,8 @@ pub struct Health {
     out_until_ns: AtomicU64,
     /// Failures in a row, weighted: see [`Health::failed`].
     strain: AtomicU32,
+    /// When the first of them was overtaken; 0 = none was.
+    silent_since_ns: AtomicU64,
     /// Doublings of the base ejection.
     level: AtomicU32,
     restored_at_ns: AtomicU64,
@@ -102,9 +106,9 @@ impl Health {
         until != 0 && now_ns >= until && self.move_on(until, now_ns + nanos(settings.probe_window))
     }
 
-    /// An attempt failed. True: this was enough for an ejection, see [`Health::eject`].
+    /// An attempt failed at `now_ns`. True: this was enough for an ejection, see [`Health::eject`].
     #[must_use]
-    pub fn failed(&self, failure: Failure, settings: &EjectSettings) -> bool {
+    pub fn failed(&self, failure: Failure, now_ns: u64, settings: &EjectSettings) -> bool {
         let bad_answers = settings.consecutive_bad_answers.max(1);
         let stale_resets = settings.consecutive_stale_resets.max(1);
         // The least common scale on which n bad answers, or m stale resets, are full.
@@ -112,10 +116,19 @@ impl Health {
         let weight = match failure {
             Failure::Connect => full,
             Failure::StaleReset => bad_answers,
-            Failure::BadAnswer => stale_resets,
+            Failure::BadAnswer | Failure::Overtaken => stale_resets,
         };
         let before = self.strain.fetch_add(weight, Ordering::Relaxed);
-        before.saturating_add(weight) >= full
+        let enough = before.saturating_add(weight) >= full;
+        if failure != Failure::Overtaken {
+            return enough;
+        }
+        // To be overtaken is to be late. Only who has answered nothing for a while is taken for hung: all that it has
+        // in flight is late at once after a pause, too.
+        let since = &self.silent_since_ns;
+        let begun = since.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+        let silent_ns = now_ns.saturating_sub(begun.err().unwrap_or(now_ns));
+        enough && silent_ns >= nanos(settings.hang_after)
     }
 
     /// Takes the instance out. False: it is out already (many requests fail at one death, and
@@ -165,6 +178,7 @@ impl Health {
         // Looked at first, so that the common case writes nothing.
         if self.strain.load(Ordering::Relaxed) != 0 {
             self.strain.store(0, Ordering::Relaxed);
+            self.silent_since_ns.store(0, Ordering::Relaxed);
         }
         if !sent_while_out || self.out_until_ns.swap(0, Ordering::Relaxed) == 0 {
             return false;
@@ -185,7 +199,7 @@ mod tests {
     fn one_refused_connection_is_enough_and_only_the_first_of_a_burst_counts() {
         let (health, settings) = (Health::default(), EjectSettings::default());
         for _ in 0..20 {
-            assert!(health.failed(Failure::Connect, &settings));
+            assert!(health.failed(Failure::Connect, START, &settings));
             health.eject(START, &settings);
         }
         assert_eq!(health.ejections(), 1);
@@ -197,20 +211,20 @@ mod tests {
     fn bad_answers_and_stale_resets_must_come_in_a_row() {
         let (health, settings) = (Health::default(), EjectSettings::default());
         for _ in 0..4 {
-            assert!(!health.failed(Failure::BadAnswer, &settings));
+            assert!(!health.failed(Failure::BadAnswer, START, &settings));
         }
         assert!(!health.succeeded(false, START));
         for _ in 0..4 {
-            assert!(!health.failed(Failure::BadAnswer, &settings));
+            assert!(!health.failed(Failure::BadAnswer, START, &settings));
         }
-        assert!(health.failed(Failure::BadAnswer, &settings));
+        assert!(health.failed(Failure::BadAnswer, START, &settings));
 
         health.succeeded(false, START);
         assert!(
-            !health.failed(Failure::StaleReset, &settings),
+            !health.failed(Failure::StaleReset, START, &settings),
             "may be a keep-alive race"
         );
-        assert!(health.failed(Failure::StaleReset, &settings));
+        assert!(health.failed(Failure::StaleReset, START, &settings));
     }
 
     #[test]

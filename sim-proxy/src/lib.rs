@@ -26,6 +26,7 @@ mod life_feed;
 mod listener;
 pub mod live;
 mod metrics;
+mod overdue;
 mod pace;
 pub mod pick;
 pub mod policy;
@@ -48,6 +49,7 @@ use fast::FastPath;
 use gateway::Gateway;
 use life_feed::LifeFeed;
 use listener::{Bound, bind};
+use overdue::Follow;
 use pingora_core::listeners::ListenerConfig;
 use pingora_core::protocols::l4::stream::L4BufferSettings;
 use pingora_core::server::configuration::ServerConf;
@@ -205,6 +207,12 @@ impl Proxy {
             listener,
             stop: stopped,
         });
+
+        let follow = Follow {
+            settings: config.hedge,
+            routes: routes.clone(),
+        };
+        server.add_service(background_service("latency quantiles", follow));
 
         let feed = LifeFeed {
             sockets: config.life_sockets.clone(),

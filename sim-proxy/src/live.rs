@@ -23,6 +23,8 @@ pub enum Outcome {
     Failed,
     /// The user left first; says nothing of the instance.
     Aborted,
+    /// Another instance, asked later, answered first.
+    Overtaken,
 }
 
 /// First attempts and retries are counted apart: retries go where the trouble isn't, and one
@@ -32,6 +34,7 @@ struct Ends {
     ok: AtomicU64,
     failed: AtomicU64,
     aborted: AtomicU64,
+    overtaken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -155,6 +158,7 @@ impl InstanceLive {
             Outcome::Ok => &ends.ok,
             Outcome::Failed => &ends.failed,
             Outcome::Aborted => &ends.aborted,
+            Outcome::Overtaken => &ends.overtaken,
         };
         // Relaxed: counters only rise and are published by `leave`.
         counter.fetch_add(1, Ordering::Relaxed);
@@ -174,6 +178,12 @@ impl InstanceLive {
     /// Notes how long an attempt took that ended at `now_ns`, whatever its end.
     pub(crate) fn note_pace(&self, micros: u64, now_ns: u64) {
         self.traffic.pace.note(micros, now_ns);
+    }
+
+    /// Latencies counted so far, by bucket of [`sim_core::histogram`].
+    pub(crate) fn latencies(&self) -> Box<[u64]> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.latency.iter().map(read).collect()
     }
 
     /// Counts the latency of an answered first attempt.
@@ -196,13 +206,14 @@ impl InstanceLive {
             ok: read(&ends.ok),
             failed: read(&ends.failed),
             aborted: read(&ends.aborted),
+            overtaken: read(&ends.overtaken),
         };
         Totals {
             in_flight,
             last_pick_ns: read(&self.traffic.last_pick_ns),
             first: ends(&self.traffic.first),
             retry: ends(&self.traffic.retry),
-            latency: self.latency.iter().map(read).collect(),
+            latency: self.latencies(),
         }
     }
 }
@@ -216,6 +227,8 @@ pub struct EndTotals {
     pub failed: u64,
     /// Left by the user.
     pub aborted: u64,
+    /// Slower than another instance that was asked later.
+    pub overtaken: u64,
 }
 
 /// One reading of an instance's counters.

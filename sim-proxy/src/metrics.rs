@@ -85,6 +85,14 @@ fn requests(page: &mut Page, counters: &Counters, routes: &Routes) {
         "Requests answered 503 because no instance was ready.",
     )
     .sample(&[], read(&counters.no_instance));
+    if let Some(after_ns) = routes.overdue().known_ns() {
+        page.family(
+            "sim_proxy_overdue_after_seconds",
+            Gauge,
+            "A request that has waited so long for its answer is sent to a second instance as well; absent while too few latencies are known.",
+        )
+        .sample(&[], Nanos(after_ns));
+    }
     page.family(
         "sim_proxy_panic_picks_total",
         Counter,
@@ -94,13 +102,14 @@ fn requests(page: &mut Page, counters: &Counters, routes: &Routes) {
 }
 
 fn attempts(page: &mut Page, instances: &[Reading]) {
-    page.family("sim_proxy_attempts_total", Kind::Counter, "Ended attempts, by instance, first attempt or retry, and outcome (ok, failed, aborted by the user).");
+    page.family("sim_proxy_attempts_total", Kind::Counter, "Ended attempts, by instance, first attempt or retry, and outcome (ok, failed, aborted by the user, overtaken by a later attempt elsewhere).");
     for (live, totals) in instances {
         for (attempt, ends) in [("first", totals.first), ("retry", totals.retry)] {
             for (outcome, count) in [
                 ("ok", ends.ok),
                 ("failed", ends.failed),
                 ("aborted", ends.aborted),
+                ("overtaken", ends.overtaken),
             ] {
                 let instance = live.id();
                 page.sample(

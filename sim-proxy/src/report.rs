@@ -19,6 +19,10 @@ struct Baseline {
     instances: HashMap<InstanceId, Totals>,
 }
 
+fn answered(totals: &Totals) -> u64 {
+    totals.first.ok + totals.first.overtaken
+}
+
 /// What has been told so far.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -67,7 +71,8 @@ impl Ledger {
             let told = self.told.instances.get(&live.id()).unwrap_or(&nothing);
             instances.push(InstanceTraffic {
                 instance: live.id(),
-                ok: totals.first.ok.saturating_sub(told.first.ok),
+                // To the user an overtaken one was answered, and when it was overtaken.
+                ok: answered(&totals).saturating_sub(answered(told)),
                 failed: totals.first.failed.saturating_sub(told.first.failed),
                 latency: totals.latency_since(told),
                 in_flight: totals.in_flight,

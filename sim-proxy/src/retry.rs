@@ -43,7 +43,7 @@ pub(crate) fn may_go_again(
         // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
         // couldn't.
         RetryReason::Reset => repeatable && (elsewhere || reused),
-        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down => {
+        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down | RetryReason::Hedge => {
             repeatable && elsewhere
         }
     }

@@ -18,6 +18,7 @@ use crate::clock::monotonic_ns;
 use crate::config::EjectSettings;
 use crate::health::{Failure, Standing};
 use crate::live::InstanceLive;
+use crate::overdue::Overdue;
 use crate::pick::{How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other};
 use crate::policy::Policy;
 use crate::snapshot::Snapshot;
@@ -72,6 +73,7 @@ pub struct Routes {
     /// Instances of the table, and those removed from it whose last counts are not reported yet.
     /// Never touched by a request.
     known: Mutex<Vec<Arc<InstanceLive>>>,
+    overdue: Overdue,
     refused: AtomicU64,
     panic_picks: AtomicU64,
 }
@@ -87,6 +89,7 @@ impl Routes {
             current: CachePadded::new(ArcSwap::from_pointee(Snapshot::empty(monotonic_ns()))),
             published: CachePadded::default(),
             known: Mutex::default(),
+            overdue: Overdue::default(),
             refused: AtomicU64::default(),
             panic_picks: AtomicU64::default(),
         }
@@ -108,6 +111,11 @@ impl Routes {
     #[must_use]
     pub fn known(&self) -> Vec<Arc<InstanceLive>> {
         self.lock_known().clone()
+    }
+
+    /// When a request is overdue.
+    pub(crate) fn overdue(&self) -> &Overdue {
+        &self.overdue
     }
 
     /// Tables refused so far.
@@ -239,7 +247,7 @@ impl Routes {
             How::Probe => health.probe_failed(now_ns, &self.eject),
             How::Panic => false,
             How::Share | How::Spare => {
-                health.failed(failure, &self.eject)
+                health.failed(failure, now_ns, &self.eject)
                     && health.standing(now_ns) == Standing::In
                     && self.has_other(instance)
                     && health.eject(now_ns, &self.eject)

@@ -81,6 +81,14 @@ fn what_a_file_gets_wrong_is_named() {
             ],
         ),
         (
+            good.replace("[[server]]", "hedge = { quantile = 1.0 }\n[[server]]"),
+            vec!["proxy.hedge.quantile = 1", "0.5 to 0.9999"],
+        ),
+        (
+            good.replace("[[server]]", "hedge = { floor_ms = 0 }\n[[server]]"),
+            vec!["proxy.hedge.floor_ms = 0", "1 to 60000"],
+        ),
+        (
             good.replace("[[server]]", "sticky = { by = \"user\" }\n[[server]]"),
             vec!["proxy.sticky.by = \"user\"", "cookie, header, source"],
         ),

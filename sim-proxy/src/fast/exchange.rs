@@ -3,10 +3,9 @@
 use super::answer::{self, Answer, Passing, Rest};
 use super::buffers::Buffer;
 use super::pool::{self, PoolLimits};
-use super::waiting::Seat;
 use super::watchdog::Watchdog;
 use super::wire::{self, Gone, Got, Stuck};
-use crate::attempt::Attempt;
+use crate::attempt::Target;
 use crate::clock::nanos;
 use crate::config::UpstreamSettings;
 use crate::counters::RetryReason;
@@ -61,6 +60,8 @@ pub(super) struct Broken {
 #[derive(Debug)]
 pub(super) enum Unanswered {
     Broken(Broken),
+    /// It has taken longer than nearly all do; it may be waited for again.
+    Overdue(Box<Asked>),
     /// The user left.
     Gone,
 }
@@ -85,6 +86,18 @@ pub(super) struct Question<'a> {
     pub(super) fresh: bool,
 }
 
+/// A request that an instance has been sent.
+#[derive(Debug)]
+pub(super) struct Asked {
+    instance: TcpStream,
+    /// It had served before.
+    reused: bool,
+    /// What was read of the answer.
+    read: Buffer,
+    /// The head of the answer as the user gets it.
+    head: Buffer,
+}
+
 /// An answer whose head has come.
 #[derive(Debug)]
 pub(super) struct Answered {
@@ -100,129 +113,185 @@ pub(super) struct Answered {
     pub(super) keep: bool,
 }
 
-/// Asks the instance of `attempt`.
-pub(super) async fn ask(
-    attempt: &Attempt,
+/// Sends a question to an instance.
+pub(super) async fn send(
+    target: Target,
     question: Question<'_>,
-    keep: impl Fn() -> bool,
-    mut may_leave: impl FnMut() -> bool,
-    user: &mut User<'_>,
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
-) -> Result<Answered, Unanswered> {
-    let now_ns = attempt.entered_ns();
-    let to = (attempt.live().id(), attempt.address());
+) -> Result<Asked, Unanswered> {
+    let to = (target.instance, target.address);
     let idle = if question.fresh {
         pool::forget(to);
         None
     } else {
-        pool::take(to, timeouts.pool, now_ns, !question.idempotent)
+        pool::take(to, timeouts.pool, target.entered_ns, !question.idempotent)
     };
     let reused = idle.is_some();
     let mut instance = match idle {
         Some(instance) => instance,
-        None => connect(attempt, timeouts).await?,
-    };
-    let broken = |late: bool| {
-        let (failure, reason) = if late {
-            (Failure::BadAnswer, RetryReason::Timeout)
-        } else {
-            (failure_of_reset(reused), RetryReason::Reset)
-        };
-        Unanswered::Broken(Broken {
-            failure: Some(failure),
-            reason,
-            reused,
-            late,
-        })
-    };
-    let malformed = || {
-        Unanswered::Broken(Broken {
-            failure: Some(Failure::BadAnswer),
-            reason: RetryReason::Malformed,
-            reused,
-            late: false,
-        })
+        None => connect(target, timeouts).await?,
     };
     match wire::write(&mut instance, question.bytes, watchdog, timeouts.write_ns).await {
-        Ok(()) => {}
-        Err(Stuck::Late) => return Err(broken(true)),
         // It may have answered before it broke the connection.
-        Err(Stuck::Broken) => {}
+        Ok(()) | Err(Stuck::Broken) => {}
+        Err(Stuck::Late) => return Err(late(reused)),
     }
-    let (mut read, mut head) = (Buffer::default(), Buffer::default());
-    let live = attempt.live();
-    let mut seat = Seat::new(live);
-    let mut elsewhere = |context: &Context<'_>| {
-        seat.wait(context);
-        live.is_down() && may_leave()
-    };
-    loop {
-        let got = wire::listen(
-            &mut instance,
-            &mut read,
-            user.stream,
-            user.ahead,
-            watchdog,
-            timeouts.read_ns,
-            &mut elsewhere,
-        );
-        match got.await {
-            Ok(Got::Bytes) => {}
-            Ok(Got::End) => return Err(broken(false)),
-            Ok(Got::Late) => return Err(broken(true)),
-            Ok(Got::Elsewhere) => return Err(down(reused)),
-            Err(Gone) => return Err(Unanswered::Gone),
-        }
+    Ok(Asked {
+        instance,
+        reused,
+        read: Buffer::default(),
+        head: Buffer::default(),
+    })
+}
+
+impl Asked {
+    /// Waits for the head of the answer, without the user: who waits for another attempt as well hears of its leaving
+    /// there. What comes before the answer is dropped.
+    pub(super) async fn hear_alone(
+        mut self,
+        question: Question<'_>,
+        keep: impl Fn() -> bool,
+        watchdog: &mut Watchdog,
+        timeouts: &Timeouts,
+    ) -> Result<Answered, Unanswered> {
         loop {
-            let keep = keep();
-            let passing = Passing {
-                to_head: question.is_head,
-                keep,
-                fields: question.answer_fields,
-            };
-            match answer::read(&read, passing, head.room()) {
-                answer::Seen::Part if read.len() > ANSWER_HEAD_BYTES_MAX => return Err(malformed()),
-                answer::Seen::Part => break,
-                // A change of protocol that nobody asked for.
-                answer::Seen::Whole(answer) if answer.status == 101 => return Err(malformed()),
-                answer::Seen::Whole(answer) if answer.status < 200 => {
-                    wire::write(user.stream, &head, watchdog, timeouts.write_ns)
-                        .await
-                        .map_err(|_| Unanswered::Gone)?;
-                    read.consume(answer.len);
-                    if read.is_empty() {
-                        break;
-                    }
+            let (read, patience_ns) = (&mut self.read, timeouts.read_ns);
+            let got = wire::listen(
+                &mut self.instance,
+                read,
+                None,
+                watchdog,
+                patience_ns,
+                |_| None,
+            );
+            let got = got.await;
+            self.judge(got)?;
+            while let Some((answer, keep)) = self.head(question, &keep)? {
+                if answer.status >= 200 {
+                    return Ok(self.answered(answer, keep));
                 }
-                answer::Seen::Whole(answer) => {
-                    return Ok(Answered {
-                        instance,
-                        reused,
-                        keep: keep && !matches!(answer.body, Rest::Close),
-                        answer,
-                        read,
-                        head,
-                    });
-                }
-                answer::Seen::Malformed => return Err(malformed()),
+                self.read.consume(answer.len);
             }
+        }
+    }
+
+    /// Waits for the head of the answer.
+    ///
+    /// # Errors
+    /// [`Unanswered::Overdue`] gives the request back: it may be waited for again.
+    pub(super) async fn hear(
+        mut self,
+        question: Question<'_>,
+        keep: impl Fn() -> bool,
+        mut elsewhere: impl FnMut(&Context<'_>) -> Option<RetryReason>,
+        user: &mut User<'_>,
+        watchdog: &mut Watchdog,
+        timeouts: &Timeouts,
+    ) -> Result<Answered, Unanswered> {
+        // Who has had part of an answer has it from this instance.
+        let mut begun = false;
+        loop {
+            let got = wire::listen(
+                &mut self.instance,
+                &mut self.read,
+                Some((user.stream, user.ahead)),
+                watchdog,
+                timeouts.read_ns,
+                |context| if begun { None } else { elsewhere(context) },
+            );
+            let got = got.await;
+            if matches!(got, Ok(Got::Elsewhere(RetryReason::Hedge))) {
+                return Err(Unanswered::Overdue(Box::new(self)));
+            }
+            self.judge(got)?;
+            while let Some((answer, keep)) = self.head(question, &keep)? {
+                if answer.status >= 200 {
+                    return Ok(self.answered(answer, keep));
+                }
+                begun = true;
+                wire::write(user.stream, &self.head, watchdog, timeouts.write_ns)
+                    .await
+                    .map_err(|_| Unanswered::Gone)?;
+                self.read.consume(answer.len);
+            }
+        }
+    }
+
+    fn judge(&self, got: Result<Got, Gone>) -> Result<(), Unanswered> {
+        match got {
+            Ok(Got::Bytes) => Ok(()),
+            Ok(Got::End) => Err(broken(
+                Some(failure_of_reset(self.reused)),
+                RetryReason::Reset,
+                self.reused,
+            )),
+            Ok(Got::Late) => Err(late(self.reused)),
+            // The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
+            Ok(Got::Elsewhere(reason)) => Err(broken(None, reason, self.reused)),
+            Err(Gone) => Err(Unanswered::Gone),
+        }
+    }
+
+    /// The next head in what was read, if it is whole, and whether the user is told to keep the connection.
+    fn head(
+        &mut self,
+        question: Question<'_>,
+        keep: &impl Fn() -> bool,
+    ) -> Result<Option<(Answer, bool)>, Unanswered> {
+        if self.read.is_empty() {
+            return Ok(None);
+        }
+        let keep = keep();
+        let passing = Passing {
+            to_head: question.is_head,
+            keep,
+            fields: question.answer_fields,
+        };
+        match answer::read(&self.read, passing, self.head.room()) {
+            answer::Seen::Part if self.read.len() <= ANSWER_HEAD_BYTES_MAX => Ok(None),
+            // A change of protocol that nobody asked for is none.
+            answer::Seen::Whole(answer) if answer.status != 101 => Ok(Some((answer, keep))),
+            answer::Seen::Part | answer::Seen::Whole(_) | answer::Seen::Malformed => Err(broken(
+                Some(Failure::BadAnswer),
+                RetryReason::Malformed,
+                self.reused,
+            )),
+        }
+    }
+
+    fn answered(self, answer: Answer, keep: bool) -> Answered {
+        Answered {
+            instance: self.instance,
+            reused: self.reused,
+            keep: keep && !matches!(answer.body, Rest::Close),
+            answer,
+            read: self.read,
+            head: self.head,
         }
     }
 }
 
-/// The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
-fn down(reused: bool) -> Unanswered {
+fn late(reused: bool) -> Unanswered {
     Unanswered::Broken(Broken {
-        failure: None,
-        reason: RetryReason::Down,
+        failure: Some(Failure::BadAnswer),
+        reason: RetryReason::Timeout,
+        reused,
+        late: true,
+    })
+}
+
+fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Unanswered {
+    Unanswered::Broken(Broken {
+        failure,
+        reason,
         reused,
         late: false,
     })
 }
 
-async fn connect(attempt: &Attempt, timeouts: &Timeouts) -> Result<TcpStream, Unanswered> {
-    let connecting = TcpStream::connect(attempt.address());
+async fn connect(target: Target, timeouts: &Timeouts) -> Result<TcpStream, Unanswered> {
+    let connecting = TcpStream::connect(target.address);
     let (error, late) = match timeout(timeouts.connect, connecting).await {
         Ok(Ok(stream)) => {
             // Without it an answer may wait for an acknowledgement; the request goes out all the same.

@@ -13,6 +13,7 @@ mod answer;
 mod buffers;
 mod chunks;
 mod exchange;
+mod hedge;
 mod pool;
 mod request;
 mod stop;
@@ -36,7 +37,8 @@ use crate::sticky::{self, SessionKey, Sticky};
 use async_trait::async_trait;
 use buffers::Buffer;
 use bytes::BytesMut;
-use exchange::{Answered, Question, Timeouts, Unanswered, User};
+use exchange::{Answered, Broken, Question, Timeouts, Unanswered, User};
+use hedge::Neither;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
 use pingora_core::server::ShutdownWatch;
@@ -48,6 +50,7 @@ use std::task::Context;
 use stop::Stop;
 use tokio::io::AsyncWriteExt as _;
 use via::Via;
+use waiting::Seat;
 use watchdog::Watchdog;
 use wire::{Cut, Got, Patience};
 
@@ -148,6 +151,11 @@ impl ServerApp for FastPath {
     }
 }
 
+/// What the user is told of a request without an answer.
+fn status_of(broken: Broken) -> u16 {
+    if broken.late { 504 } else { 502 }
+}
+
 /// A user's connection between two requests.
 struct Connection<'a> {
     path: &'a FastPath,
@@ -203,7 +211,7 @@ impl Connection<'_> {
                         self.refuse(stream, 408).await;
                         return Then::Close;
                     }
-                    Got::End | Got::Late | Got::Elsewhere => return Then::Close,
+                    Got::End | Got::Late | Got::Elsewhere(_) => return Then::Close,
                 }
             };
             let length = match head.body {
@@ -234,7 +242,7 @@ impl Connection<'_> {
                         self.refuse_arrived(stream, 408).await;
                         return Then::Close;
                     }
-                    Got::End | Got::Elsewhere => {
+                    Got::End | Got::Elsewhere(_) => {
                         let counters = &self.path.dispatch.counters;
                         counters.erred(ErrorSide::Downstream);
                         counters.ended(Ending::Aborted);
@@ -368,32 +376,82 @@ impl Connection<'_> {
             let live = attempt.live().id();
             // Asked once, and paid for: a request that may not go is better off waiting.
             let (mut allowed, mut paid) = (true, false);
-            let may_leave = || {
+            let mut may_leave = |reason| {
                 if !paid && allowed && head.idempotent && dispatch.routes.has_other(live) {
-                    paid = dispatch.may_retry(tries, RetryReason::Down);
+                    paid = dispatch.may_retry(tries, reason);
                     allowed = paid;
                 }
-                paid
+                paid.then_some(reason)
+            };
+            let due_ns = if head.idempotent {
+                attempt
+                    .entered_ns()
+                    .saturating_add(dispatch.routes.overdue().after_ns())
+            } else {
+                u64::MAX
             };
             let mut user = User {
                 stream,
                 ahead: &mut self.arrived,
             };
-            let asked = exchange::ask(
-                &attempt,
-                question,
-                keep,
-                may_leave,
-                &mut user,
-                &mut self.watchdog,
-                &self.path.timeouts,
-            );
-            match asked.await {
+            let (watchdog, timeouts) = (&mut self.watchdog, &self.path.timeouts);
+            let heard = match exchange::send(attempt.target(), question, watchdog, timeouts).await {
+                Ok(asked) => {
+                    let mut seat = Seat::new(attempt.live(), due_ns);
+                    let elsewhere = |context: &Context<'_>| {
+                        let is_overdue = seat.wait(context);
+                        if attempt.live().is_down() {
+                            may_leave(RetryReason::Down)
+                        } else if is_overdue {
+                            may_leave(RetryReason::Hedge)
+                        } else {
+                            None
+                        }
+                    };
+                    let heard =
+                        asked.hear(question, keep, elsewhere, &mut user, watchdog, timeouts);
+                    heard.await
+                }
+                Err(error) => Err(error),
+            };
+            match heard {
                 Ok(answered) => {
                     return self.pass(stream, attempt, answered).await;
                 }
                 Err(Unanswered::Gone) => {
                     return self.aborted(attempt);
+                }
+                Err(Unanswered::Overdue(asked)) => {
+                    let entry = Entry {
+                        not: Some(live),
+                        may_probe: true,
+                        first: false,
+                        session,
+                    };
+                    let Some(second) = dispatch.routes.enter(entry) else {
+                        // The table has become empty meanwhile.
+                        return self.aborted(attempt);
+                    };
+                    let raced = hedge::race(
+                        self.path,
+                        (attempt, *asked),
+                        second,
+                        question,
+                        keep,
+                        &mut user,
+                        watchdog,
+                    );
+                    let status = match raced.await {
+                        Ok((attempt, answered)) => {
+                            return self.pass(stream, attempt, answered).await;
+                        }
+                        Err(Neither::Gone(attempt)) => return self.aborted(attempt),
+                        Err(Neither::Broken(broken)) => status_of(broken),
+                    };
+                    dispatch.counters.erred(ErrorSide::Upstream);
+                    self.write_refusal(stream, status, head.is_head, Ending::Failed)
+                        .await;
+                    return After::Close;
                 }
                 Err(Unanswered::Broken(broken)) => {
                     let failed_on = dispatch.attempt_failed(attempt, broken.failure);
@@ -407,7 +465,7 @@ impl Connection<'_> {
                         continue;
                     }
                     dispatch.counters.erred(ErrorSide::Upstream);
-                    let status = if broken.late { 504 } else { 502 };
+                    let status = status_of(broken);
                     self.write_refusal(stream, status, head.is_head, Ending::Failed)
                         .await;
                     return After::Close;

@@ -1,10 +1,12 @@
-//! Who waits for an answer at this worker, so that those hear of it whose instance the kernel says is stopped or dead.
+//! Who waits for an answer at this worker, so that those hear of it whose instance the kernel says is stopped or dead,
+//! and those who have waited longer than nearly all do.
 //!
-//! A killed process resets its connections; one that is stopped, or whose machine is gone, says nothing at all. A
-//! timer for each request would cost more than all else here. So each request that waits leaves its waker, and one
+//! A killed process resets its connections; one that is stopped or hangs, or whose machine is gone, says nothing at all.
+//! A timer for each request would cost more than all else here. So each request that waits leaves its waker, and one
 //! task of the worker looks at the flags of the instances that are waited for: a word each, every millisecond while
-//! anybody waits.
+//! anybody waits; and at the clock, once for all.
 
+use crate::clock::monotonic_ns;
 use crate::live::InstanceLive;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -31,6 +33,9 @@ struct Room {
 struct Waiting {
     live: Arc<InstanceLive>,
     waker: Waker,
+    /// When it is overdue.
+    due_ns: u64,
+    is_overdue: bool,
     /// Looks since it has heard; it may have had nowhere else to go.
     told: u32,
 }
@@ -43,26 +48,38 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Seat<'a> {
     live: &'a Arc<InstanceLive>,
+    due_ns: u64,
     at: Option<usize>,
 }
 
 impl<'a> Seat<'a> {
-    /// For a request to an instance; nothing is kept before it waits.
-    pub(super) fn new(live: &'a Arc<InstanceLive>) -> Self {
-        Self { live, at: None }
+    /// For a request to an instance that is overdue at `due_ns`, if that isn't `u64::MAX`; nothing is kept before it
+    /// waits.
+    pub(super) fn new(live: &'a Arc<InstanceLive>, due_ns: u64) -> Self {
+        Self {
+            live,
+            due_ns,
+            at: None,
+        }
     }
 
-    /// Wakes the task of `context` when the kernel says that the instance is down. To be called each time that it is
-    /// about to wait.
-    pub(super) fn wait(&mut self, context: &Context<'_>) {
-        // Only where the kernel's word is read there is something to look at.
-        if self.at.is_some() || !self.live.is_watched() {
-            return;
+    /// Wakes the task of `context` when the kernel says that the instance is down, or when it is overdue. To be called
+    /// each time that it is about to wait. True: it is overdue.
+    pub(super) fn wait(&mut self, context: &Context<'_>) -> bool {
+        if let Some(at) = self.at {
+            let seated = |room: &Room| matches!(room.seats.get(at), Some(Some(waiting)) if waiting.is_overdue);
+            return self.due_ns != u64::MAX && ROOM.with_borrow(seated);
+        }
+        // Else there is nothing to look at.
+        if self.due_ns == u64::MAX && !self.live.is_watched() {
+            return false;
         }
         ROOM.with_borrow_mut(|room| {
             let taken = Some(Waiting {
                 live: self.live.clone(),
                 waker: context.waker().clone(),
+                due_ns: self.due_ns,
+                is_overdue: false,
                 told: 0,
             });
             let at = room.free.pop().unwrap_or(room.seats.len());
@@ -76,6 +93,7 @@ impl<'a> Seat<'a> {
                 tokio::spawn(look());
             }
         });
+        false
     }
 }
 
@@ -101,8 +119,10 @@ async fn look() {
         let more = ROOM.with_borrow_mut(|room| {
             let waiting = room.seats.len() - room.free.len();
             empty = if waiting == 0 { empty + 1 } else { 0 };
+            let now_ns = monotonic_ns();
             for one in room.seats.iter_mut().flatten() {
-                if !one.live.is_down() {
+                one.is_overdue = now_ns >= one.due_ns;
+                if !one.is_overdue && !one.live.is_down() {
                     one.told = 0;
                     continue;
                 }
@@ -131,9 +151,26 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_an_instance_that_is_not_watched() {
         let live = Arc::new(InstanceLive::new(sim_core::name::InstanceId(1)));
-        let mut seat = Seat::new(&live);
-        seat.wait(&Context::from_waker(Waker::noop()));
+        let mut seat = Seat::new(&live, u64::MAX);
+        assert!(!seat.wait(&Context::from_waker(Waker::noop())));
         drop(seat);
         assert_eq!(seats(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_is_overdue_is_woken_and_told_so() {
+        let live = Arc::new(InstanceLive::new(sim_core::name::InstanceId(1)));
+        let due_ns = monotonic_ns() + 20_000_000;
+        let mut seat = Seat::new(&live, due_ns);
+        std::future::poll_fn(|context| {
+            if seat.wait(context) {
+                return std::task::Poll::Ready(());
+            }
+            std::task::Poll::Pending
+        })
+        .await;
+        assert!(monotonic_ns() >= due_ns);
+        drop(seat);
+        assert_eq!(seats(), (1, 1));
     }
 }

@@ -4,6 +4,8 @@ use super::answer::Rest;
 use super::buffers::{Buffer, poll_read};
 use super::watchdog::Watchdog;
 use crate::clock::monotonic_ns;
+use crate::counters::RetryReason;
+use pingora_core::protocols::Stream;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -21,8 +23,8 @@ pub(super) enum Got {
     End,
     /// Nothing came in time.
     Late,
-    /// Nothing will come from there for now, and it is better to ask elsewhere.
-    Elsewhere,
+    /// It is better to ask elsewhere, for this reason.
+    Elsewhere(RetryReason),
 }
 
 /// Why bytes couldn't be passed on.
@@ -99,16 +101,15 @@ fn poll_write_all(
     io.poll_flush(context)
 }
 
-/// Reads an answer's bytes, while looking whether the user is still there, and whether to go `elsewhere`. Whoever
-/// answers that sees to it that the task is woken for it.
+/// Reads an answer's bytes, while looking whether the user is still there (and what it sends ahead), if that is for
+/// this attempt to do, and whether to go `elsewhere`. Whoever answers that sees to it that the task is woken for it.
 pub(super) async fn listen(
     instance: &mut (impl AsyncRead + Unpin),
     answer: &mut Buffer,
-    user: &mut (impl AsyncRead + Unpin + ?Sized),
-    ahead: &mut Buffer,
+    mut user: Option<(&mut Stream, &mut Buffer)>,
     watchdog: &mut Watchdog,
     patience_ns: u64,
-    mut elsewhere: impl FnMut(&Context<'_>) -> bool,
+    mut elsewhere: impl FnMut(&Context<'_>) -> Option<RetryReason>,
 ) -> Result<Got, Gone> {
     let mut deadline_ns = None;
     poll_fn(|context| {
@@ -120,10 +121,20 @@ pub(super) async fn listen(
         Poll::Ready(match read {
             Poll::Ready(Ok(1..)) => Ok(Got::Bytes),
             Poll::Ready(Ok(0) | Err(_)) => Ok(Got::End),
-            Poll::Pending if is_gone(user, ahead, context) => Err(Gone),
-            Poll::Pending if elsewhere(context) => Ok(Got::Elsewhere),
-            Poll::Pending if watchdog.is_over(deadline_ns, context) => Ok(Got::Late),
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                if let Some((user, ahead)) = &mut user
+                    && is_gone(*user, ahead, context)
+                {
+                    return Poll::Ready(Err(Gone));
+                }
+                if let Some(reason) = elsewhere(context) {
+                    return Poll::Ready(Ok(Got::Elsewhere(reason)));
+                }
+                if watchdog.is_over(deadline_ns, context) {
+                    return Poll::Ready(Ok(Got::Late));
+                }
+                return Poll::Pending;
+            }
         })
     })
     .await

@@ -2,6 +2,7 @@
 
 mod control;
 mod failure;
+mod hedging;
 mod process;
 mod protocol;
 mod raw;

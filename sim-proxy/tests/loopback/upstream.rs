@@ -5,11 +5,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -18,6 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// * `/echo` the body; `/head` the request's head; `/status/N` that status;
 /// * `/bytes/N` so many bytes of [`pattern`];
 /// * `/swallow` reads the body, counts it, and resets the connection;
+/// * `/slow-on/NAME` answers after half a second, or 500 if that isn't the server's name;
 /// * `/hang` never answers; `/slow` answers after half a second;
 /// * anything else with the server's name.
 pub(crate) struct Upstream {
@@ -30,11 +31,17 @@ pub(crate) struct Upstream {
 pub(crate) struct Counts {
     requests: AtomicU64,
     swallowed: AtomicU64,
+    stalled: AtomicBool,
 }
 
 impl Counts {
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Makes it take requests and answer none, or answer again.
+    pub(crate) fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
     }
 
     pub(crate) fn swallowed(&self) -> u64 {
@@ -98,6 +105,9 @@ async fn answer(
     counts: Arc<Counts>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     counts.requests.fetch_add(1, Ordering::SeqCst);
+    while counts.stalled.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let path = request.uri().path().to_owned();
     let text = |text: String| Ok(Response::new(Full::from(text)));
     match path.as_str() {
@@ -128,6 +138,13 @@ async fn answer(
             let mut response = Response::new(Full::from(name));
             if let Some(length) = path.strip_prefix("/bytes/") {
                 *response.body_mut() = Full::new(pattern(length.parse().expect("a length")));
+            }
+            if let Some(slow) = path.strip_prefix("/slow-on/") {
+                if slow == name {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                } else {
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                }
             }
             if let Some(status) = path.strip_prefix("/status/") {
                 *response.status_mut() = status.parse().expect("a status");

@@ -172,6 +172,14 @@ impl Metrics {
         )
     }
 
+    /// Whether `family` has a sample.
+    pub(crate) fn has(&self, family: &str) -> bool {
+        let names = self.0.keys();
+        names
+            .into_iter()
+            .any(|name| name.split('{').next() == Some(family))
+    }
+
     /// The sum of all samples of `family` whose labels contain every one of `labels`.
     pub(crate) fn sum(&self, family: &str, labels: &[&str]) -> f64 {
         let matches = |name: &str| {

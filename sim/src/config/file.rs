@@ -4,6 +4,7 @@ use super::ConfigError;
 use serde::Deserialize;
 use sim_core::policy::Policy;
 use sim_core::workload::Standby;
+use sim_proxy::config::HedgeSettings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -55,10 +56,30 @@ pub(super) struct ProxyTable {
     #[serde(default = "weighted")]
     pub(super) policy: String,
     pub(super) sticky: Option<StickyTable>,
+    #[serde(default)]
+    pub(super) hedge: HedgeTable,
 }
 
 fn weighted() -> String {
     "weighted".into()
+}
+
+/// `[proxy.hedge]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HedgeTable {
+    pub(super) quantile: f64,
+    pub(super) floor_ms: f64,
+}
+
+impl Default for HedgeTable {
+    fn default() -> Self {
+        let HedgeSettings { quantile, floor } = HedgeSettings::default();
+        Self {
+            quantile,
+            floor_ms: floor.as_secs_f64() * 1e3,
+        }
+    }
 }
 
 /// `[proxy.sticky]`.

@@ -1,10 +1,12 @@
 //! `[proxy]` beyond its addresses: what decides where a request goes.
 
 use super::ConfigError;
-use super::file::StickyTable;
+use super::file::{HedgeTable, StickyTable};
 use super::validate::Rules;
+use sim_proxy::config::HedgeSettings;
 use sim_proxy::policy::{POLICIES, Policy};
 use sim_proxy::sticky::Sticky;
+use std::time::Duration;
 
 /// Longest name of a header field or cookie, bytes.
 const NAME_BYTES_MAX: usize = 128;
@@ -47,6 +49,26 @@ pub(super) fn sticky(rules: &Rules<'_>, table: StickyTable) -> Result<Sticky, Co
             Err(rules.broken("proxy.sticky.by", format!("{other:?}"), allowed))
         }
     }
+}
+
+/// `[proxy.hedge]`.
+pub(super) fn hedge(rules: &Rules<'_>, table: &HedgeTable) -> Result<HedgeSettings, ConfigError> {
+    let quantile = rules.number(
+        "proxy.hedge.quantile",
+        table.quantile,
+        |q| q == 0.0 || (0.5..=0.9999).contains(&q),
+        "0.5 to 0.9999, or 0 for no hedging",
+    )?;
+    let floor_ms = rules.number(
+        "proxy.hedge.floor_ms",
+        table.floor_ms,
+        |ms| (1.0..=60_000.0).contains(&ms),
+        "1 to 60000",
+    )?;
+    Ok(HedgeSettings {
+        quantile,
+        floor: Duration::from_secs_f64(floor_ms / 1e3),
+    })
 }
 
 /// A token (RFC 9110, section 5.6.2), as names of fields and of cookies are.

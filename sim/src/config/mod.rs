@@ -13,6 +13,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
+use sim_proxy::config::HedgeSettings;
 use sim_proxy::sticky::Sticky;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
@@ -44,6 +45,7 @@ pub(crate) struct Front {
     pub(crate) threads: usize,
     pub(crate) policy: sim_proxy::policy::Policy,
     pub(crate) sticky: Option<Sticky>,
+    pub(crate) hedge: HedgeSettings,
 }
 
 /// A valid configuration.
@@ -240,6 +242,7 @@ impl Config {
             self.control_socket(),
         );
         proxy.threads = self.front.threads;
+        proxy.hedge = self.front.hedge;
         proxy.policy = self.front.policy;
         proxy.sticky.clone_from(&self.front.sticky);
         proxy.life_sockets = self.servers.iter().map(|s| self.life_socket(s)).collect();

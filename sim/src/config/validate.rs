@@ -25,7 +25,7 @@ impl Rules<'_> {
         }
     }
 
-    fn number(
+    pub(super) fn number(
         &self,
         key: &str,
         value: f64,
@@ -95,6 +95,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
             Some(table) => Some(front::sticky(&rules, table)?),
             None => None,
         },
+        hedge: front::hedge(&rules, &file.proxy.hedge)?,
     };
     if front.listen == front.admin {
         let allowed = "must differ from proxy.listen";
@@ -450,7 +451,9 @@ slo = { bound_ms = 100 }
         let error = read(&format!("{table}\nnonsense_key = 1\n"))
             .expect_err("unknown")
             .to_string();
-        let (_, listed) = error.split_once("expected one of ").expect("a list");
+        let (_, listed) = error.split_once("expected ").expect("a list");
+        // Two are not `one of`.
+        let listed = listed.trim_start_matches("one of ").replace(" or ", ", ");
         listed
             .split(", ")
             .map(|key| key.trim_matches('`').to_owned())
@@ -464,6 +467,8 @@ slo = { bound_ms = 100 }
         let tables = [
             ("", String::new()),
             ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
+            ("proxy.hedge.", "[proxy.hedge]".to_owned()),
+            ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("server.", server.to_owned()),
             ("workload.", "[[workload]]\nname = \"w\"".to_owned()),
             ("workload.slo.", "[[workload]]\n[workload.slo]".to_owned()),
@@ -473,8 +478,13 @@ slo = { bound_ms = 100 }
             ),
             ("policy.", "[policy]".to_owned()),
         ];
-        for (prefix, table) in tables {
-            for key in keys(&table) {
+        for (prefix, table) in &tables {
+            for key in keys(table) {
+                // The keys of a table have rows of their own.
+                let below = format!("{prefix}{key}.");
+                if tables.iter().any(|(prefix, _)| *prefix == below) {
+                    continue;
+                }
                 let row = format!("| `{prefix}{key}` |");
                 assert!(
                     reference.contains(&row),
