@@ -1,5 +1,6 @@
 //! Counters of the proxy as a whole. They only rise; readers take differences.
 
+use crate::http2::Counts as Http2Counts;
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -82,6 +83,7 @@ pub(crate) struct Counters {
     pub(crate) control_connected: AtomicBool,
     pub(crate) control_sessions: AtomicU64,
     pub(crate) tables_malformed: AtomicU64,
+    pub(crate) http2: Http2Counts,
 }
 
 impl Counters {

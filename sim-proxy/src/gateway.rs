@@ -14,7 +14,7 @@ use crate::live::Outcome;
 use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
-use crate::{forwarded, framing, refusal};
+use crate::{forwarded, framing, http2, refusal};
 use async_trait::async_trait;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
@@ -150,6 +150,9 @@ impl ProxyHttp for Gateway {
         upstream_request: &mut RequestHeader,
         _request: &mut Request,
     ) -> Result<()> {
+        if session.is_http2() {
+            http2::join_cookies(upstream_request)?;
+        }
         let client = session.client_addr().and_then(|a| a.as_inet());
         client.map_or(Ok(()), |client| {
             forwarded::append(upstream_request, client.ip())
@@ -255,7 +258,10 @@ impl ProxyHttp for Gateway {
                 self.dispatch.counters.erred(side);
                 match side {
                     ErrorSide::Downstream if status == 400 || status == 408 => Ending::Refused,
-                    ErrorSide::Downstream => Ending::Aborted,
+                    ErrorSide::Downstream => {
+                        http2::note_reset();
+                        Ending::Aborted
+                    }
                     ErrorSide::Upstream | ErrorSide::Internal => Ending::Failed,
                 }
             }

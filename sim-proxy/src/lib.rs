@@ -22,6 +22,7 @@ mod forwarded;
 mod framing;
 mod gateway;
 pub mod health;
+mod http2;
 mod life_feed;
 mod listener;
 pub mod live;

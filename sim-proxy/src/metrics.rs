@@ -33,6 +33,7 @@ pub(crate) fn render(workload: &WorkloadName, routes: &Routes, counters: &Counte
     let instances: Vec<Reading> = routes.known().into_iter().map(read).collect();
     let mut page = Page::new(&[("workload", workload)]);
     requests(&mut page, counters, routes);
+    counters.http2.export(&mut page);
     attempts(&mut page, &instances);
     health(&mut page, &instances, &snapshot, now_ns);
     latency(&mut page, &instances);

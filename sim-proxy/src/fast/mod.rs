@@ -15,6 +15,7 @@ mod chunks;
 mod exchange;
 mod hedge;
 mod pool;
+mod refuse;
 mod request;
 mod stop;
 mod via;
@@ -29,8 +30,8 @@ use crate::counters::{Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::gateway::Gateway;
 use crate::health::Failure;
+use crate::http2::{self, Http2, Preface};
 use crate::live::Outcome;
-use crate::refusal;
 use crate::retry::{failure_of_reset, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
@@ -47,8 +48,8 @@ use request::{Framing, Head};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Context;
+use std::time::Duration;
 use stop::Stop;
-use tokio::io::AsyncWriteExt as _;
 use via::Via;
 use waiting::Seat;
 use watchdog::Watchdog;
@@ -60,10 +61,6 @@ const HEAD_BYTES_MAX: usize = 64 * 1_024;
 const BODY_BYTES_MAX: u64 = 64 * 1_024;
 /// How long a request may take to arrive, from its first byte, and how long a user may take nothing of an answer, ns.
 const USER_PATIENCE_NS: u64 = 60_000_000_000;
-
-/// How long a connection that is to be closed is read from, ns, and how much.
-const LINGER_NS: u64 = 500_000_000;
-const LINGER_BYTES_MAX: usize = 1_024 * 1_024;
 
 /// Serves connections of users.
 pub(crate) struct FastPath {
@@ -80,6 +77,8 @@ enum Then {
     Close,
     /// The next request is for the general path.
     General,
+    /// It is one of HTTP/2.
+    Http2,
 }
 
 /// What becomes of it after a request.
@@ -104,6 +103,15 @@ impl FastPath {
             sticky: config.sticky.clone(),
         }
     }
+
+    fn http2<'a>(&'a self, shutdown: &'a ShutdownWatch) -> Http2<'a> {
+        Http2 {
+            general: &self.general,
+            counters: &self.dispatch.counters,
+            idle: Duration::from_secs(self.client_idle_seconds),
+            shutdown,
+        }
+    }
 }
 
 #[async_trait]
@@ -114,7 +122,8 @@ impl ServerApp for FastPath {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return ServerApp::process_new(&self.general, stream, shutdown).await;
+            self.http2(shutdown).serve(stream).await;
+            return None;
         }
         let client = stream.get_socket_digest();
         let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
@@ -127,10 +136,20 @@ impl ServerApp for FastPath {
             arrived: Buffer::default(),
             since_ns: monotonic_ns(),
             begun_ns: None,
+            is_new: true,
         };
         loop {
             match connection.serve(&mut stream).await {
                 Then::Close => return None,
+                Then::Http2 => {
+                    let Some(stream) = http2::rewound(stream, &connection.arrived) else {
+                        self.dispatch.counters.http2.ended(http2::End::Protocol);
+                        return None;
+                    };
+                    drop(connection);
+                    self.http2(shutdown).serve(stream).await;
+                    return None;
+                }
                 Then::General => {
                     let prefix = BytesMut::from(&*connection.arrived);
                     connection.arrived = Buffer::default();
@@ -170,6 +189,8 @@ struct Connection<'a> {
     since_ns: u64,
     /// When the beginning of the present one was there, if it had to be waited for.
     begun_ns: Option<u64>,
+    /// Nothing has been asked yet.
+    is_new: bool,
 }
 
 impl Connection<'_> {
@@ -184,12 +205,17 @@ impl Connection<'_> {
                     self.arrived.consume(2);
                 }
                 if !self.arrived.is_empty() {
-                    match request::read(
-                        &self.arrived,
-                        &self.via,
-                        self.path.sticky.as_ref(),
-                        question.room(),
-                    ) {
+                    let seen = match self.preface() {
+                        Preface::Whole => return Then::Http2,
+                        Preface::Part => request::Seen::Part,
+                        Preface::No => request::read(
+                            &self.arrived,
+                            &self.via,
+                            self.path.sticky.as_ref(),
+                            question.room(),
+                        ),
+                    };
+                    match seen {
                         request::Seen::Whole(head) if head.len <= HEAD_BYTES_MAX => break head,
                         request::Seen::Part if self.arrived.len() <= HEAD_BYTES_MAX => {}
                         request::Seen::Other => return Then::General,
@@ -261,6 +287,16 @@ impl Connection<'_> {
         }
     }
 
+    /// Whether HTTP/2 begins here: at the start of a connection alone.
+    fn preface(&mut self) -> Preface {
+        if !self.is_new {
+            return Preface::No;
+        }
+        let preface = http2::preface(&self.arrived);
+        self.is_new = preface == Preface::Part;
+        preface
+    }
+
     /// Reads more of a request, or waits for one.
     async fn receive(&mut self, stream: &mut Stream) -> Got {
         let deadline_ns = if self.arrived.is_empty() {
@@ -274,62 +310,6 @@ impl Connection<'_> {
         let (arrived, watchdog) = (&mut self.arrived, &mut self.watchdog);
         let stops = |context: &mut Context<'_>| idle && stop.has_come(context);
         wire::fill(stream, arrived, watchdog, deadline_ns, stops).await
-    }
-
-    /// Counts and answers a request that goes nowhere.
-    async fn refuse(&mut self, stream: &mut Stream, status: u16) {
-        self.path.dispatch.counters.arrived();
-        self.refuse_arrived(stream, status).await;
-    }
-
-    /// The same for one that is counted already.
-    async fn refuse_arrived(&mut self, stream: &mut Stream, status: u16) {
-        if status == 408 {
-            self.path.dispatch.counters.erred(ErrorSide::Downstream);
-        }
-        self.write_refusal(stream, status, false, Ending::Refused)
-            .await;
-    }
-
-    /// Ends a request with `status`, after which the connection is closed. A stop waits for the page.
-    async fn write_refusal(
-        &mut self,
-        stream: &mut Stream,
-        status: u16,
-        is_head: bool,
-        ending: Ending,
-    ) {
-        let page = refusal::page(status, is_head);
-        let watchdog = &mut self.watchdog;
-        let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
-        self.path.dispatch.counters.ended(ending);
-        match written {
-            Ok(()) => self.linger(stream).await,
-            Err(error) => tracing::debug!(?error, "user left before the error page"),
-        }
-    }
-
-    /// Takes what the user is still sending: the kernel would answer it with a reset, which may overtake the page.
-    async fn linger(&mut self, stream: &mut Stream) {
-        if stream.shutdown().await.is_err() {
-            return;
-        }
-        let deadline_ns = monotonic_ns().saturating_add(LINGER_NS);
-        let mut taken = 0;
-        while taken < LINGER_BYTES_MAX {
-            self.arrived.consume(usize::MAX);
-            let got = wire::fill(
-                stream,
-                &mut self.arrived,
-                &mut self.watchdog,
-                deadline_ns,
-                |_| false,
-            );
-            if !matches!(got.await, Got::Bytes) {
-                return;
-            }
-            taken += self.arrived.len();
-        }
     }
 
     /// Sends a whole request to an instance, and the answer back.

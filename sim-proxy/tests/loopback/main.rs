@@ -3,6 +3,7 @@
 mod control;
 mod failure;
 mod hedging;
+mod http2;
 mod process;
 mod protocol;
 mod raw;
