@@ -402,27 +402,32 @@ impl Driver {
                     tracing::debug!("proxy {proxy} is gone already");
                 }
                 self.registry.proxies.insert(
-                    proxy,
+                    (proxy, workload),
                     Proxy {
                         session,
-                        workload,
                         listen,
                         link,
                     },
                 );
             }
-            Input::ProxyDown { session, proxy } => {
-                if self
-                    .registry
-                    .proxies
-                    .get(&proxy)
-                    .is_none_or(|p| p.session == session)
-                {
-                    self.registry.proxies.remove(&proxy);
+            Input::ProxyDown {
+                session,
+                proxy,
+                workload,
+            } => {
+                let key = (proxy, workload);
+                let found = self.registry.proxies.get(&key);
+                if found.is_none_or(|p| p.session == session) {
+                    self.registry.proxies.remove(&key);
+                    let (proxy, workload) = key;
                     tracing::warn!(
-                        "proxy {proxy} is not connected any more; if it runs, it serves on by its last table"
+                        "proxy {proxy} is not connected any more, for {workload}; if it runs, it serves on by its last table"
                     );
-                    self.step(Event::ProxyDown(proxy))?;
+                    // One whose other sessions are up is about to open this one again. What it said last stands until
+                    // then: no table counts as taken over that it has not acknowledged.
+                    if !self.registry.has_proxy(&proxy) {
+                        self.step(Event::ProxyDown(proxy))?;
+                    }
                 }
             }
             Input::Journal {
@@ -536,9 +541,9 @@ impl Driver {
             cpus_allocated: self.core.cpus_allocated(name),
             instances: node.instances.values().cloned().collect(),
         };
-        let proxy = |(name, proxy): (&ProxyName, &Proxy)| v1::ProxyStatus {
+        let proxy = |((name, workload), proxy): (&(ProxyName, String), &Proxy)| v1::ProxyStatus {
             proxy: name.to_string(),
-            workload: proxy.workload.clone(),
+            workload: workload.clone(),
             listen: proxy.listen.clone(),
         };
         v1::StatusReply {

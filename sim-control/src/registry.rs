@@ -21,11 +21,10 @@ pub(crate) struct Node {
     pub(crate) instances: BTreeMap<u64, v1::RunningInstance>,
 }
 
-/// One proxy.
+/// One proxy's session for one workload.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) session: u64,
-    pub(crate) workload: String,
     pub(crate) listen: String,
     pub(crate) link: ProxyLink,
 }
@@ -34,7 +33,8 @@ pub(crate) struct Proxy {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) nodes: BTreeMap<ServerName, Node>,
-    pub(crate) proxies: BTreeMap<ProxyName, Proxy>,
+    /// By name and workload.
+    pub(crate) proxies: BTreeMap<(ProxyName, String), Proxy>,
 }
 
 /// Instances that ended are remembered for so many, so that tools can ask when they died.
@@ -57,8 +57,8 @@ impl Registry {
     }
 
     pub(crate) fn publish(&mut self, table: &v1::RoutingTable) {
-        self.proxies.retain(|name, proxy| {
-            if proxy.workload != table.workload {
+        self.proxies.retain(|(name, workload), proxy| {
+            if *workload != table.workload {
                 return true;
             }
             let sent = proxy.link.try_send(Ok(table.clone())).is_ok();
@@ -67,6 +67,11 @@ impl Registry {
             }
             sent
         });
+    }
+
+    /// Whether any session of `proxy` is up.
+    pub(crate) fn has_proxy(&self, proxy: &ProxyName) -> bool {
+        self.proxies.keys().any(|(name, _)| name == proxy)
     }
 
     pub(crate) fn instance(

@@ -45,6 +45,7 @@ pub(crate) enum Input {
     ProxyDown {
         session: u64,
         proxy: ProxyName,
+        workload: String,
     },
     Event(Event),
     /// Asks for one page. Where it is empty, `follower` gets what comes from then on.
@@ -201,7 +202,7 @@ impl ControlPlane for Service {
         let up = Input::ProxyUp {
             session,
             proxy: proxy.clone(),
-            workload,
+            workload: workload.clone(),
             listen,
             link,
         };
@@ -228,11 +229,12 @@ impl ControlPlane for Service {
                     None => break,
                 }
             }
-            if driver
-                .send(Input::ProxyDown { session, proxy })
-                .await
-                .is_err()
-            {
+            let down = Input::ProxyDown {
+                session,
+                proxy,
+                workload,
+            };
+            if driver.send(down).await.is_err() {
                 tracing::debug!("stopping");
             }
         });

@@ -1,31 +1,24 @@
 //! The admin address: `/metrics`, `/live`, `/ready`.
 
-use crate::counters::Counters;
 use crate::metrics;
-use crate::routes::Routes;
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
-use sim_core::name::WorkloadName;
 use std::sync::Arc;
 
 pub(crate) struct Admin {
-    pub(crate) workload: WorkloadName,
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) workloads: Arc<Workloads>,
 }
 
 impl Admin {
     fn answer(&self, path: &str) -> (StatusCode, String) {
         match path {
-            "/metrics" => (
-                StatusCode::OK,
-                metrics::render(&self.workload, &self.routes, &self.counters),
-            ),
+            "/metrics" => (StatusCode::OK, metrics::render(&self.workloads)),
             "/live" => (StatusCode::OK, "live\n".to_owned()),
-            "/ready" if self.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
+            "/ready" if self.workloads.are_ready() => (StatusCode::OK, "ready\n".to_owned()),
             "/ready" => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no instance is ready\n".to_owned(),
@@ -35,14 +28,6 @@ impl Admin {
                 "/metrics, /live or /ready\n".to_owned(),
             ),
         }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.routes
-            .snapshot()
-            .upstreams()
-            .iter()
-            .any(|upstream| upstream.ready)
     }
 }
 

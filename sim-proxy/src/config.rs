@@ -1,5 +1,6 @@
 //! What a proxy is told: validated values alone. The TOML they come from is read by crate `sim`.
 
+use crate::matching::Condition;
 use crate::policy::Policy;
 use crate::sticky::Sticky;
 use sim_core::name::{ProxyName, WorkloadName};
@@ -12,8 +13,8 @@ use std::time::Duration;
 pub struct ProxyConfig {
     /// Names this process to the control plane.
     pub name: ProxyName,
-    /// The one workload served here.
-    pub workload: WorkloadName,
+    /// The workloads served here, at least one. No two may have a condition in common: [`crate::matching::shared`].
+    pub workloads: Vec<WorkloadSettings>,
     /// Where users connect. Port 0 takes any free one, see [`crate::Proxy::listen_address`].
     pub listen: SocketAddr,
     /// Where `/metrics`, `/live` and `/ready` are served.
@@ -44,19 +45,38 @@ pub struct ProxyConfig {
     pub eject: EjectSettings,
 }
 
+/// One workload behind the proxy.
+#[derive(Clone, Debug)]
+pub struct WorkloadSettings {
+    /// Which.
+    pub name: WorkloadName,
+    /// A request for which one of them holds is its; without any, each that is no other's.
+    pub conditions: Vec<Condition>,
+}
+
+impl From<WorkloadName> for WorkloadSettings {
+    /// One that asks for nothing.
+    fn from(name: WorkloadName) -> Self {
+        Self {
+            name,
+            conditions: Vec::new(),
+        }
+    }
+}
+
 impl ProxyConfig {
     /// A proxy with the default settings.
     #[must_use]
     pub fn new(
         name: ProxyName,
-        workload: WorkloadName,
+        workloads: Vec<WorkloadSettings>,
         listen: SocketAddr,
         admin: SocketAddr,
         control_socket: PathBuf,
     ) -> Self {
         Self {
             name,
-            workload,
+            workloads,
             listen,
             admin,
             control_socket,

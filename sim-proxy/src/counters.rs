@@ -1,4 +1,4 @@
-//! Counters of the proxy as a whole. They only rise; readers take differences.
+//! Counters of one workload as a whole, or of requests that reached none. They only rise; readers take differences.
 
 use crate::http2::Counts as Http2Counts;
 use crossbeam_utils::CachePadded;

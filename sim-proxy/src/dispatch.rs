@@ -10,23 +10,22 @@ use crate::health::Failure;
 use crate::live::Outcome;
 use crate::routes::Routes;
 use sim_core::name::InstanceId;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// One for a proxy: the budget is everybody's.
+/// One for a workload: the budget is all its requests'.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) routes: Routes,
+    pub(crate) counters: Counters,
     budget: RetryBudget,
     attempts_max: u8,
 }
 
 impl Dispatch {
-    pub(crate) fn new(retry: RetrySettings, routes: Arc<Routes>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(retry: RetrySettings, routes: Routes) -> Self {
         Self {
             routes,
-            counters,
+            counters: Counters::default(),
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,
         }

@@ -13,34 +13,53 @@ pub(crate) enum Kind {
 /// A page in the making.
 #[derive(Debug)]
 pub(crate) struct Page {
-    text: String,
+    families: Vec<Family>,
+    /// Place of the one that samples are added to.
+    present: usize,
     /// Labels that every sample carries.
     common: String,
-    family: &'static str,
+}
+
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    head: String,
+    samples: String,
 }
 
 impl Page {
-    /// `common`: labels of every sample. Label values must need no escaping; names of
-    /// [`sim_core::name`] and numbers don't.
+    /// `common`: as for [`Page::label`].
     pub(crate) fn new(common: &[(&str, &dyn Display)]) -> Self {
-        let mut page = Self {
-            text: String::new(),
-            common: String::new(),
-            family: "",
-        };
-        page.common = join(common);
-        page
+        Self {
+            families: Vec::new(),
+            present: 0,
+            common: join(common),
+        }
     }
 
-    /// Starts a family; the samples that follow are its.
+    /// What every sample carries from here on. Label values must need no escaping; names of
+    /// [`sim_core::name`] and numbers don't.
+    pub(crate) fn label(&mut self, common: &[(&str, &dyn Display)]) {
+        self.common = join(common);
+    }
+
+    /// Starts a family, or goes on with it; the samples that follow are its. (All samples of a family have to stand
+    /// together.)
     pub(crate) fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> &mut Self {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        self.family = name;
-        self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+        let known = self.families.iter().position(|family| family.name == name);
+        self.present = known.unwrap_or_else(|| {
+            let kind = match kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
+            };
+            self.families.push(Family {
+                name,
+                head: format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"),
+                samples: String::new(),
+            });
+            self.families.len() - 1
+        });
         self
     }
 
@@ -60,27 +79,27 @@ impl Page {
         labels: &[(&str, &dyn Display)],
         value: impl Display,
     ) -> &mut Self {
-        let (family, own) = (self.family, join(labels));
+        let own = join(labels);
         let comma = if own.is_empty() || self.common.is_empty() {
             ""
         } else {
             ","
         };
-        let common = std::mem::take(&mut self.common);
-        self.write(format_args!(
-            "{family}{suffix}{{{common}{comma}{own}}} {value}\n"
-        ));
-        self.common = common;
+        let common = &self.common;
+        if let Some(Family { name, samples, .. }) = self.families.get_mut(self.present) {
+            let labels = match common.len() + own.len() {
+                0 => String::new(),
+                _ => format!("{{{common}{comma}{own}}}"),
+            };
+            // A string takes whatever is written.
+            writeln!(samples, "{name}{suffix}{labels} {value}").unwrap_or_default();
+        }
         self
     }
 
-    fn write(&mut self, what: std::fmt::Arguments<'_>) {
-        // A string takes whatever is written.
-        self.text.write_fmt(what).unwrap_or_default();
-    }
-
     pub(crate) fn finish(self) -> String {
-        self.text
+        let text = |family: Family| family.head + &family.samples;
+        self.families.into_iter().map(text).collect()
     }
 }
 
@@ -106,6 +125,24 @@ mod tests {
             page.finish(),
             "# HELP x_total Things.\n# TYPE x_total counter\n\
              x_total{workload=\"web\",kind=\"a\"} 3\nx_total{workload=\"web\"} 4\n"
+        );
+    }
+
+    #[test]
+    fn the_samples_of_a_family_stand_together_whoever_they_are_of() {
+        let mut page = Page::new(&[]);
+        for workload in ["a", "b"] {
+            page.label(&[("workload", &workload)]);
+            page.family("x_total", Kind::Counter, "X.").sample(&[], 1);
+            page.family("y", Kind::Gauge, "Y.").sample(&[], 2);
+        }
+        page.label(&[]);
+        page.family("x_total", Kind::Counter, "X.").sample(&[], 3);
+        assert_eq!(
+            page.finish(),
+            "# HELP x_total X.\n# TYPE x_total counter\n\
+             x_total{workload=\"a\"} 1\nx_total{workload=\"b\"} 1\nx_total 3\n\
+             # HELP y Y.\n# TYPE y gauge\ny{workload=\"a\"} 2\ny{workload=\"b\"} 2\n"
         );
     }
 }

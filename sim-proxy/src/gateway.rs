@@ -7,16 +7,19 @@
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::ProxyConfig;
-use crate::counters::{Ending, ErrorSide, RetryReason};
+use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::live::Outcome;
 use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
+use crate::workloads::Workloads;
 use crate::{forwarded, framing, http2, refusal};
 use async_trait::async_trait;
+use http::header::HOST;
 use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -27,7 +30,7 @@ use std::sync::atomic::Ordering;
 
 /// Sends each request to an instance.
 pub(crate) struct Gateway {
-    dispatch: Arc<Dispatch>,
+    workloads: Arc<Workloads>,
     client_idle_seconds: u64,
     sticky: Option<Sticky>,
     peer_options: PeerOptions,
@@ -35,6 +38,10 @@ pub(crate) struct Gateway {
 
 /// One request.
 pub(crate) struct Request {
+    /// Place of its workload, once that is found.
+    place: Option<usize>,
+    /// It is counted as one that has arrived.
+    counted: bool,
     tries: u8,
     attempt: Option<Attempt>,
     /// The next attempt goes elsewhere.
@@ -45,7 +52,7 @@ pub(crate) struct Request {
 }
 
 impl Gateway {
-    pub(crate) fn new(config: &ProxyConfig, dispatch: Arc<Dispatch>) -> Self {
+    pub(crate) fn new(config: &ProxyConfig, workloads: Arc<Workloads>) -> Self {
         let mut peer_options = PeerOptions::new();
         peer_options.connection_timeout = Some(config.upstream.connect_timeout);
         peer_options.total_connection_timeout = Some(config.upstream.connect_timeout);
@@ -53,7 +60,7 @@ impl Gateway {
         peer_options.write_timeout = Some(config.upstream.write_timeout);
         peer_options.idle_timeout = Some(config.upstream.idle_timeout);
         Self {
-            dispatch,
+            workloads,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
             sticky: config.sticky.clone(),
             peer_options,
@@ -78,6 +85,37 @@ impl Gateway {
         }
     }
 
+    /// The workload of a request.
+    fn dispatch(&self, request: &Request) -> Option<&Dispatch> {
+        self.workloads.at(request.place?)
+    }
+
+    /// What a request is counted by.
+    fn counters(&self, request: &Request) -> &Counters {
+        let dispatch = self.dispatch(request);
+        dispatch.map_or(&self.workloads.outside, |dispatch| &dispatch.counters)
+    }
+
+    /// Finds the workload of a request.
+    ///
+    /// # Errors
+    /// The status that it is refused with.
+    fn find_workload(&self, session: &Session, request: &mut Request) -> Result<(), u16> {
+        if let Some(fault) = framing::fault(session) {
+            tracing::debug!(%fault, "request refused");
+            return Err(400);
+        }
+        let head = session.req_header();
+        let (authority, path) = target_of(head);
+        let has = |name: &str, value: &[u8]| {
+            let mut values = head.headers.get_all(name).iter();
+            values.any(|found| found.as_bytes() == value)
+        };
+        let found = self.workloads.matcher().find(authority, path, has);
+        request.place = Some(self.workloads.place(found)?);
+        Ok(())
+    }
+
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
     fn attempt_failed(
         &self,
@@ -85,7 +123,17 @@ impl Gateway {
         failure: Option<Failure>,
     ) -> Option<InstanceId> {
         let attempt = request.attempt.take()?;
-        Some(self.dispatch.attempt_failed(attempt, failure))
+        Some(self.dispatch(request)?.attempt_failed(attempt, failure))
+    }
+
+    fn has_other(&self, request: &Request, not: Option<InstanceId>) -> bool {
+        let pair = self.dispatch(request).zip(not);
+        pair.is_some_and(|(dispatch, not)| dispatch.routes.has_other(not))
+    }
+
+    fn may_retry(&self, request: &Request, reason: RetryReason) -> bool {
+        let dispatch = self.dispatch(request);
+        dispatch.is_some_and(|dispatch| dispatch.may_retry(request.tries, reason))
     }
 }
 
@@ -94,8 +142,9 @@ impl ProxyHttp for Gateway {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        self.dispatch.counters.arrived();
         Request {
+            place: None,
+            counted: false,
             tries: 0,
             attempt: None,
             not: None,
@@ -108,12 +157,14 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        self.find_session(session, request);
-        if let Some(fault) = framing::fault(session) {
-            tracing::debug!(%fault, "request refused");
-            refusal::write(session, 400).await?;
+        let found = self.find_workload(session, request);
+        self.counters(request).arrived();
+        request.counted = true;
+        if let Err(status) = found {
+            refusal::write(session, status).await?;
             return Ok(true);
         }
+        self.find_session(session, request);
         // Pingora's own default is to keep an idle connection for ever.
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(self.client_idle_seconds));
@@ -126,6 +177,9 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         request: &mut Request,
     ) -> Result<Box<HttpPeer>> {
+        let Some(dispatch) = self.dispatch(request) else {
+            return Err(Error::new_in(ErrorType::HTTPStatus(404)));
+        };
         let entry = Entry {
             not: request.not.take(),
             may_probe: session.req_header().method.is_idempotent(),
@@ -133,9 +187,9 @@ impl ProxyHttp for Gateway {
             session: request.session,
         };
         request.tries += 1;
-        let Some(attempt) = self.dispatch.routes.enter(entry) else {
-            let counters = &self.dispatch.counters;
-            counters.no_instance.fetch_add(1, Ordering::Relaxed);
+        let Some(attempt) = dispatch.routes.enter(entry) else {
+            let no_instance = &dispatch.counters.no_instance;
+            no_instance.fetch_add(1, Ordering::Relaxed);
             return Err(Error::new_in(ErrorType::HTTPStatus(503)));
         };
         let mut peer = HttpPeer::new(attempt.address(), false, String::new());
@@ -165,17 +219,15 @@ impl ProxyHttp for Gateway {
         answer: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
-        let Some(attempt) = &request.attempt else {
+        let (Some(attempt), Some(dispatch)) = (&request.attempt, self.dispatch(request)) else {
             return Ok(());
         };
         // At the head of the answer, not its end: a long download must not keep a recovered
         // instance out.
         if answer.status.is_server_error() {
-            self.dispatch
-                .routes
-                .attempt_failed(attempt, Failure::BadAnswer);
+            dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
         } else if !answer.status.is_informational() {
-            self.dispatch.routes.attempt_succeeded(attempt);
+            dispatch.routes.attempt_succeeded(attempt);
         }
         if let (Some(Sticky::Cookie(name)), Some(given)) = (&self.sticky, &request.given)
             && !answer.status.is_informational()
@@ -195,9 +247,9 @@ impl ProxyHttp for Gateway {
         let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
         request.not = self.attempt_failed(request, failure);
         let (reason, not) = (RetryReason::Connect, request.not);
-        let elsewhere = not.is_some_and(|not| self.dispatch.routes.has_other(not));
+        let elsewhere = self.has_other(request, not);
         let possible = may_go_again(reason, true, false, elsewhere);
-        error.set_retry(possible && self.dispatch.may_retry(request.tries, reason));
+        error.set_retry(possible && self.may_retry(request, reason));
         error
     }
 
@@ -221,10 +273,10 @@ impl ProxyHttp for Gateway {
         };
         let (failure, reason) = judge(&error, reused);
         let failed_on = self.attempt_failed(request, Some(failure));
-        let elsewhere = failed_on.is_some_and(|not| self.dispatch.routes.has_other(not));
+        let elsewhere = self.has_other(request, failed_on);
         let possible = may_go_again(reason, exchange.is_repeatable(), reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);
-        error.set_retry(possible && self.dispatch.may_retry(request.tries, reason));
+        error.set_retry(possible && self.may_retry(request, reason));
         error
     }
 
@@ -247,6 +299,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        if !request.counted {
+            self.counters(request).arrived();
+        }
         let status = session
             .response_written()
             .map_or(0, |answer| answer.status.as_u16());
@@ -255,7 +310,7 @@ impl ProxyHttp for Gateway {
             None if status < 500 => Ending::Ok,
             None => Ending::Failed,
             Some(side) => {
-                self.dispatch.counters.erred(side);
+                self.counters(request).erred(side);
                 match side {
                     ErrorSide::Downstream if status == 400 || status == 408 => Ending::Refused,
                     ErrorSide::Downstream => {
@@ -275,7 +330,7 @@ impl ProxyHttp for Gateway {
             };
             attempt.end(outcome, answered);
         }
-        self.dispatch.counters.ended(ending);
+        self.counters(request).ended(ending);
     }
 
     /// Counted by cause and instance instead: at a death there would be one line per request.
@@ -292,6 +347,25 @@ impl ProxyHttp for Gateway {
     ) -> bool {
         true
     }
+}
+
+/// Authority and path of a request; where its target names one, it is the authority that goes on (and no other may stand
+/// in `Host`: Pingora sees to that).
+fn target_of(head: &RequestHeader) -> (&[u8], &[u8]) {
+    let (named, path) = match raw_target_authority(head.raw_path()) {
+        RawTargetAuthority::Absolute {
+            authority,
+            path_and_query,
+            ..
+        } => (Some(authority), path_and_query),
+        RawTargetAuthority::None | RawTargetAuthority::AmbiguousAuthority => {
+            (None, head.raw_path())
+        }
+    };
+    // HTTP/2's `:authority`.
+    let named = named.or_else(|| Some(head.uri.authority()?.as_str().as_bytes()));
+    let host = || Some(head.headers.get(HOST)?.as_bytes());
+    (named.or_else(host).unwrap_or_default(), path)
 }
 
 fn side_of(error: &Error) -> ErrorSide {

@@ -1,11 +1,11 @@
-//! The data plane: splits one workload's requests over its instances by the weight table, retries
+//! The data plane: splits each workload's requests over its instances by the weight table, retries
 //! and ejects on its own, and reports what it sees.
 //!
 //! Pingora carries listeners, HTTP and connection pools. Its load balancer is not used: weights
 //! are part of a backend's identity there, its round robin is bursty and all-zero weights panic.
 //!
 //! A request's way: the [`fast`] path, or the general one ([`gateway`]) for all that is rare;
-//! [`routes`] loads the one [`snapshot`], [`pick`] chooses by a low-discrepancy [`tickets`]
+//! [`matching`] tells whose it is of the [`workloads`]; that one's [`routes`] load the one [`snapshot`], [`pick`] chooses by a low-discrepancy [`tickets`]
 //! sequence, counters go to the instance's [`live`] state, failures to its [`health`].
 //! The control session swaps snapshots; a request never waits for it.
 
@@ -26,6 +26,7 @@ mod http2;
 mod life_feed;
 mod listener;
 pub mod live;
+pub mod matching;
 mod metrics;
 mod overdue;
 mod pace;
@@ -40,12 +41,11 @@ pub mod snapshot;
 pub mod sticky;
 mod stop;
 pub mod tickets;
+mod workloads;
 
 pub use config::ProxyConfig;
 
 use admin::Admin;
-use counters::Counters;
-use dispatch::Dispatch;
 use fast::FastPath;
 use gateway::Gateway;
 use life_feed::LifeFeed;
@@ -58,12 +58,12 @@ use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::background::background_service;
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
-use routes::Routes;
-use session::ControlSession;
+use session::ControlSessions;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use stop::Stop;
 use tokio::sync::{Mutex, watch};
+use workloads::Workloads;
 
 /// Write buffer of one user connection, bytes: it stays allocated while the connection is idle. The fast path writes
 /// past it; on the general one it joins what frames a chunk to the chunk.
@@ -159,9 +159,7 @@ impl Proxy {
             listen,
             admin,
         } = self;
-        let routes = Routes::new(config.workload.clone(), config.eject);
-        let routes = Arc::new(routes.by(config.policy));
-        let counters = Arc::new(Counters::default());
+        let workloads = Arc::new(Workloads::new(&config));
         let (stop, stopped) = watch::channel(false);
         // Neither daemon nor upgrade is asked for, so Pingora writes no pid file and no socket.
         let mut server = Server::new_with_opt_and_conf(
@@ -176,11 +174,9 @@ impl Proxy {
             },
         );
 
-        let dispatch = Dispatch::new(config.retry, routes.clone(), counters.clone());
-        let dispatch = Arc::new(dispatch);
-        let gateway = Gateway::new(&config, dispatch.clone());
+        let gateway = Gateway::new(&config, workloads.clone());
         let general = Arc::new(http_proxy(&server.configuration, gateway));
-        let fast = FastPath::new(&config, dispatch, general);
+        let fast = FastPath::new(&config, workloads.clone(), general);
         let mut proxy = listening::Service::new("proxy".to_owned(), fast);
         let address = config.listen.to_string();
         let buffer = L4BufferSettings::unbuffered().write(CLIENT_WRITE_BUFFER);
@@ -192,11 +188,8 @@ impl Proxy {
             stop: stopped.clone(),
         });
 
-        let workload = config.workload.clone();
         let app = Admin {
-            workload,
-            routes: routes.clone(),
-            counters: counters.clone(),
+            workloads: workloads.clone(),
         };
         let mut metrics = listening::Service::new("admin".to_owned(), app);
         metrics.threads = Some(1);
@@ -211,29 +204,28 @@ impl Proxy {
 
         let follow = Follow {
             settings: config.hedge,
-            routes: routes.clone(),
+            workloads: workloads.clone(),
         };
         server.add_service(background_service("latency quantiles", follow));
 
         let feed = LifeFeed {
             sockets: config.life_sockets.clone(),
-            routes: routes.clone(),
+            workloads: workloads.clone(),
         };
         server.add_service(background_service("life flags", feed));
 
         let drain_timeout = config.drain_timeout;
-        let session = ControlSession {
-            config,
-            routes,
-            counters: counters.clone(),
+        let sessions = ControlSessions {
+            config: Arc::new(config),
+            workloads: workloads.clone(),
         };
-        server.add_service(background_service("control session", session));
+        server.add_service(background_service("control sessions", sessions));
 
         let requested = Mutex::new(Box::pin(shutdown) as _);
         let stop = Stop {
             requested,
             services: stop,
-            counters,
+            workloads,
             drain_timeout,
         };
         server.run(RunArgs {
@@ -252,7 +244,11 @@ mod tests {
         let address = taken.local_addr().expect("bound");
         let config = ProxyConfig::new(
             sim_core::name::ProxyName::new("p").expect("valid"),
-            sim_core::name::WorkloadName::new("web").expect("valid"),
+            vec![
+                sim_core::name::WorkloadName::new("web")
+                    .expect("valid")
+                    .into(),
+            ],
             address,
             SocketAddr::from(([127, 0, 0, 1], 0)),
             "/nonexistent".into(),

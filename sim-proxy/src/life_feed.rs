@@ -3,7 +3,7 @@
 //! Once found, a pick reads the kernel's word itself; nothing here is on a request's way. Where a node
 //! offers none (no probes, another machine), ejection by failed requests is what is left.
 
-use crate::routes::Routes;
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Keeps looking for the life of the process.
 pub(crate) struct LifeFeed {
     pub(crate) sockets: Vec<PathBuf>,
-    pub(crate) routes: Arc<Routes>,
+    pub(crate) workloads: Arc<Workloads>,
 }
 
 #[async_trait]
@@ -30,8 +30,8 @@ impl BackgroundService for LifeFeed {
             for node in &mut nodes {
                 node.look().await;
             }
-            let unwatched = self.routes.known();
-            for live in unwatched.iter().filter(|live| !live.is_watched()) {
+            let known = self.workloads.iter().flat_map(|of| of.routes.known());
+            for live in known.filter(|live| !live.is_watched()) {
                 let mut flags = nodes.iter().filter_map(|node| node.taken.as_ref());
                 if let Some(node) = flags.find(|node| node.flags.life(live.id().0).is_some()) {
                     tracing::debug!("{}: its life flag is read from now on", live.id());

@@ -2,12 +2,13 @@
 
 use crate::clock::monotonic_ns;
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
+use crate::dispatch::Dispatch;
 use crate::exposition::{Kind, Page};
 use crate::live::{InstanceLive, Totals};
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
+use crate::workloads::Workloads;
 use sim_core::histogram::{bucket_mid_micros, bucket_of};
-use sim_core::name::WorkloadName;
 use sim_core::table::FULL_BP;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,36 +23,53 @@ fn bounds_micros() -> impl Iterator<Item = u64> {
 
 type Reading = (Arc<InstanceLive>, Totals);
 
-/// The page.
-pub(crate) fn render(workload: &WorkloadName, routes: &Routes, counters: &Counters) -> String {
+/// The page. Samples without a workload are of requests that reached none.
+pub(crate) fn render(workloads: &Workloads) -> String {
     let now_ns = monotonic_ns();
-    let snapshot = routes.snapshot();
-    let read = |live: Arc<InstanceLive>| {
-        let totals = live.totals();
-        (live, totals)
-    };
-    let instances: Vec<Reading> = routes.known().into_iter().map(read).collect();
-    let mut page = Page::new(&[("workload", workload)]);
-    requests(&mut page, counters, routes);
-    counters.http2.export(&mut page);
-    attempts(&mut page, &instances);
-    health(&mut page, &instances, &snapshot, now_ns);
-    latency(&mut page, &instances);
-    control(&mut page, &snapshot, counters, routes, now_ns);
+    let mut page = Page::new(&[]);
+    for Dispatch {
+        routes, counters, ..
+    } in workloads.iter().map(|dispatch| &**dispatch)
+    {
+        page.label(&[("workload", routes.workload())]);
+        let snapshot = routes.snapshot();
+        let read = |live: Arc<InstanceLive>| {
+            let totals = live.totals();
+            (live, totals)
+        };
+        let instances: Vec<Reading> = routes.known().into_iter().map(read).collect();
+        requests(&mut page, counters);
+        retries(&mut page, counters, routes);
+        attempts(&mut page, &instances);
+        health(&mut page, &instances, &snapshot, now_ns);
+        latency(&mut page, &instances);
+        control(&mut page, &snapshot, counters, routes, now_ns);
+    }
+    page.label(&[]);
+    requests(&mut page, &workloads.outside);
+    workloads.outside.http2.export(&mut page);
+    page.family(
+        "sim_proxy_requests_unmatched_total",
+        Kind::Counter,
+        "Requests that are no workload's, by why: no_workload (no route holds for it; 404), dot_segment (its path has two readings; 400).",
+    );
+    for (reason, count) in workloads.refused() {
+        page.sample(&[("reason", &reason)], count);
+    }
     page.finish()
 }
 
-fn requests(page: &mut Page, counters: &Counters, routes: &Routes) {
+fn requests(page: &mut Page, counters: &Counters) {
     use Kind::{Counter, Gauge};
     // Read before the arrivals: no request has ended that has not arrived.
     let ends = Ending::ALL.map(|(ending, name)| (name, counters.endings(ending)));
     page.family(
         "sim_proxy_requests_total",
         Counter,
-        "Requests that arrived from users.",
+        "Requests that arrived from users; without a workload: those that reached none.",
     )
     .sample(&[], counters.arrivals());
-    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (malformed), aborted (the user left).");
+    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (malformed, or no workload's), aborted (the user left).");
     for (name, count) in ends {
         page.sample(&[("outcome", &name)], count);
     }
@@ -65,6 +83,10 @@ fn requests(page: &mut Page, counters: &Counters, routes: &Routes) {
     for (side, name) in ErrorSide::ALL {
         page.sample(&[("source", &name)], counters.errors(side));
     }
+}
+
+fn retries(page: &mut Page, counters: &Counters, routes: &Routes) {
+    use Kind::{Counter, Gauge};
     page.family(
         "sim_proxy_retries_total",
         Counter,

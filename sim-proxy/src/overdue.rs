@@ -6,8 +6,10 @@
 
 use crate::clock::nanos;
 use crate::config::HedgeSettings;
+use crate::dispatch::Dispatch;
 use crate::live::InstanceLive;
 use crate::routes::Routes;
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
@@ -64,15 +66,18 @@ impl Overdue {
 /// The service that keeps it up to date.
 pub(crate) struct Follow {
     pub(crate) settings: HedgeSettings,
-    pub(crate) routes: Arc<Routes>,
+    pub(crate) workloads: Arc<Workloads>,
 }
 
 #[async_trait]
 impl BackgroundService for Follow {
     async fn start(&self, mut stop: ShutdownWatch) {
-        let mut follower = Follower::new(self.settings);
+        let follow = |of: &Arc<Dispatch>| (of.clone(), Follower::new(self.settings));
+        let mut followers: Vec<_> = self.workloads.iter().map(follow).collect();
         loop {
-            follower.look(&self.routes);
+            for (of, follower) in &mut followers {
+                follower.look(&of.routes);
+            }
             tokio::select! {
                 _ = stop.wait_for(|&stop| stop) => return,
                 () = sleep(LOOK) => {}

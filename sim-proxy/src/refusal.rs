@@ -29,6 +29,7 @@ fn text_of(status: u16) -> &'static str {
     match status {
         431 => "431 Request Header Fields Too Large: the head of the request is too long\n",
         400 => "400 Bad Request: the request is malformed\n",
+        404 => "404 Not Found: no service is here\n",
         408 => "408 Request Timeout: the request did not arrive in time\n",
         500 => "500 Internal Server Error: the proxy failed\n",
         502 => "502 Bad Gateway: the service gave no valid answer\n",

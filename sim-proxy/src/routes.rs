@@ -43,7 +43,7 @@ pub enum Refused {
         present: Version,
     },
     /// It is of another workload.
-    #[error("table is of workload {0}, which this proxy does not serve")]
+    #[error("table is of workload {0}, which this session is not about")]
     Foreign(WorkloadName),
 }
 
@@ -99,6 +99,12 @@ impl Routes {
     #[must_use]
     pub fn by(self, policy: Policy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// Whose they are.
+    #[must_use]
+    pub fn workload(&self) -> &WorkloadName {
+        &self.workload
     }
 
     /// The snapshot in force.

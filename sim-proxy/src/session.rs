@@ -1,12 +1,12 @@
-//! The control session: reports go up, tables come down. Whatever happens to it, requests go on
-//! by the last table (static fail).
+//! The control sessions, one for each workload: reports go up, tables come down. Whatever happens to one, requests go
+//! on by the last table (static fail).
 
 use crate::clock::monotonic_ns;
 use crate::config::ProxyConfig;
-use crate::counters::Counters;
+use crate::dispatch::Dispatch;
 use crate::report::Ledger;
-use crate::routes::Routes;
 use crate::tickets::entropy;
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,16 +39,39 @@ enum SessionError {
     Silent,
 }
 
-/// Keeps a session up for the life of the process.
-pub(crate) struct ControlSession {
-    pub(crate) config: ProxyConfig,
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) counters: Arc<Counters>,
+/// Keeps the sessions up for the life of the process.
+pub(crate) struct ControlSessions {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) workloads: Arc<Workloads>,
 }
 
 #[async_trait]
-impl BackgroundService for ControlSession {
-    async fn start(&self, mut stop: ShutdownWatch) {
+impl BackgroundService for ControlSessions {
+    async fn start(&self, stop: ShutdownWatch) {
+        let mut sessions = JoinSet::new();
+        for dispatch in self.workloads.iter() {
+            let session = ControlSession {
+                config: self.config.clone(),
+                dispatch: dispatch.clone(),
+            };
+            sessions.spawn(session.keep_up(stop.clone()));
+        }
+        while let Some(ended) = sessions.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a control session is given up");
+            }
+        }
+    }
+}
+
+/// One workload's.
+struct ControlSession {
+    config: Arc<ProxyConfig>,
+    dispatch: Arc<Dispatch>,
+}
+
+impl ControlSession {
+    async fn keep_up(self, mut stop: ShutdownWatch) {
         let mut ledger = Ledger::new(monotonic_ns());
         let mut backoff = BACKOFF_MIN;
         loop {
@@ -56,14 +80,12 @@ impl BackgroundService for ControlSession {
                 _ = stop.wait_for(|&stop| stop) => return,
                 error = self.run(&mut ledger) => error,
             };
-            if self
-                .counters
-                .control_connected
-                .swap(false, Ordering::Relaxed)
-            {
-                tracing::warn!(%error, "control session lost; serving by the last table");
+            let workload = self.dispatch.routes.workload();
+            let connected = &self.dispatch.counters.control_connected;
+            if connected.swap(false, Ordering::Relaxed) {
+                tracing::warn!(%workload, %error, "control session lost; serving by the last table");
             } else {
-                tracing::debug!(%error, "no control session");
+                tracing::debug!(%workload, %error, "no control session");
             }
             if begun.elapsed() > BACKOFF_MAX {
                 backoff = BACKOFF_MIN;
@@ -74,9 +96,7 @@ impl BackgroundService for ControlSession {
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
-}
 
-impl ControlSession {
     /// One session; returns why it ended.
     async fn run(&self, ledger: &mut Ledger) -> SessionError {
         let taken = Arc::new(AtomicU64::new(0));
@@ -84,7 +104,7 @@ impl ControlSession {
         let end = self.serve(ledger, &taken, &mut offered).await;
         // The channel is gone. What the transport took out of it counts as told.
         if taken.load(Ordering::Acquire) == offered {
-            ledger.taken(&self.routes);
+            ledger.taken(&self.dispatch.routes);
         } else {
             ledger.lost();
         }
@@ -120,13 +140,10 @@ impl ControlSession {
             .map_err(|_| SessionError::Silent)?
             .map_err(Box::new)?
             .into_inner();
-        self.counters
-            .control_connected
-            .store(true, Ordering::Relaxed);
-        self.counters
-            .control_sessions
-            .fetch_add(1, Ordering::Relaxed);
-        tracing::info!("control session up");
+        let counters = &self.dispatch.counters;
+        counters.control_connected.store(true, Ordering::Relaxed);
+        counters.control_sessions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(workload = %self.dispatch.routes.workload(), "control session up");
 
         let mut tick = interval(self.config.report_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,7 +159,7 @@ impl ControlSession {
                 }
                 permit = reports.reserve(), if due => {
                     let Ok(permit) = permit else { return Ok(()) };
-                    ledger.taken(&self.routes);
+                    ledger.taken(&self.dispatch.routes);
                     permit.send(self.draft(ledger));
                     *offered += 1;
                     due = false;
@@ -153,8 +170,11 @@ impl ControlSession {
     }
 
     fn draft(&self, ledger: &mut Ledger) -> v1::ProxyReport {
-        let sample = ledger.draft(&self.routes, &self.counters, monotonic_ns());
-        let mut report = sim_api::proxy_report(&self.config.name, &self.config.workload, &sample);
+        let Dispatch {
+            routes, counters, ..
+        } = &*self.dispatch;
+        let sample = ledger.draft(routes, counters, monotonic_ns());
+        let mut report = sim_api::proxy_report(&self.config.name, routes.workload(), &sample);
         report.listen = self.config.listen.to_string();
         report
     }
@@ -163,14 +183,13 @@ impl ControlSession {
         let table = match WeightTable::try_from(table) {
             Ok(table) => table,
             Err(error) => {
-                self.counters
-                    .tables_malformed
-                    .fetch_add(1, Ordering::Relaxed);
+                let malformed = &self.dispatch.counters.tables_malformed;
+                malformed.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "table refused");
                 return;
             }
         };
-        match self.routes.apply(&table) {
+        match self.dispatch.routes.apply(&table) {
             Ok(true) => tracing::debug!(version = %table.version(), "table applied"),
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "table refused"),

@@ -1,7 +1,7 @@
 //! When the process stops, and how: listeners and idle connections close at once, requests in
 //! flight may end, a second signal or the drain limit ends what is left.
 
-use crate::counters::Counters;
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::pin::Pin;
@@ -20,7 +20,7 @@ pub(crate) struct Stop {
     /// The caller's own way to ask for the stop.
     pub(crate) requested: Mutex<StopRequest>,
     pub(crate) services: watch::Sender<bool>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) workloads: Arc<Workloads>,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -38,7 +38,7 @@ impl ShutdownSignalWatch for Stop {
             loop {
                 // The first tick is immediate, the services have seen `stop` by the second.
                 step.tick().await;
-                if self.counters.in_flight() == 0 {
+                if self.workloads.in_flight() == 0 {
                     step.tick().await;
                     return;
                 }
@@ -46,10 +46,10 @@ impl ShutdownSignalWatch for Stop {
         };
         tokio::select! {
             drained = timeout(self.drain_timeout, drained) => if drained.is_err() {
-                tracing::warn!(cut = self.counters.in_flight(), "requests cut at the drain limit");
+                tracing::warn!(cut = self.workloads.in_flight(), "requests cut at the drain limit");
             },
             () = signals.next() => {
-                tracing::warn!(cut = self.counters.in_flight(), "second signal: requests cut");
+                tracing::warn!(cut = self.workloads.in_flight(), "second signal: requests cut");
             }
         }
         // The services are done; nothing is left to be graceful about.

@@ -49,9 +49,14 @@ async fn supervise(config: &Config) -> anyhow::Result<()> {
     let mut roles = Vec::new();
     let result = match start_all(config, &program, &mut roles) {
         Ok(()) => {
+            let names: Vec<&str> = config
+                .workloads
+                .iter()
+                .map(|w| w.spec.name.as_str())
+                .collect();
             tracing::info!(
-                "{} is served at http://{}; metrics at http://{}/metrics; ask with: sim status --config {}",
-                config.workload.name,
+                "{}: served at http://{}; metrics at http://{}/metrics; ask with: sim status --config {}",
+                names.join(", "),
                 config.front.listen,
                 config.front.admin,
                 config.path.display()

@@ -1,8 +1,7 @@
 //! Two attempts at one request: the first has taken longer than nearly all do, so another instance is asked as well,
 //! and whoever answers first has answered (Dean and Barroso 2013, "The Tail at Scale", hedged requests).
 
-use super::FastPath;
-use super::exchange::{self, Answered, Asked, Broken, Question, Unanswered, User};
+use super::exchange::{self, Answered, Asked, Broken, Question, Timeouts, Unanswered, User};
 use super::watchdog::Watchdog;
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
@@ -22,7 +21,7 @@ pub(super) enum Neither {
 
 /// Waits for `first`, which is under way by `asked`, and asks the instance of `second`, which is another one.
 pub(super) async fn race(
-    path: &FastPath,
+    (dispatch, timeouts): (&Dispatch, &Timeouts),
     (first, asked): (Attempt, Asked),
     second: Attempt,
     question: Question<'_>,
@@ -30,7 +29,6 @@ pub(super) async fn race(
     user: &mut User<'_>,
     watchdog: &mut Watchdog,
 ) -> Result<Winner, Neither> {
-    let (dispatch, timeouts) = (&*path.dispatch, &path.timeouts);
     let target = second.target();
     // Boxed, so that requests that don't come here are no larger for it.
     let mut asking = Box::pin(async {

@@ -35,6 +35,7 @@ use crate::live::Outcome;
 use crate::retry::{failure_of_reset, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
+use crate::workloads::Workloads;
 use async_trait::async_trait;
 use buffers::Buffer;
 use bytes::BytesMut;
@@ -44,7 +45,7 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use request::{Framing, Head};
+use request::{Framing, Head, Reader};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Context;
@@ -64,7 +65,7 @@ const USER_PATIENCE_NS: u64 = 60_000_000_000;
 
 /// Serves connections of users.
 pub(crate) struct FastPath {
-    dispatch: Arc<Dispatch>,
+    workloads: Arc<Workloads>,
     general: Arc<HttpProxy<Gateway>>,
     timeouts: Timeouts,
     client_idle_ns: u64,
@@ -91,11 +92,11 @@ enum After {
 impl FastPath {
     pub(crate) fn new(
         config: &ProxyConfig,
-        dispatch: Arc<Dispatch>,
+        workloads: Arc<Workloads>,
         general: Arc<HttpProxy<Gateway>>,
     ) -> Self {
         Self {
-            dispatch,
+            workloads,
             general,
             timeouts: Timeouts::new(&config.upstream, config.threads),
             client_idle_ns: nanos(config.client_idle_timeout),
@@ -107,7 +108,7 @@ impl FastPath {
     fn http2<'a>(&'a self, shutdown: &'a ShutdownWatch) -> Http2<'a> {
         Http2 {
             general: &self.general,
-            counters: &self.dispatch.counters,
+            counters: &self.workloads.outside,
             idle: Duration::from_secs(self.client_idle_seconds),
             shutdown,
         }
@@ -143,7 +144,7 @@ impl ServerApp for FastPath {
                 Then::Close => return None,
                 Then::Http2 => {
                     let Some(stream) = http2::rewound(stream, &connection.arrived) else {
-                        self.dispatch.counters.http2.ended(http2::End::Protocol);
+                        self.workloads.outside.http2.ended(http2::End::Protocol);
                         return None;
                     };
                     drop(connection);
@@ -205,15 +206,16 @@ impl Connection<'_> {
                     self.arrived.consume(2);
                 }
                 if !self.arrived.is_empty() {
-                    let seen = match self.preface() {
+                    let preface = self.preface();
+                    let reader = Reader {
+                        via: &self.via,
+                        sticky: self.path.sticky.as_ref(),
+                        matcher: self.path.workloads.matcher(),
+                    };
+                    let seen = match preface {
                         Preface::Whole => return Then::Http2,
                         Preface::Part => request::Seen::Part,
-                        Preface::No => request::read(
-                            &self.arrived,
-                            &self.via,
-                            self.path.sticky.as_ref(),
-                            question.room(),
-                        ),
+                        Preface::No => request::read(&self.arrived, reader, question.room()),
                     };
                     match seen {
                         request::Seen::Whole(head) if head.len <= HEAD_BYTES_MAX => break head,
@@ -221,11 +223,11 @@ impl Connection<'_> {
                         request::Seen::Other => return Then::General,
                         request::Seen::Faulty(fault) => {
                             tracing::debug!(%fault, "request refused");
-                            self.refuse(stream, 400).await;
+                            self.refuse(stream, 400, false).await;
                             return Then::Close;
                         }
                         request::Seen::Whole(_) | request::Seen::Part => {
-                            self.refuse(stream, 431).await;
+                            self.refuse(stream, 431, false).await;
                             return Then::Close;
                         }
                     }
@@ -234,12 +236,22 @@ impl Connection<'_> {
                 match self.receive(stream).await {
                     Got::Bytes => {}
                     Got::Late if !self.arrived.is_empty() => {
-                        self.refuse(stream, 408).await;
+                        self.path.workloads.outside.erred(ErrorSide::Downstream);
+                        self.refuse(stream, 408, false).await;
                         return Then::Close;
                     }
                     Got::End | Got::Late | Got::Elsewhere(_) => return Then::Close,
                 }
             };
+            let path = self.path;
+            let dispatch = match path.workloads.of(head.found) {
+                Ok(dispatch) => dispatch,
+                Err(status) => {
+                    self.refuse(stream, status, head.is_head).await;
+                    return Then::Close;
+                }
+            };
+            let counters = &dispatch.counters;
             let length = match head.body {
                 Framing::Length(length) if length <= BODY_BYTES_MAX => head.len + length as usize,
                 Framing::Length(_) => return Then::General,
@@ -253,23 +265,27 @@ impl Connection<'_> {
                         // To wait for the rest would break who answers to the first part of it.
                         Ok(_) => return Then::General,
                         Err(_) => {
-                            self.refuse(stream, 400).await;
+                            counters.arrived();
+                            let ending = Ending::Refused;
+                            self.write_refusal(stream, counters, 400, head.is_head, ending)
+                                .await;
                             return Then::Close;
                         }
                     }
                 }
             };
             // From here on a stop waits for it.
-            self.path.dispatch.counters.arrived();
+            counters.arrived();
             while self.arrived.len() < length {
                 match self.receive(stream).await {
                     Got::Bytes => {}
                     Got::Late => {
-                        self.refuse_arrived(stream, 408).await;
+                        counters.erred(ErrorSide::Downstream);
+                        self.write_refusal(stream, counters, 408, head.is_head, Ending::Refused)
+                            .await;
                         return Then::Close;
                     }
                     Got::End | Got::Elsewhere(_) => {
-                        let counters = &self.path.dispatch.counters;
                         counters.erred(ErrorSide::Downstream);
                         counters.ended(Ending::Aborted);
                         return Then::Close;
@@ -281,7 +297,7 @@ impl Connection<'_> {
                 .extend_from_slice(&self.arrived[head.len..length]);
             self.arrived.consume(length);
             self.begun_ns = None;
-            if self.answer(stream, head, &question).await == After::Close {
+            if self.answer(stream, dispatch, head, &question).await == After::Close {
                 return Then::Close;
             }
         }
@@ -313,8 +329,14 @@ impl Connection<'_> {
     }
 
     /// Sends a whole request to an instance, and the answer back.
-    async fn answer(&mut self, stream: &mut Stream, head: Head, question: &[u8]) -> After {
-        let dispatch = &self.path.dispatch;
+    async fn answer(
+        &mut self,
+        stream: &mut Stream,
+        dispatch: &Dispatch,
+        head: Head,
+        question: &[u8],
+    ) -> After {
+        let counters = &dispatch.counters;
         let (mut tries, mut not) = (0, None);
         let mut answer_fields = Buffer::default();
         let session = match (&self.path.sticky, head.session) {
@@ -342,12 +364,9 @@ impl Connection<'_> {
             };
             tries += 1;
             let Some(attempt) = dispatch.routes.enter(entry) else {
-                dispatch
-                    .counters
-                    .no_instance
-                    .fetch_add(1, Ordering::Relaxed);
-                dispatch.counters.erred(ErrorSide::Internal);
-                self.write_refusal(stream, 503, head.is_head, Ending::Failed)
+                counters.no_instance.fetch_add(1, Ordering::Relaxed);
+                counters.erred(ErrorSide::Internal);
+                self.write_refusal(stream, counters, 503, head.is_head, Ending::Failed)
                     .await;
                 return After::Close;
             };
@@ -396,10 +415,10 @@ impl Connection<'_> {
             };
             match heard {
                 Ok(answered) => {
-                    return self.pass(stream, attempt, answered).await;
+                    return self.pass(stream, dispatch, attempt, answered).await;
                 }
                 Err(Unanswered::Gone) => {
-                    return self.aborted(attempt);
+                    return aborted(dispatch, attempt);
                 }
                 Err(Unanswered::Overdue(asked)) => {
                     let entry = Entry {
@@ -410,10 +429,10 @@ impl Connection<'_> {
                     };
                     let Some(second) = dispatch.routes.enter(entry) else {
                         // The table has become empty meanwhile.
-                        return self.aborted(attempt);
+                        return aborted(dispatch, attempt);
                     };
                     let raced = hedge::race(
-                        self.path,
+                        (dispatch, timeouts),
                         (attempt, *asked),
                         second,
                         question,
@@ -423,13 +442,13 @@ impl Connection<'_> {
                     );
                     let status = match raced.await {
                         Ok((attempt, answered)) => {
-                            return self.pass(stream, attempt, answered).await;
+                            return self.pass(stream, dispatch, attempt, answered).await;
                         }
-                        Err(Neither::Gone(attempt)) => return self.aborted(attempt),
+                        Err(Neither::Gone(attempt)) => return aborted(dispatch, attempt),
                         Err(Neither::Broken(broken)) => status_of(broken),
                     };
-                    dispatch.counters.erred(ErrorSide::Upstream);
-                    self.write_refusal(stream, status, head.is_head, Ending::Failed)
+                    counters.erred(ErrorSide::Upstream);
+                    self.write_refusal(stream, counters, status, head.is_head, Ending::Failed)
                         .await;
                     return After::Close;
                 }
@@ -444,9 +463,9 @@ impl Connection<'_> {
                     if paid || possible && dispatch.may_retry(tries, broken.reason) {
                         continue;
                     }
-                    dispatch.counters.erred(ErrorSide::Upstream);
+                    counters.erred(ErrorSide::Upstream);
                     let status = status_of(broken);
-                    self.write_refusal(stream, status, head.is_head, Ending::Failed)
+                    self.write_refusal(stream, counters, status, head.is_head, Ending::Failed)
                         .await;
                     return After::Close;
                 }
@@ -458,10 +477,10 @@ impl Connection<'_> {
     async fn pass(
         &mut self,
         stream: &mut Stream,
+        dispatch: &Dispatch,
         mut attempt: Attempt,
         answered: Answered,
     ) -> After {
-        let dispatch = &self.path.dispatch;
         let Answered {
             mut instance,
             reused,
@@ -482,7 +501,8 @@ impl Connection<'_> {
         let Ok(taken) = answer.body.take(body) else {
             dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
             dispatch.counters.erred(ErrorSide::Upstream);
-            self.write_refusal(stream, 502, false, Ending::Failed).await;
+            self.write_refusal(stream, &dispatch.counters, 502, false, Ending::Failed)
+                .await;
             return After::Close;
         };
         let mut clean = taken == body.len();
@@ -499,7 +519,7 @@ impl Connection<'_> {
         let written = wire::write(stream, passing, watchdog, USER_PATIENCE_NS).await;
         drop((read, head));
         if written.is_err() {
-            return self.aborted(attempt);
+            return aborted(dispatch, attempt);
         }
         if !answer.body.is_over() {
             let pumped = wire::pump(
@@ -515,11 +535,11 @@ impl Connection<'_> {
             );
             match pumped.await {
                 Ok(still_clean) => clean = still_clean,
-                Err(Cut::User) => return self.aborted(attempt),
+                Err(Cut::User) => return aborted(dispatch, attempt),
                 Err(Cut::Late | Cut::Malformed) => {
-                    return self.cut_off(attempt, Failure::BadAnswer);
+                    return cut_off(dispatch, attempt, Failure::BadAnswer);
                 }
-                Err(Cut::Instance) => return self.cut_off(attempt, failure_of_reset(reused)),
+                Err(Cut::Instance) => return cut_off(dispatch, attempt, failure_of_reset(reused)),
             }
         }
         let now_ns = monotonic_ns();
@@ -542,23 +562,21 @@ impl Connection<'_> {
         dispatch.counters.ended(ending);
         if keep { After::Keep } else { After::Close }
     }
+}
 
-    /// The user left.
-    fn aborted(&self, mut attempt: Attempt) -> After {
-        let counters = &self.path.dispatch.counters;
-        attempt.outlasted(monotonic_ns());
-        attempt.end(Outcome::Aborted, None);
-        counters.erred(ErrorSide::Downstream);
-        counters.ended(Ending::Aborted);
-        After::Close
-    }
+/// The user left.
+fn aborted(dispatch: &Dispatch, mut attempt: Attempt) -> After {
+    attempt.outlasted(monotonic_ns());
+    attempt.end(Outcome::Aborted, None);
+    dispatch.counters.erred(ErrorSide::Downstream);
+    dispatch.counters.ended(Ending::Aborted);
+    After::Close
+}
 
-    /// The instance broke off in the middle of its answer.
-    fn cut_off(&self, attempt: Attempt, failure: Failure) -> After {
-        let dispatch = &self.path.dispatch;
-        dispatch.attempt_failed(attempt, Some(failure));
-        dispatch.counters.erred(ErrorSide::Upstream);
-        dispatch.counters.ended(Ending::Failed);
-        After::Close
-    }
+/// The instance broke off in the middle of its answer.
+fn cut_off(dispatch: &Dispatch, attempt: Attempt, failure: Failure) -> After {
+    dispatch.attempt_failed(attempt, Some(failure));
+    dispatch.counters.erred(ErrorSide::Upstream);
+    dispatch.counters.ended(Ending::Failed);
+    After::Close
 }

@@ -3,7 +3,7 @@
 use super::wire::{self, Got};
 use super::{Connection, USER_PATIENCE_NS};
 use crate::clock::monotonic_ns;
-use crate::counters::{Ending, ErrorSide};
+use crate::counters::{Counters, Ending};
 use crate::refusal;
 use pingora_core::protocols::Stream;
 use tokio::io::AsyncWriteExt as _;
@@ -13,18 +13,11 @@ const LINGER_NS: u64 = 500_000_000;
 const LINGER_BYTES_MAX: usize = 1_024 * 1_024;
 
 impl Connection<'_> {
-    /// Counts and answers a request that goes nowhere.
-    pub(super) async fn refuse(&mut self, stream: &mut Stream, status: u16) {
-        self.path.dispatch.counters.arrived();
-        self.refuse_arrived(stream, status).await;
-    }
-
-    /// The same for one that is counted already.
-    pub(super) async fn refuse_arrived(&mut self, stream: &mut Stream, status: u16) {
-        if status == 408 {
-            self.path.dispatch.counters.erred(ErrorSide::Downstream);
-        }
-        self.write_refusal(stream, status, false, Ending::Refused)
+    /// Counts and answers a request that reaches no workload.
+    pub(super) async fn refuse(&mut self, stream: &mut Stream, status: u16, is_head: bool) {
+        let counters = &self.path.workloads.outside;
+        counters.arrived();
+        self.write_refusal(stream, counters, status, is_head, Ending::Refused)
             .await;
     }
 
@@ -32,6 +25,7 @@ impl Connection<'_> {
     pub(super) async fn write_refusal(
         &mut self,
         stream: &mut Stream,
+        counters: &Counters,
         status: u16,
         is_head: bool,
         ending: Ending,
@@ -39,7 +33,7 @@ impl Connection<'_> {
         let page = refusal::page(status, is_head);
         let watchdog = &mut self.watchdog;
         let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
-        self.path.dispatch.counters.ended(ending);
+        counters.ended(ending);
         match written {
             Ok(()) => self.linger(stream).await,
             Err(error) => tracing::debug!(?error, "user left before the error page"),

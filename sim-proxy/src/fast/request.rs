@@ -5,6 +5,7 @@
 
 use super::via::Via;
 use crate::framing::{self, Fault};
+use crate::matching::{Found, Matcher};
 use crate::sticky::{SessionKey, Sticky};
 use std::mem::MaybeUninit;
 
@@ -32,6 +33,16 @@ pub(super) struct Head {
     pub(super) is_head: bool,
     /// What it names of its session, where a field does that.
     pub(super) session: Option<SessionKey>,
+    /// Whose it is.
+    pub(super) found: Found,
+}
+
+/// What is read from a head, and written to the one that goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader<'a> {
+    pub(super) via: &'a Via,
+    pub(super) sticky: Option<&'a Sticky>,
+    pub(super) matcher: &'a Matcher,
 }
 
 /// What the bytes read so far are.
@@ -48,12 +59,12 @@ pub(super) enum Seen {
 }
 
 /// Reads the head at the start of `bytes`. If it is whole, the head for the instance is in `out`.
-pub(super) fn read(bytes: &[u8], via: &Via, sticky: Option<&Sticky>, out: &mut Vec<u8>) -> Seen {
+pub(super) fn read(bytes: &[u8], reader: Reader<'_>, out: &mut Vec<u8>) -> Seen {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(len)) => {
-            if let Some(head) = take(bytes, len, &request, via, sticky, out) {
+            if let Some(head) = take(bytes, len, &request, reader, out) {
                 return Seen::Whole(head);
             }
             // Rare, or worse.
@@ -68,10 +79,14 @@ fn take(
     bytes: &[u8],
     len: usize,
     request: &httparse::Request<'_, '_>,
-    via: &Via,
-    sticky: Option<&Sticky>,
+    reader: Reader<'_>,
     out: &mut Vec<u8>,
 ) -> Option<Head> {
+    let Reader {
+        via,
+        sticky,
+        matcher,
+    } = reader;
     let (method, path) = (request.method?, request.path?);
     let idempotent = match method {
         "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" => true,
@@ -100,8 +115,10 @@ fn take(
         idempotent,
         is_head: method == "HEAD",
         session: None,
+        found: Found::None,
     };
     let (mut lengths, mut codings, mut hosts) = (0_u8, 0_u8, 0_u8);
+    let mut host: &[u8] = b"";
     let (mut forwarded_for, mut forwarded) = (false, false);
     for field in request.headers.iter() {
         let end = field_end(bytes, at, field)?;
@@ -109,7 +126,10 @@ fn take(
         at = end;
         match kind(field.name) {
             Kind::Plain => {}
-            Kind::Host => hosts = hosts.checked_add(1)?,
+            Kind::Host => {
+                hosts = hosts.checked_add(1)?;
+                host = field.value;
+            }
             Kind::Length => {
                 lengths = lengths.checked_add(1)?;
                 head.body = Framing::Length(number(field.value)?);
@@ -146,6 +166,10 @@ fn take(
     if bytes.get(at..len)? != b"\r\n" || hosts != 1 || lengths + codings > 1 {
         return None;
     }
+    head.found = matcher.find(host, path.as_bytes(), |name, value| {
+        let mut fields = request.headers.iter();
+        fields.any(|field| field.name.eq_ignore_ascii_case(name) && field.value == value)
+    });
     let values = |wanted: Kind| {
         let ours = move |field: &&httparse::Header<'_>| kind(field.name) == wanted;
         request.headers.iter().filter(ours).map(|field| field.value)
@@ -254,7 +278,12 @@ mod tests {
     fn seen(text: &str) -> (Seen, String) {
         let mut out = Vec::new();
         let via = Via::of(Some("10.0.0.7".parse().expect("an address")));
-        let seen = read(text.as_bytes(), &via, None, &mut out);
+        let reader = Reader {
+            via: &via,
+            sticky: None,
+            matcher: &Matcher::new([&[][..]]),
+        };
+        let seen = read(text.as_bytes(), reader, &mut out);
         (seen, String::from_utf8(out).expect("text"))
     }
 

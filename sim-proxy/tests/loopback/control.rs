@@ -3,6 +3,7 @@
 use sim_api::v1;
 use sim_api::v1::control_plane_server::{ControlPlane, ControlPlaneServer};
 use sim_core::table::{Version, WeightTable};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -15,8 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// The last one of each workload. One that names none goes to all.
+type Tables = BTreeMap<String, v1::RoutingTable>;
+
 pub(crate) struct Control {
-    tables: watch::Sender<Option<v1::RoutingTable>>,
+    tables: watch::Sender<Tables>,
     reports: watch::Receiver<Vec<v1::ProxyReport>>,
     /// Its own, so that its end takes the connections with it.
     runtime: Option<Runtime>,
@@ -27,7 +31,7 @@ impl Control {
         if socket.exists() {
             std::fs::remove_file(socket).expect("left by the one before");
         }
-        let (tables, _) = watch::channel(None);
+        let (tables, _) = watch::channel(Tables::new());
         let (inbox, reports) = watch::channel(vec![]);
         let service = Service {
             tables: tables.clone(),
@@ -55,13 +59,17 @@ impl Control {
     }
 
     pub(crate) fn send_raw(&self, table: v1::RoutingTable) {
-        self.tables.send_replace(Some(table));
+        self.tables.send_modify(|tables| {
+            tables.remove("");
+            tables.insert(table.workload.clone(), table);
+        });
     }
 
     /// Sends `table` and waits until a report acknowledges it.
     pub(crate) async fn publish(&mut self, table: &WeightTable) {
         self.send_raw(table.into());
-        self.report(|report| applied(report) == table.version())
+        let workload = table.workload().as_str();
+        self.report(|report| report.workload == workload && applied(report) == table.version())
             .await;
     }
 
@@ -80,6 +88,13 @@ impl Control {
             .find(|report| wanted(report))
             .expect("it is there")
             .clone()
+    }
+
+    /// Waits until one more has come.
+    pub(crate) async fn next_report(&mut self) {
+        let more = tokio::time::timeout(Duration::from_secs(10), self.reports.changed()).await;
+        more.expect("a report comes in time")
+            .expect("the control plane lives");
     }
 
     pub(crate) fn reports(&self) -> Vec<v1::ProxyReport> {
@@ -101,7 +116,7 @@ pub(crate) fn applied(report: &v1::ProxyReport) -> Version {
 }
 
 struct Service {
-    tables: watch::Sender<Option<v1::RoutingTable>>,
+    tables: watch::Sender<Tables>,
     inbox: watch::Sender<Vec<v1::ProxyReport>>,
 }
 
@@ -120,12 +135,18 @@ impl ControlPlane for Service {
         request: Request<Streaming<v1::ProxyReport>>,
     ) -> Result<Response<Self::ProxyStream>, Status> {
         let (mut reports, inbox) = (request.into_inner(), self.inbox.clone());
+        let first = reports.message().await?.expect("a first report");
+        let workload = first.workload.clone();
+        inbox.send_modify(|all| all.push(first));
         tokio::spawn(async move {
             while let Ok(Some(report)) = reports.message().await {
                 inbox.send_modify(|all| all.push(report));
             }
         });
-        let tables = WatchStream::new(self.tables.subscribe()).filter_map(|table| table.map(Ok));
+        let tables = WatchStream::new(self.tables.subscribe()).filter_map(move |tables| {
+            let table = tables.get("").or_else(|| tables.get(&workload));
+            table.cloned().map(Ok)
+        });
         Ok(Response::new(Box::pin(tables)))
     }
 

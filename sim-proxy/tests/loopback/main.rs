@@ -10,4 +10,5 @@ mod raw;
 mod routing;
 mod sessions;
 mod upstream;
+mod workloads;
 mod world;

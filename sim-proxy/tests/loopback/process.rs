@@ -5,7 +5,9 @@
 use crate::world::workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sim_core::name::ProxyName;
+use sim_core::name::{ProxyName, WorkloadName};
+use sim_proxy::config::WorkloadSettings;
+use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::sticky::Sticky;
 use sim_proxy::{Proxy, ProxyConfig};
@@ -23,6 +25,9 @@ pub(crate) const READ_TIMEOUT_MS: &str = "SIM_TEST_PROXY_READ_TIMEOUT_MS";
 pub(crate) const STICKY: &str = "SIM_TEST_PROXY_STICKY";
 /// Name of a policy.
 pub(crate) const POLICY: &str = "SIM_TEST_PROXY_POLICY";
+/// The workloads and what they ask for: `NAME;NAME=ROUTE|ROUTE`, a route as `HOST/PATH FIELD:VALUE` with `*` for any
+/// host.
+pub(crate) const WORKLOADS: &str = "SIM_TEST_PROXY_WORKLOADS";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -90,7 +95,7 @@ fn proxy_process() {
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let name = ProxyName::new("p1").expect("valid");
-    let mut config = ProxyConfig::new(name, workload(), any, any, socket.into());
+    let mut config = ProxyConfig::new(name, vec![workload().into()], any, any, socket.into());
     config.threads = 2;
     config.report_interval = Duration::from_millis(50);
     if let Ok(read_timeout) = std::env::var(READ_TIMEOUT_MS) {
@@ -108,6 +113,9 @@ fn proxy_process() {
         let known = POLICIES.iter().find(|(_, name)| *name == policy);
         config.policy = known.expect("a policy").0;
     }
+    if let Ok(workloads) = std::env::var(WORKLOADS) {
+        config.workloads = workloads.split(';').map(workload_of).collect();
+    }
     let proxy = Proxy::bind(config).expect("free ports");
     let (users, admin) = (proxy.listen_address(), proxy.admin_address());
     // The test harness has written "test … " before, without an end of line.
@@ -119,4 +127,24 @@ fn proxy_process() {
         gone.send(()).unwrap_or_default();
     });
     proxy.run(async { parent_gone.await.unwrap_or_default() });
+}
+
+fn workload_of(text: &str) -> WorkloadSettings {
+    let (name, routes) = text.split_once('=').unwrap_or((text, ""));
+    let routes = routes.split('|').filter(|route| !route.is_empty());
+    WorkloadSettings {
+        name: WorkloadName::new(name).expect("valid"),
+        conditions: routes.map(condition_of).collect(),
+    }
+}
+
+fn condition_of(text: &str) -> Condition {
+    let mut words = text.split(' ');
+    let (host, path) = words
+        .next()
+        .and_then(|target| target.split_once('/'))
+        .expect("a host and a path");
+    let host = Some(host).filter(|host| *host != "*");
+    let fields = words.map(|word| word.split_once(':').expect("a field"));
+    Condition::new(host, Some(&format!("/{path}")), fields).expect("valid")
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// Sends bytes as they are and reads until the proxy closes.
-async fn raw(world: &World, request: &str) -> String {
+pub(crate) async fn raw(world: &World, request: &str) -> String {
     let mut stream = TcpStream::connect(world.proxy).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();

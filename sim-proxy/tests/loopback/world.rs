@@ -39,6 +39,16 @@ pub(crate) fn table(
     generation: u64,
     lines: &[(u64, SocketAddr, u16, bool)],
 ) -> WeightTable {
+    table_of(workload(), epoch, generation, lines)
+}
+
+/// The same of any workload.
+pub(crate) fn table_of(
+    workload: WorkloadName,
+    epoch: u64,
+    generation: u64,
+    lines: &[(u64, SocketAddr, u16, bool)],
+) -> WeightTable {
     let shares = lines
         .iter()
         .map(|&(id, address, weight_bp, ready)| Share {
@@ -48,7 +58,7 @@ pub(crate) fn table(
             ready,
         })
         .collect();
-    WeightTable::new(workload(), Version { epoch, generation }, shares).expect("a table")
+    WeightTable::new(workload, Version { epoch, generation }, shares).expect("a table")
 }
 
 impl World {

@@ -1,44 +1,52 @@
 //! A configuration in words: what it means with every default filled in, and what looks odd in it.
 
-use super::Config;
+use super::{Config, Workload};
+use sim_core::workload::WorkloadSpec;
+use sim_proxy::matching::Condition;
 
 impl Config {
     /// Every value that matters, defaults included, a line each.
     pub(crate) fn describe(&self) -> String {
-        let w = &self.workload;
         let mut lines = vec![format!("{}: valid", self.path.display())];
         let mut line = |name: &str, text: String| lines.push(format!("  {name:<12} {text}"));
-        line(
-            "workload",
-            format!(
-                "{}, first on {} with {:.2} CPUs and {} MiB of memory, standby '{}'",
-                w.name,
-                w.home,
-                w.cpus,
-                w.memory_bytes >> 20,
-                w.standby
-            ),
-        );
-        line("command", w.command.join(" "));
-        line(
-            "ready when",
-            format!(
-                "{} answers 2xx {} times in a row, within {:.0} s",
-                w.readiness.path,
-                w.readiness.successes,
-                w.readiness.timeout.as_secs_f64()
-            ),
-        );
-        line(
-            "objective",
-            format!(
-                "{:.4} % of requests within {:.0} ms, at most {:.4} % failed, over {:.0} s",
-                w.slo.quantile * 100.0,
-                w.slo.bound.as_secs_f64() * 1e3,
-                w.slo.error_budget * 100.0,
-                w.slo.window.as_secs_f64()
-            ),
-        );
+        for Workload {
+            spec: w,
+            conditions,
+        } in &self.workloads
+        {
+            line(
+                "workload",
+                format!(
+                    "{}, first on {} with {:.2} CPUs and {} MiB of memory, standby '{}'",
+                    w.name,
+                    w.home,
+                    w.cpus,
+                    w.memory_bytes >> 20,
+                    w.standby
+                ),
+            );
+            line("command", w.command.join(" "));
+            line(
+                "ready when",
+                format!(
+                    "{} answers 2xx {} times in a row, within {:.0} s",
+                    w.readiness.path,
+                    w.readiness.successes,
+                    w.readiness.timeout.as_secs_f64()
+                ),
+            );
+            line(
+                "objective",
+                format!(
+                    "{:.4} % of requests within {:.0} ms, at most {:.4} % failed, over {:.0} s",
+                    w.slo.quantile * 100.0,
+                    w.slo.bound.as_secs_f64() * 1e3,
+                    w.slo.error_budget * 100.0,
+                    w.slo.window.as_secs_f64()
+                ),
+            );
+            line("requests", requests(conditions));
+        }
         let sticky = self.front.sticky.as_ref();
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));
         line(
@@ -80,21 +88,9 @@ impl Config {
     /// What is allowed but rarely meant.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let values = self.workload.environment.iter().map(|(_, value)| value);
-        let texts: Vec<&String> = self.workload.command.iter().chain(values).collect();
-        if !texts.iter().any(|text| text.contains("{port}")) {
-            notes.push(
-                "workload.command has no {port}: the service must listen on the one in its variable PORT"
-                    .into(),
-            );
-        }
-        for name in texts.iter().flat_map(|text| placeholders(text)) {
-            if !["address", "port"].contains(&name) {
-                notes.push(format!(
-                    "workload.command: {{{name}}} is handed over as it is; only {{address}} and {{port}} are replaced"
-                ));
-            }
-        }
+        self.workloads
+            .iter()
+            .for_each(|w| commands(&w.spec, &mut notes));
         if let [only] = self.servers.as_slice() {
             notes.push(format!(
                 "server {} is the only one: a shadow can only start beside its primary",
@@ -112,6 +108,33 @@ impl Config {
         }
         notes
     }
+}
+
+fn commands(workload: &WorkloadSpec, notes: &mut Vec<String>) {
+    let values = workload.environment.iter().map(|(_, value)| value);
+    let texts: Vec<&String> = workload.command.iter().chain(values).collect();
+    if !texts.iter().any(|text| text.contains("{port}")) {
+        notes.push(
+            "workload.command has no {port}: the service must listen on the one in its variable PORT"
+                .into(),
+        );
+    }
+    for name in texts.iter().flat_map(|text| placeholders(text)) {
+        if !["address", "port"].contains(&name) {
+            notes.push(format!(
+                "workload.command: {{{name}}} is handed over as it is; only {{address}} and {{port}} are replaced"
+            ));
+        }
+    }
+}
+
+/// Which requests are a workload's.
+fn requests(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return "all that are no other workload's".into();
+    }
+    let conditions: Vec<String> = conditions.iter().map(ToString::to_string).collect();
+    conditions.join(", ")
 }
 
 /// Names in braces, as `{port}` is one.

@@ -1,6 +1,7 @@
 //! The file as written.
 
 use super::ConfigError;
+use super::route::RouteTable;
 use serde::Deserialize;
 use sim_core::policy::Policy;
 use sim_core::workload::Standby;
@@ -135,6 +136,8 @@ pub(super) struct WorkloadTable {
     #[serde(default = "memory_mib")]
     pub(super) memory_mib: u64,
     pub(super) home: String,
+    #[serde(default)]
+    pub(super) route: Vec<RouteTable>,
     #[serde(default = "predicted")]
     pub(super) standby: Standby,
     #[serde(default = "slo_minute_price")]

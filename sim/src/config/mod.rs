@@ -3,6 +3,7 @@
 mod describe;
 mod file;
 mod front;
+mod route;
 mod validate;
 
 use sim_control::ControlConfig;
@@ -13,7 +14,8 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
-use sim_proxy::config::HedgeSettings;
+use sim_proxy::config::{HedgeSettings, WorkloadSettings};
+use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
@@ -48,6 +50,14 @@ pub(crate) struct Front {
     pub(crate) hedge: HedgeSettings,
 }
 
+/// A workload and which requests are its.
+#[derive(Clone, Debug)]
+pub(crate) struct Workload {
+    pub(crate) spec: WorkloadSpec,
+    /// Without any, each that is no other's.
+    pub(crate) conditions: Vec<Condition>,
+}
+
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -59,7 +69,8 @@ pub(crate) struct Config {
     pub(crate) probe_budget_percent: f64,
     pub(crate) front: Front,
     pub(crate) servers: Vec<Server>,
-    pub(crate) workload: WorkloadSpec,
+    /// At least one.
+    pub(crate) workloads: Vec<Workload>,
     pub(crate) policy: Policy,
 }
 
@@ -116,8 +127,11 @@ impl Config {
     /// Files and directories that the configuration names: the program can be executed, namespaces and
     /// the probes' object can be read, directories can be made.
     pub(crate) fn check_files(&self) -> Result<(), ConfigError> {
-        let program = self.workload.command.first().map_or("", String::as_str);
-        if !is_program(program) {
+        for workload in &self.workloads {
+            let program = workload.spec.command.first().map_or("", String::as_str);
+            if is_program(program) {
+                continue;
+            }
             return Err(self.problem(format!(
                 "workload.command: {program:?} is no program that can be executed here; give a path or a name found in PATH"
             )));
@@ -207,7 +221,7 @@ impl Config {
             data_dir: self.data_dir.clone(),
             policy: self.policy.clone(),
             servers: self.servers.iter().map(|s| s.spec.clone()).collect(),
-            workloads: vec![self.workload.clone()],
+            workloads: self.workloads.iter().map(|w| w.spec.clone()).collect(),
         }
     }
 
@@ -234,9 +248,13 @@ impl Config {
     /// For the proxy.
     pub(crate) fn proxy(&self) -> Result<ProxyConfig, ConfigError> {
         let name = ProxyName::new("proxy").map_err(|e| self.problem(e.to_string()))?;
+        let workload = |workload: &Workload| WorkloadSettings {
+            name: workload.spec.name.clone(),
+            conditions: workload.conditions.clone(),
+        };
         let mut proxy = ProxyConfig::new(
             name,
-            self.workload.name.clone(),
+            self.workloads.iter().map(workload).collect(),
             self.front.listen,
             self.front.admin,
             self.control_socket(),

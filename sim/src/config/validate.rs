@@ -1,7 +1,7 @@
 //! From the file as written to valid values. Each rule names its key and what is allowed.
 
 use super::file::{File, ServerTable, WorkloadTable};
-use super::{Config, ConfigError, Front, Server, front};
+use super::{Config, ConfigError, Front, Server, Workload, front, route};
 use sim_core::name::{ServerName, WorkloadName};
 use sim_core::server::ServerSpec;
 use sim_core::workload::{Readiness, Slo, WorkloadSpec};
@@ -78,13 +78,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         });
     }
     let servers = servers(&rules, file.server)?;
-    let workload = match <[WorkloadTable; 1]>::try_from(file.workload) {
-        Ok([workload]) => validate_workload(&rules, workload, &servers)?,
-        Err(found) => {
-            let allowed = "must be exactly one [[workload]]: one proxy serves one workload";
-            return Err(rules.broken("workload", format!("{} tables", found.len()), allowed));
-        }
-    };
+    let workloads = workloads(&rules, file.workload, &servers)?;
     let address = "must be ip:port, such as \"127.0.0.1:8080\"";
     let front = Front {
         listen: rules.parsed("proxy.listen", &file.proxy.listen, address)?,
@@ -124,7 +118,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         )?,
         front,
         servers,
-        workload,
+        workloads,
         policy: file.policy,
     })
 }
@@ -255,6 +249,68 @@ fn misspelt(name: &str) -> Option<&'static str> {
     ["address", "port"].into_iter().find(near)
 }
 
+fn workloads(
+    rules: &Rules<'_>,
+    tables: Vec<WorkloadTable>,
+    servers: &[Server],
+) -> Result<Vec<Workload>, ConfigError> {
+    if tables.is_empty() {
+        return Err(rules.broken("workload", "0 tables", "must be one [[workload]] or more"));
+    }
+    let several = tables.len() > 1;
+    let mut workloads: Vec<Workload> = Vec::new();
+    for table in tables {
+        let name = table.name.clone();
+        let found = route::conditions(rules, &table.route).and_then(|conditions| {
+            let spec = validate_workload(rules, table, servers)?;
+            room_at_home(rules, &workloads, &spec, servers)?;
+            Ok(Workload { spec, conditions })
+        });
+        let workload = found.map_err(|mut error| {
+            if several {
+                error.problem = format!("workload {name:?}: {}", error.problem);
+            }
+            error
+        })?;
+        let same = |other: &Workload| other.spec.name == workload.spec.name;
+        if workloads.iter().any(same) {
+            let allowed = "is used twice; names must differ";
+            return Err(rules.broken("workload.name", format!("{name:?}"), allowed));
+        }
+        workloads.push(workload);
+    }
+    route::apart(rules, &workloads)?;
+    Ok(workloads)
+}
+
+/// The first instances of all workloads at one home have to fit there together.
+fn room_at_home(
+    rules: &Rules<'_>,
+    before: &[Workload],
+    spec: &WorkloadSpec,
+    servers: &[Server],
+) -> Result<(), ConfigError> {
+    let Some(home) = servers.iter().find(|s| s.spec.name == spec.home) else {
+        return Ok(());
+    };
+    let there = || before.iter().filter(|w| w.spec.home == spec.home);
+    let cpus: f64 = there().map(|w| w.spec.cpus).sum();
+    if cpus + spec.cpus > home.spec.cpus {
+        let allowed = format!(
+            "must be at most {}, as the others leave of its home",
+            home.spec.cpus - cpus
+        );
+        return Err(rules.broken("workload.cpus", spec.cpus, &allowed));
+    }
+    let memory: u64 = there().map(|w| w.spec.memory_bytes).sum();
+    if memory + spec.memory_bytes > home.spec.memory_bytes {
+        let left = home.spec.memory_bytes.saturating_sub(memory) >> 20;
+        let allowed = format!("must be at most {left}, as the others leave of its home");
+        return Err(rules.broken("workload.memory_mib", spec.memory_bytes >> 20, &allowed));
+    }
+    Ok(())
+}
+
 fn validate_workload(
     rules: &Rules<'_>,
     table: WorkloadTable,
@@ -367,7 +423,10 @@ slo = { bound_ms = 100 }
     fn a_short_configuration_is_enough() {
         let config = read(GOOD).expect("valid");
         assert_eq!(config.servers[0].spec.failure_domain, "a");
-        assert_eq!(config.workload.slo.bound, Duration::from_millis(100));
+        assert_eq!(
+            config.workloads[0].spec.slo.bound,
+            Duration::from_millis(100)
+        );
     }
 
     /// What is changed, and what the one line must name.
@@ -475,6 +534,10 @@ slo = { bound_ms = 100 }
             (
                 "workload.readiness.",
                 "[[workload]]\n[workload.readiness]".to_owned(),
+            ),
+            (
+                "workload.route.",
+                "[[workload]]\n[[workload.route]]".to_owned(),
             ),
             ("policy.", "[policy]".to_owned()),
         ];
