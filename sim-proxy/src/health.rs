@@ -12,7 +12,7 @@
 
 use crate::clock::nanos;
 use crate::config::EjectSettings;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// An ejection that ended this long ago and that no request has probed says nothing any more.
 const UNPROBED_NS: u64 = 5_000_000_000;
@@ -57,10 +57,11 @@ pub struct Health {
     ejections: AtomicU64,
 }
 
-// Orderings: every access is Relaxed. Each word is a fact of its own; no other memory is
-// published through it, and acting on a value that is a few nanoseconds old means one pick more
-// or less, which the retry covers. Read-modify-writes are atomic whatever their ordering, and
-// that alone decides who wins a probe.
+// Orderings: every access but those of an ejection is Relaxed. Each word is a fact of its own; no other
+// memory is published through it, and acting on a value that is a few nanoseconds old means one pick
+// more or less, which the retry covers. Read-modify-writes are atomic whatever their ordering, and
+// that alone decides who wins a probe. An ejection looks at other words after it wrote its own: see
+// `eject_unless_last`.
 impl Health {
     /// In, without a look at the clock: the common case of a pick.
     #[must_use]
@@ -131,9 +132,31 @@ impl Health {
         enough && silent_ns >= nanos(settings.hang_after)
     }
 
+    /// In, for certain: what another thread has written is seen. Not for the request path.
+    pub(crate) fn is_in_now(&self) -> bool {
+        // A read that writes the same again; AcqRel: see `eject_unless_last`.
+        self.out_until_ns.fetch_add(0, Ordering::AcqRel) == 0
+    }
+
     /// Takes the instance out. False: it is out already (many requests fail at one death, and
     /// only the first may count).
     pub fn eject(&self, now_ns: u64, settings: &EjectSettings) -> bool {
+        self.eject_unless_last(now_ns, settings, || true)
+    }
+
+    /// The same, and takes it back at once unless `has_other` then says that another is in, by
+    /// [`Health::is_in_now`]: false then too.
+    ///
+    /// Two threads may eject one instance each. Each writes its own word, then looks at the other's, and both are
+    /// read-modify-writes: of those on one word one is first. If the look was, the write reads what it left, by
+    /// Acquire of a Release, and so this thread's own look comes after the other's write. So one of the two sees the
+    /// other's at least, and takes its own back.
+    pub(crate) fn eject_unless_last(
+        &self,
+        now_ns: u64,
+        settings: &EjectSettings,
+        has_other: impl FnOnce() -> bool,
+    ) -> bool {
         let until = self.out_until_ns.load(Ordering::Relaxed);
         if until != 0 && now_ns < until {
             return false;
@@ -145,20 +168,33 @@ impl Health {
         } else {
             self.level.load(Ordering::Relaxed).saturating_add(1)
         };
-        self.take_out(until, level, now_ns, settings)
+        self.take_out(until, level, now_ns, settings, has_other)
     }
 
     /// The probe failed: out again, for twice as long.
     pub fn probe_failed(&self, now_ns: u64, settings: &EjectSettings) -> bool {
         let until = self.out_until_ns.load(Ordering::Relaxed);
         let level = self.level.load(Ordering::Relaxed).saturating_add(1);
-        self.take_out(until, level, now_ns, settings)
+        self.take_out(until, level, now_ns, settings, || true)
     }
 
-    fn take_out(&self, until: u64, level: u32, now_ns: u64, settings: &EjectSettings) -> bool {
+    fn take_out(
+        &self,
+        until: u64,
+        level: u32,
+        now_ns: u64,
+        settings: &EjectSettings,
+        has_other: impl FnOnce() -> bool,
+    ) -> bool {
         let factor = 1_u32.checked_shl(level).unwrap_or(u32::MAX);
         let span = settings.base.saturating_mul(factor).min(settings.max);
-        if !self.move_on(until, now_ns.saturating_add(nanos(span)).max(1)) {
+        let out_until = now_ns.saturating_add(nanos(span)).max(1);
+        if !self.move_on(until, out_until) {
+            return false;
+        }
+        if !has_other() {
+            // Unless a good answer did so already.
+            self.move_on(out_until, until);
             return false;
         }
         self.level.store(level.min(31), Ordering::Relaxed);
@@ -168,7 +204,7 @@ impl Health {
 
     fn move_on(&self, from: u64, to: u64) -> bool {
         self.out_until_ns
-            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 

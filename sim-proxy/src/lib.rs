@@ -40,6 +40,7 @@ mod session;
 pub mod snapshot;
 pub mod sticky;
 mod stop;
+mod sync;
 pub mod tickets;
 mod workloads;
 

@@ -7,11 +7,12 @@
 
 use crate::health::{Health, Standing};
 use crate::pace::Pace;
+use crate::sync::LATENCY_BUCKETS;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
-use sim_core::histogram::{BUCKETS, LatencyHistogram, bucket_of};
+use sim_core::histogram::{LatencyHistogram, bucket_of};
 use sim_core::name::InstanceId;
 use sim_life::LifeFlags;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// How an attempt ended.
@@ -71,7 +72,7 @@ impl InstanceLive {
             health: CachePadded::default(),
             life: OnceLock::new(),
             latency: std::iter::repeat_with(AtomicU64::default)
-                .take(BUCKETS)
+                .take(LATENCY_BUCKETS)
                 .collect(),
         }
     }
@@ -117,6 +118,11 @@ impl InstanceLive {
         self.health.is_in() && !self.is_down()
     }
 
+    /// The same for certain, see [`Health::is_in_now`].
+    pub(crate) fn is_in_now(&self) -> bool {
+        self.health.is_in_now() && !self.is_down()
+    }
+
     /// Standing at `now_ns`.
     #[must_use]
     pub fn standing(&self, now_ns: u64) -> Standing {
@@ -128,13 +134,13 @@ impl InstanceLive {
 
     /// Enters an attempt. To be followed by one [`InstanceLive::leave`].
     pub(crate) fn enter(&self) {
-        // SeqCst: one half of the hand-over protocol of `routes`, see there.
-        self.traffic.in_flight.fetch_add(1, Ordering::SeqCst);
+        // Acquire: step A of the hand-over protocol of `routes`, see there.
+        self.traffic.in_flight.fetch_add(1, Ordering::Acquire);
     }
 
     /// Ends an attempt, after its outcome is counted.
     pub(crate) fn leave(&self) {
-        // Release: who reads 0 in `totals` (Acquire or stronger) also sees what was counted
+        // Release: who reads 0 in `totals` (Acquire) also sees what was counted
         // before; the last report about a drained instance is complete.
         self.traffic.in_flight.fetch_sub(1, Ordering::Release);
     }
@@ -198,9 +204,9 @@ impl InstanceLive {
     /// that no count falls between a read and a reset.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        // SeqCst and first: the other half of the protocol of `routes`; and what ended before
-        // this count is in the counts below.
-        let in_flight = self.traffic.in_flight.load(Ordering::SeqCst);
+        // A read that writes the same again: step D of the protocol of `routes`, see there. Acquire, and first:
+        // what ended before this count is in the counts below.
+        let in_flight = self.traffic.in_flight.fetch_add(0, Ordering::AcqRel);
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let ends = |ends: &Ends| EndTotals {
             ok: read(&ends.ok),

@@ -4,6 +4,10 @@
 //! The quantile is of first attempts. One that is overtaken counts with the time that it had by then, so that the
 //! tail isn't cut off where the hedging begins, and the moment doesn't creep forward.
 
+mod moment;
+
+pub(crate) use moment::Overdue;
+
 use crate::clock::nanos;
 use crate::config::HedgeSettings;
 use crate::dispatch::Dispatch;
@@ -17,7 +21,6 @@ use sim_core::histogram::bucket_low_micros;
 use sim_core::name::InstanceId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -29,39 +32,6 @@ const LOOKS_MAX: usize = 60;
 const ANSWERS_WANTED: u64 = 1_000;
 /// With fewer there is none: the highest of a few is no measure of what is late.
 const ANSWERS_MIN: u64 = 100;
-
-/// When a request is overdue, as the request path reads it.
-#[derive(Debug)]
-pub(crate) struct Overdue {
-    /// Time from the pick, ns; `u64::MAX` = never.
-    after_ns: AtomicU64,
-}
-
-impl Default for Overdue {
-    fn default() -> Self {
-        Self {
-            after_ns: AtomicU64::new(u64::MAX),
-        }
-    }
-}
-
-// Relaxed: a fact of its own; a request that reads the one before is hedged a little sooner or later.
-impl Overdue {
-    /// Time from a pick until its request is overdue, ns; `u64::MAX` = it never is.
-    pub(crate) fn after_ns(&self) -> u64 {
-        self.after_ns.load(Ordering::Relaxed)
-    }
-
-    /// The same; `None` = it never is.
-    pub(crate) fn known_ns(&self) -> Option<u64> {
-        Some(self.after_ns()).filter(|&after_ns| after_ns != u64::MAX)
-    }
-
-    fn set(&self, after_ns: Option<u64>) {
-        self.after_ns
-            .store(after_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
 
 /// The service that keeps it up to date.
 pub(crate) struct Follow {

@@ -1,6 +1,6 @@
 //! How fast an instance answers of late: a latency that jumps to a peak at once and forgets it slowly.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How long a latency is remembered: after this time without another it weighs 1/e.
 const MEMORY_NS: f64 = 10e9;

@@ -2,16 +2,20 @@
 //!
 //! The control plane ends an instance once a report says: new table applied, nothing in flight
 //! there. That report must not be sent while a worker that has loaded the *old* snapshot is about
-//! to pick the instance. So both sides go through sequentially consistent steps:
+//! to pick the instance. So both sides go through these steps:
 //!
 //! ```text
 //! worker:  n = published; load snapshot; pick; in_flight += 1 (A); published == n? (B)
-//! session: store snapshot; published += 1 (C); … read in_flight for the report (D)
+//! session: store snapshot; published += 1 (C); … in_flight += 0 for the report (D)
 //! ```
 //!
-//! All of A to D are `SeqCst`, so they have one order. If B still sees the old count, B is before
-//! C, so A is before D and the report counts the attempt. If not, the worker takes its entry back
-//! and picks anew.
+//! A and D both write `in_flight` (D adds 0 to it), so one of them reads what the other left, whatever else is
+//! reordered. Either D reads A's: the report counts the attempt. Or A reads D's, by Acquire of a Release, so that C,
+//! which is before D, is before B: B sees the new count, the worker takes its entry back and picks anew. When it reads
+//! `published` again, that is Acquire of C's Release, and the snapshot it loads then is the new one.
+//!
+//! With a plain load as D all of it would have to be sequentially consistent, and no model checker for Rust knows that
+//! order. `sim-proxy-models` runs this file through every interleaving.
 
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
@@ -21,15 +25,15 @@ use crate::live::InstanceLive;
 use crate::overdue::Overdue;
 use crate::pick::{How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other};
 use crate::policy::Policy;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Upstream};
 use crate::sticky::SessionKey;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{ArcSwap, Guard, Mutex, MutexGuard};
 use crate::tickets::{take_second_ticket, take_ticket};
-use arc_swap::{ArcSwap, Guard};
 use crossbeam_utils::CachePadded;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Version, WeightTable};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// Why a table was not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,8 +177,8 @@ impl Routes {
             live
         });
         self.current.store(Arc::new(snapshot));
-        // After the store; step C of the module's protocol.
-        self.published.fetch_add(1, Ordering::SeqCst);
+        // Release, after the store: step C of the module's protocol.
+        self.published.fetch_add(1, Ordering::Release);
         Ok(true)
     }
 
@@ -191,14 +195,16 @@ impl Routes {
     #[must_use]
     pub fn enter(&self, entry: Entry) -> Option<Attempt> {
         loop {
-            let published = self.published.load(Ordering::SeqCst);
+            // Acquire of C: who has seen this count loads no older snapshot.
+            let published = self.published.load(Ordering::Acquire);
             let snapshot = self.current.load();
             let now_ns = monotonic_ns();
             let choice = self.choose(&snapshot, entry, now_ns)?;
             let upstream = snapshot.upstreams().get(choice.at)?;
             // Entered from here on; dropping it is taking the entry back.
             let attempt = Attempt::enter(upstream, choice.how, now_ns, entry.first);
-            if self.published.load(Ordering::SeqCst) == published {
+            // Relaxed: step B. What it must see is what step A, an Acquire, has made visible.
+            if self.published.load(Ordering::Relaxed) == published {
                 if choice.how == How::Panic {
                     self.panic_picks.fetch_add(1, Ordering::Relaxed);
                 }
@@ -244,6 +250,12 @@ impl Routes {
         has_other(&self.current.load(), not)
     }
 
+    /// The same for certain: not for the request path.
+    fn has_other_now(&self, not: InstanceId) -> bool {
+        let stays = |u: &Upstream| u.ready && u.instance != not && u.live.is_in_now();
+        self.current.load().upstreams().iter().any(stays)
+    }
+
     /// Notes that an attempt failed, and ejects the instance where that is due and it isn't the
     /// last healthy one.
     pub fn attempt_failed(&self, attempt: &Attempt, failure: Failure) {
@@ -256,7 +268,8 @@ impl Routes {
                 health.failed(failure, now_ns, &self.eject)
                     && health.standing(now_ns) == Standing::In
                     && self.has_other(instance)
-                    && health.eject(now_ns, &self.eject)
+                    && health
+                        .eject_unless_last(now_ns, &self.eject, || self.has_other_now(instance))
             }
         };
         if ejected {

@@ -12,6 +12,7 @@ mod ci;
 mod context;
 mod demo;
 mod ebpf;
+mod loom;
 mod process;
 mod progress;
 mod setup;
@@ -42,6 +43,8 @@ enum Chore {
     Ebpf(ebpf::Arguments),
     /// Run the benchmarks and gather their results
     Bench(bench::Arguments),
+    /// Run the proxy's protocols between threads in every interleaving
+    Loom(loom::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
     VmTest(vm::Arguments),
     /// Check dependency rules, lints, file sizes and words
@@ -67,6 +70,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Ci => ci::run(context),
         Chore::Ebpf(arguments) => ebpf::run(context, &arguments),
         Chore::Bench(arguments) => bench::run(context, &arguments),
+        Chore::Loom(arguments) => loom::run(context, &arguments),
         Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),
     }

@@ -1,0 +1,36 @@
+//! The word that says when a request is overdue.
+
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// When a request is overdue, as the request path reads it.
+#[derive(Debug)]
+pub(crate) struct Overdue {
+    /// Time from the pick, ns; `u64::MAX` = never.
+    after_ns: AtomicU64,
+}
+
+impl Default for Overdue {
+    fn default() -> Self {
+        Self {
+            after_ns: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+// Relaxed: a fact of its own; a request that reads the one before is hedged a little sooner or later.
+impl Overdue {
+    /// Time from a pick until its request is overdue, ns; `u64::MAX` = it never is.
+    pub(crate) fn after_ns(&self) -> u64 {
+        self.after_ns.load(Ordering::Relaxed)
+    }
+
+    /// The same; `None` = it never is.
+    pub(crate) fn known_ns(&self) -> Option<u64> {
+        Some(self.after_ns()).filter(|&after_ns| after_ns != u64::MAX)
+    }
+
+    pub(super) fn set(&self, after_ns: Option<u64>) {
+        self.after_ns
+            .store(after_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
