@@ -31,7 +31,7 @@ mod tickets;
 #[path = "../../src/attempt.rs"]
 pub mod attempt;
 #[rustfmt::skip]
-#[path = "../../src/config.rs"]
+#[path = "../../src/config/eject.rs"]
 pub mod config;
 #[rustfmt::skip]
 #[path = "../../src/health.rs"]
