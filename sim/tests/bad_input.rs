@@ -133,6 +133,71 @@ fn what_a_file_gets_wrong_is_named() {
 }
 
 #[test]
+fn workloads_that_get_in_each_other_s_way_are_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let good = good(dir.path());
+    let with = |cpus: &str, route: &str| {
+        format!(
+            "{good}\n[[workload]]\nname = \"api\"\ncommand = [\"sleep\", \"60\"]\ncpus = {cpus}\n\
+             memory_mib = 64\nhome = \"a\"\nslo = {{ bound_ms = 100 }}\n{route}\n"
+        )
+        .replace("cpus = 0.5\nhome", "cpus = 0.5\nmemory_mib = 64\nhome")
+    };
+    let cases = [
+        (
+            with("0.5", ""),
+            vec![
+                "workload.route = */",
+                "workloads web and api",
+                "at most one none",
+            ],
+        ),
+        (
+            with("0.5", "route = [{ path = \"/a\" }, { path = \"/%61/\" }]"),
+            vec!["workload.route = */a/", "stands twice for workload api"],
+        ),
+        (
+            with("0.5", "route = [{}, { host = \"shop.example:80\" }]"),
+            vec![
+                "\"api\"",
+                "workload.route[1].host = \"shop.example:80\"",
+                "without a port",
+            ],
+        ),
+        (
+            with("0.5", "route = [{ path = \"/a/../b\" }]"),
+            vec![
+                "workload.route[0].path = \"/a/../b\"",
+                "must begin with '/'",
+            ],
+        ),
+        (
+            with("0.5", "route = [{ header = { Host = \"a\" } }]"),
+            vec!["workload.route[0].header", "must not name the host"],
+        ),
+        (
+            with("0.5", "route = [{ hots = \"a\" }]"),
+            vec!["workload[1].route[0].hots", "`host`"],
+        ),
+        (
+            with("0.6", "route = [{ path = \"/a\" }]"),
+            vec!["\"api\"", "workload.cpus = 0.6", "at most 0.5", "home"],
+        ),
+        (
+            with("0.5", "route = [{ path = \"/a\" }]").replace("\"api\"", "\"web\""),
+            vec!["workload.name", "\"web\"", "twice"],
+        ),
+        (
+            good[..good.find("[[workload]]").expect("there")].to_owned(),
+            vec!["missing field `workload`"],
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_refused(&text, dir.path(), &expected);
+    }
+}
+
+#[test]
 fn an_address_in_use_is_named() {
     let dir = tempfile::tempdir().expect("dir");
     let holder = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -45,7 +45,7 @@ impl Config {
                     w.slo.window.as_secs_f64()
                 ),
             );
-            line("requests", requests(conditions));
+            line("requests", requests(conditions, self.workloads.len() == 1));
         }
         let sticky = self.front.sticky.as_ref();
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));
@@ -129,7 +129,10 @@ fn commands(workload: &WorkloadSpec, notes: &mut Vec<String>) {
 }
 
 /// Which requests are a workload's.
-fn requests(conditions: &[Condition]) -> String {
+fn requests(conditions: &[Condition], alone: bool) -> String {
+    if alone && conditions.is_empty() {
+        return "all".into();
+    }
     if conditions.is_empty() {
         return "all that are no other workload's".into();
     }
