@@ -5,6 +5,7 @@ mod file;
 mod front;
 mod route;
 mod validate;
+mod workload;
 
 use sim_control::ControlConfig;
 use sim_core::name::ProxyName;
