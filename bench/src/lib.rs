@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark speaks to the terminal")]
 
 pub mod load;
+pub mod open_loop;
 pub mod peers;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

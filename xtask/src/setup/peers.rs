@@ -17,6 +17,7 @@ const PACKAGES: &[&str] = &[
     "bpftrace",
     "haproxy",
     "libbpf-tools",
+    "nghttp2-client",
     "nginx",
     "nginx-light",
     "wrk",

@@ -6,7 +6,8 @@ use bench::peers::Peers;
 use bench::{median, round_to};
 use serde_json::{Map, Value, json};
 
-use crate::contender::{Contender, OTHER_CPU, Running};
+use crate::contender::{Contender, Running};
+use crate::processes::OTHER_CPU;
 
 /// Length of one load, as wrk takes it.
 const SECONDS: &str = "3";
@@ -57,6 +58,19 @@ pub(crate) fn measure(peers: &Peers, rounds: usize) -> Result<Map<String, Value>
             }
         }
         results.insert(format!("requests_per_cpu_second_{name}"), value);
+    }
+    // In one word: of bodies up to 8 KiB the worse, and the streamed one.
+    for contender in &Contender::ALL[1..] {
+        let key = format!("cpu_ratio_vs_{}", contender.name());
+        let of = |name: &str| results[&format!("requests_per_cpu_second_{name}")][&key].clone();
+        let [small, larger, streamed] = BODIES.map(|(name, _)| of(name));
+        let worse = if small.as_f64() < larger.as_f64() {
+            small
+        } else {
+            larger
+        };
+        results.insert(format!("{key}_64_kib"), streamed);
+        results.insert(key, worse);
     }
     Ok(results)
 }

@@ -1,4 +1,4 @@
-//! What a request costs the proxy, beside nginx, HAProxy and Envoy that do the same work.
+//! What a request costs the proxy, beside nginx, HAProxy, Envoy and the least program by pingora-proxy.
 //!
 //! One instance behind each, the same for all; one worker each, pinned to a core of its own, the instance and the load
 //! on the other. The load is a closed loop that keeps the worker busy, and what counts is the CPU time of the proxy's
@@ -10,9 +10,14 @@
     reason = "a benchmark speaks to the terminal"
 )]
 
+mod configurations;
 mod contender;
 mod cost;
 mod idle;
+mod latency;
+mod plot;
+mod processes;
+mod sim;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -51,6 +56,10 @@ enum Part {
     Cost,
     /// Memory per idle connection
     Idle,
+    /// Added latency at 5 000 requests a second
+    Latency,
+    /// Latency against rate: a table and a plot
+    Sweep,
 }
 
 fn main() -> std::process::ExitCode {
@@ -66,7 +75,9 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let peers = Peers::locate()?;
     if let Some(Role::Instance { listen, folder }) = &arguments.role {
-        let error = contender::instance(&peers, folder, listen)?.exec();
+        // SIM numbers its instances.
+        let number = std::env::var("SIM_INSTANCE").context("SIM_INSTANCE")?;
+        let error = configurations::instance(&peers, folder, listen, number.parse()?)?.exec();
         return Err(error).context("nginx");
     }
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
@@ -76,6 +87,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Idle) {
         results.append(&mut idle::measure(&peers)?);
+    }
+    if wanted(Part::Latency) {
+        results.append(&mut latency::measure(&peers, arguments.rounds)?);
+    }
+    if wanted(Part::Sweep) {
+        let file = arguments.json.as_deref();
+        results.append(&mut latency::sweep(&peers, arguments.rounds, file)?);
     }
     let versions = json!({
         "sim": env!("CARGO_PKG_VERSION"),
