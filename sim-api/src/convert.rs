@@ -4,7 +4,7 @@ use crate::v1;
 use sim_core::event::{Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample};
 use sim_core::histogram::LatencyHistogram;
 use sim_core::name::{InstanceId, NameError, ProxyName, WorkloadName};
-use sim_core::table::{Share, TableError, Version, WeightTable};
+use sim_core::table::{Mirror, Share, TableError, Version, WeightTable};
 use sim_core::workload::Standby;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -88,6 +88,10 @@ impl From<&WeightTable> for v1::RoutingTable {
             workload: table.workload().to_string(),
             version: Some(table.version().into()),
             shares: table.shares().iter().map(share).collect(),
+            mirror: table.mirror().map(|mirror| v1::Mirror {
+                instance: mirror.instance.0,
+                share_bp: u32::from(mirror.share_bp),
+            }),
         }
     }
 }
@@ -116,7 +120,15 @@ impl TryFrom<v1::RoutingTable> for WeightTable {
             .version
             .ok_or(ConvertError::Missing("version"))?
             .into();
-        Ok(Self::new(workload(&table.workload)?, version, shares)?)
+        let made = Self::new(workload(&table.workload)?, version, shares)?;
+        let Some(mirror) = table.mirror else {
+            return Ok(made);
+        };
+        let share_bp = mirror.share_bp.try_into();
+        Ok(made.with_mirror(Mirror {
+            instance: InstanceId(mirror.instance),
+            share_bp: share_bp.map_err(|_| ConvertError::Range("mirror.share_bp"))?,
+        })?)
     }
 }
 
@@ -332,6 +344,24 @@ mod tests {
         .expect("valid");
         let wire = v1::RoutingTable::from(&table);
         assert_eq!(WeightTable::try_from(wire.clone()).expect("same"), table);
+        let mirror = Mirror {
+            instance: InstanceId(2),
+            share_bp: 500,
+        };
+        let mirrored = table.with_mirror(mirror).expect("a mirror");
+        let mut wire_mirrored = v1::RoutingTable::from(&mirrored);
+        assert_eq!(
+            WeightTable::try_from(wire_mirrored.clone()).expect("same"),
+            mirrored
+        );
+        wire_mirrored.mirror = Some(v1::Mirror {
+            instance: 3,
+            share_bp: 500,
+        });
+        assert!(matches!(
+            WeightTable::try_from(wire_mirrored),
+            Err(ConvertError::Table(TableError::Mirror(..)))
+        ));
 
         let mut bad = wire.clone();
         bad.shares[0].weight_bp = 70_000;

@@ -39,6 +39,15 @@ pub struct Share {
     pub ready: bool,
 }
 
+/// Which instance gets copies of users' requests, whose answers are thrown away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// Who gets them. Ready, and not the only one that is.
+    pub instance: InstanceId,
+    /// Share of the requests that are copied, 1..=10 000.
+    pub share_bp: u16,
+}
+
 /// Why a set of shares is no table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
@@ -48,6 +57,8 @@ pub enum TableError {
     Duplicate(InstanceId),
     /// A weight above 0 on an instance that is not ready.
     NotReady(InstanceId),
+    /// Who can't be the mirror, and why not.
+    Mirror(InstanceId, &'static str),
 }
 
 impl fmt::Display for TableError {
@@ -56,6 +67,7 @@ impl fmt::Display for TableError {
             Self::Sum(sum) => write!(f, "weights sum to {sum}, not to 10000"),
             Self::Duplicate(id) => write!(f, "instance {id} stands in the table twice"),
             Self::NotReady(id) => write!(f, "instance {id} is not ready but has a weight"),
+            Self::Mirror(id, why) => write!(f, "instance {id} can't be the mirror: {why}"),
         }
     }
 }
@@ -68,6 +80,7 @@ pub struct WeightTable {
     workload: WorkloadName,
     version: Version,
     shares: Vec<Share>,
+    mirror: Option<Mirror>,
 }
 
 impl WeightTable {
@@ -97,6 +110,32 @@ impl WeightTable {
             workload,
             version,
             shares,
+            mirror: None,
+        })
+    }
+
+    /// The same table, and requests are copied to `mirror`.
+    ///
+    /// # Errors
+    /// [`TableError::Mirror`] where it isn't a ready instance of the table beside another ready
+    /// one, or the share is none.
+    pub fn with_mirror(self, mirror: Mirror) -> Result<Self, TableError> {
+        let refused = |why| Err(TableError::Mirror(mirror.instance, why));
+        if !(1..=FULL_BP).contains(&mirror.share_bp) {
+            return refused("its share is not 1 to 10000");
+        }
+        let is_mirror = |share: &&Share| share.instance == mirror.instance;
+        match self.shares.iter().find(is_mirror) {
+            None => return refused("it doesn't stand in the table"),
+            Some(share) if !share.ready => return refused("it is not ready"),
+            Some(_) => {}
+        }
+        if self.shares.iter().filter(|share| share.ready).count() < 2 {
+            return refused("no other one is ready");
+        }
+        Ok(Self {
+            mirror: Some(mirror),
+            ..self
         })
     }
 
@@ -116,6 +155,12 @@ impl WeightTable {
     #[must_use]
     pub fn shares(&self) -> &[Share] {
         &self.shares
+    }
+
+    /// Which instance gets copies, if one does.
+    #[must_use]
+    pub fn mirror(&self) -> Option<Mirror> {
+        self.mirror
     }
 
     /// Weight of `instance`; 0 where it isn't listed.
@@ -177,6 +222,32 @@ mod tests {
             table(vec![share(1, 5_000, true), share(1, 5_000, true)]),
             Err(TableError::Duplicate(InstanceId(1)))
         );
+    }
+
+    #[test]
+    fn a_mirror_is_ready_and_stands_beside_another_that_is() {
+        let pair = || vec![share(1, 10_000, true), share(2, 0, true)];
+        let with = |shares, id, share_bp| {
+            let instance = InstanceId(id);
+            table(shares)
+                .expect("a table")
+                .with_mirror(Mirror { instance, share_bp })
+        };
+        assert!(with(pair(), 2, 10_000).is_ok());
+        let unready = vec![share(1, 10_000, true), share(2, 0, false)];
+        for (shares, id, share_bp) in [
+            (pair(), 2, 0),
+            (pair(), 2, 10_001),
+            (pair(), 3, 100),
+            (unready.clone(), 2, 100),
+            (unready, 1, 100),
+        ] {
+            let refused = with(shares, id, share_bp);
+            assert!(
+                matches!(refused, Err(TableError::Mirror(of, _)) if of == InstanceId(id)),
+                "{refused:?}"
+            );
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub use eject::EjectSettings;
 
 use crate::matching::Condition;
 use crate::policy::Policy;
+use crate::snapshot::MirrorTo;
 use crate::sticky::Sticky;
 use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
@@ -47,6 +48,8 @@ pub struct ProxyConfig {
     pub hedge: HedgeSettings,
     /// Passive ejection.
     pub eject: EjectSettings,
+    /// Copies of requests whose answers are thrown away.
+    pub mirror: MirrorSettings,
 }
 
 /// One workload behind the proxy.
@@ -95,6 +98,7 @@ impl ProxyConfig {
             retry: RetrySettings::default(),
             hedge: HedgeSettings::default(),
             eject: EjectSettings::default(),
+            mirror: MirrorSettings::default(),
         }
     }
 }
@@ -168,6 +172,30 @@ impl Default for HedgeSettings {
         Self {
             quantile: 0.99,
             floor: Duration::from_millis(20),
+        }
+    }
+}
+
+/// What is copied, and where to.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorSettings {
+    /// Where copies go while the table names no mirror.
+    pub fixed: Option<MirrorTo>,
+    /// Requests that may have effects are copied as well: all but GET, HEAD and OPTIONS.
+    pub unsafe_methods: bool,
+    /// What the mirror answers is compared with what the user got.
+    pub compare: bool,
+    /// How long a copy may take, its connection included.
+    pub timeout: Duration,
+}
+
+impl Default for MirrorSettings {
+    fn default() -> Self {
+        Self {
+            fixed: None,
+            unsafe_methods: false,
+            compare: false,
+            timeout: Duration::from_secs(5),
         }
     }
 }

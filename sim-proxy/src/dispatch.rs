@@ -4,12 +4,14 @@
 use crate::attempt::Attempt;
 use crate::budget::RetryBudget;
 use crate::clock::monotonic_ns;
-use crate::config::RetrySettings;
+use crate::config::ProxyConfig;
 use crate::counters::{Counters, RetryReason};
 use crate::health::Failure;
 use crate::live::Outcome;
+use crate::mirror::Mirror;
 use crate::routes::Routes;
 use sim_core::name::InstanceId;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// One for a workload: the budget is all its requests'.
@@ -17,15 +19,19 @@ use std::sync::atomic::Ordering;
 pub(crate) struct Dispatch {
     pub(crate) routes: Routes,
     pub(crate) counters: Counters,
+    pub(crate) mirror: Arc<Mirror>,
     budget: RetryBudget,
     attempts_max: u8,
 }
 
 impl Dispatch {
-    pub(crate) fn new(retry: RetrySettings, routes: Routes) -> Self {
+    pub(crate) fn new(config: &ProxyConfig, routes: Routes) -> Self {
+        let retry = config.retry;
+        let mirror = Mirror::new(config.mirror, config.upstream.idle_timeout);
         Self {
             routes,
             counters: Counters::default(),
+            mirror: Arc::new(mirror),
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,
         }

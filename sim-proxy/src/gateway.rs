@@ -11,12 +11,14 @@ use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::live::Outcome;
+use crate::mirror::Taking;
 use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::workloads::Workloads;
 use crate::{forwarded, framing, http2, refusal};
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::HOST;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
@@ -27,6 +29,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use sim_core::name::InstanceId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Sends each request to an instance.
 pub(crate) struct Gateway {
@@ -49,6 +52,8 @@ pub(crate) struct Request {
     session: Option<SessionKey>,
     /// The session is new: the user has to be told its cookie.
     given: Option<[u8; 16]>,
+    /// What is to be copied of it.
+    taking: Option<Box<Taking>>,
 }
 
 impl Gateway {
@@ -150,6 +155,7 @@ impl ProxyHttp for Gateway {
             not: None,
             session: None,
             given: None,
+            taking: None,
         }
     }
 
@@ -202,7 +208,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         upstream_request: &mut RequestHeader,
-        _request: &mut Request,
+        request: &mut Request,
     ) -> Result<()> {
         if session.is_http2() {
             http2::join_cookies(upstream_request)?;
@@ -210,7 +216,44 @@ impl ProxyHttp for Gateway {
         let client = session.client_addr().and_then(|a| a.as_inet());
         client.map_or(Ok(()), |client| {
             forwarded::append(upstream_request, client.ip())
-        })
+        })?;
+        if let Some(taking) = &mut request.taking {
+            taking.again();
+        } else if request.tries == 1
+            && let Some(dispatch) = self.dispatch(request)
+        {
+            request.taking = Taking::begin(&dispatch.mirror, &dispatch.routes, upstream_request);
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<()> {
+        if let Some(taking) = &mut request.taking {
+            taking.took(body.as_ref(), end_of_stream);
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<Option<Duration>> {
+        if let Some(taking) = &mut request.taking {
+            taking.copying.saw(body.as_deref().unwrap_or_default());
+            if end_of_stream {
+                taking.copying.passed();
+            }
+        }
+        Ok(None)
     }
 
     async fn upstream_response_filter(
@@ -228,6 +271,12 @@ impl ProxyHttp for Gateway {
             dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
         } else if !answer.status.is_informational() {
             dispatch.routes.attempt_succeeded(attempt);
+        }
+        if let Some(taking) = &mut request.taking
+            && !answer.status.is_informational()
+        {
+            let by = attempt.live().id();
+            taking.copying.answered(by, answer.status.as_u16());
         }
         if let (Some(Sticky::Cookie(name)), Some(given)) = (&self.sticky, &request.given)
             && !answer.status.is_informational()
@@ -331,6 +380,11 @@ impl ProxyHttp for Gateway {
             attempt.end(outcome, answered);
         }
         self.counters(request).ended(ending);
+        if let Some(taking) = request.taking.take()
+            && let Some(dispatch) = self.dispatch(request)
+        {
+            taking.offer(&dispatch.mirror);
+        }
     }
 
     /// Counted by cause and instance instead: at a death there would be one line per request.

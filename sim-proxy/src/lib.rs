@@ -28,6 +28,7 @@ mod listener;
 pub mod live;
 pub mod matching;
 mod metrics;
+mod mirror;
 mod overdue;
 mod pace;
 pub mod pick;

@@ -10,6 +10,7 @@ use crate::snapshot::Snapshot;
 use crate::workloads::Workloads;
 use sim_core::histogram::{bucket_mid_micros, bucket_of};
 use sim_core::table::FULL_BP;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -28,7 +29,10 @@ pub(crate) fn render(workloads: &Workloads) -> String {
     let now_ns = monotonic_ns();
     let mut page = Page::new(&[]);
     for Dispatch {
-        routes, counters, ..
+        routes,
+        counters,
+        mirror,
+        ..
     } in workloads.iter().map(|dispatch| &**dispatch)
     {
         page.label(&[("workload", routes.workload())]);
@@ -43,6 +47,7 @@ pub(crate) fn render(workloads: &Workloads) -> String {
         attempts(&mut page, &instances);
         health(&mut page, &instances, &snapshot, now_ns);
         latency(&mut page, &instances);
+        mirror.export(&mut page);
         control(&mut page, &snapshot, counters, routes, now_ns);
     }
     page.label(&[]);
@@ -219,31 +224,31 @@ fn latency(page: &mut Page, instances: &[Reading]) {
     page.family("sim_proxy_request_duration_seconds", Kind::Histogram, "From the request's head to the end of the answer, of answered first attempts. The sum is of bucket midpoints, within 1.6 %.");
     for (live, totals) in instances {
         let instance = live.id();
-        let mut counted = 0;
-        let mut buckets = totals.latency.iter();
-        let mut next = 0;
-        for bound in bounds_micros() {
-            let width = bucket_of(bound) - next;
-            next += width;
-            counted += buckets.by_ref().take(width).sum::<u64>();
-            let seconds = bound as f64 / 1e6;
-            page.suffixed(
-                "_bucket",
-                &[("instance", &instance), ("le", &seconds)],
-                counted,
-            );
-        }
-        let total: u64 = totals.latency.iter().sum();
-        let weighed = |(bucket, &count): (usize, &u64)| bucket_mid_micros(bucket) * count as f64;
-        let micros: f64 = totals.latency.iter().enumerate().map(weighed).sum();
-        page.suffixed(
-            "_bucket",
-            &[("instance", &instance), ("le", &"+Inf")],
-            total,
-        );
-        page.suffixed("_sum", &[("instance", &instance)], micros / 1e6);
-        page.suffixed("_count", &[("instance", &instance)], total);
+        histogram(page, &[("instance", &instance)], &totals.latency);
     }
+}
+
+/// Samples of a histogram by the counts of its inner buckets.
+pub(crate) fn histogram(page: &mut Page, labels: &[(&str, &dyn Display)], counts: &[u64]) {
+    let mut counted = 0;
+    let mut buckets = counts.iter();
+    let mut next = 0;
+    let bucket = |page: &mut Page, bound: &dyn Display, counted: u64| {
+        let labels = [labels, &[("le", bound)]].concat();
+        page.suffixed("_bucket", &labels, counted);
+    };
+    for bound in bounds_micros() {
+        let width = bucket_of(bound) - next;
+        next += width;
+        counted += buckets.by_ref().take(width).sum::<u64>();
+        bucket(page, &(bound as f64 / 1e6), counted);
+    }
+    let total: u64 = counts.iter().sum();
+    let weighed = |(bucket, &count): (usize, &u64)| bucket_mid_micros(bucket) * count as f64;
+    let micros: f64 = counts.iter().enumerate().map(weighed).sum();
+    bucket(page, &"+Inf", total);
+    page.suffixed("_sum", labels, micros / 1e6);
+    page.suffixed("_count", labels, total);
 }
 
 fn control(

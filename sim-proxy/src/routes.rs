@@ -25,7 +25,7 @@ use crate::live::InstanceLive;
 use crate::overdue::Overdue;
 use crate::pick::{How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other};
 use crate::policy::Policy;
-use crate::snapshot::{Snapshot, Upstream};
+use crate::snapshot::{MirrorTo, Snapshot, Upstream};
 use crate::sticky::SessionKey;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{ArcSwap, Guard, Mutex, MutexGuard};
@@ -33,6 +33,7 @@ use crate::tickets::{take_second_ticket, take_ticket};
 use crossbeam_utils::CachePadded;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Version, WeightTable};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
 /// Why a table was not applied.
@@ -74,6 +75,8 @@ pub struct Routes {
     current: CachePadded<ArcSwap<Snapshot>>,
     /// Snapshots published so far.
     published: CachePadded<AtomicU64>,
+    /// The table names a mirror: without one no request looks for it.
+    has_mirror: AtomicBool,
     /// Instances of the table, and those removed from it whose last counts are not reported yet.
     /// Never touched by a request.
     known: Mutex<Vec<Arc<InstanceLive>>>,
@@ -92,6 +95,7 @@ impl Routes {
             policy: Policy::Weighted,
             current: CachePadded::new(ArcSwap::from_pointee(Snapshot::empty(monotonic_ns()))),
             published: CachePadded::default(),
+            has_mirror: AtomicBool::default(),
             known: Mutex::default(),
             overdue: Overdue::default(),
             refused: AtomicU64::default(),
@@ -126,6 +130,15 @@ impl Routes {
     /// When a request is overdue.
     pub(crate) fn overdue(&self) -> &Overdue {
         &self.overdue
+    }
+
+    /// Where copies of requests go, by the table.
+    #[inline]
+    pub(crate) fn mirror(&self) -> Option<MirrorTo> {
+        if !self.has_mirror.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.current.load().mirror()
     }
 
     /// Tables refused so far.
@@ -176,6 +189,9 @@ impl Routes {
             known.push(live.clone());
             live
         });
+        // Relaxed, here and where it is read: who looks finds what the snapshot says.
+        self.has_mirror
+            .store(snapshot.mirror().is_some(), Ordering::Relaxed);
         self.current.store(Arc::new(snapshot));
         // Release, after the store: step C of the module's protocol.
         self.published.fetch_add(1, Ordering::Release);

@@ -22,12 +22,24 @@ pub struct Upstream {
     pub live: Arc<InstanceLive>,
 }
 
+/// Where copies of requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MirrorTo {
+    /// Which instance; none where it is none of the table's.
+    pub instance: Option<InstanceId>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Share of the requests that are copied, in basis points.
+    pub share_bp: u16,
+}
+
 /// An immutable view of the routes.
 #[derive(Debug)]
 pub struct Snapshot {
     version: Version,
     applied_at_ns: u64,
     upstreams: Box<[Upstream]>,
+    mirror: Option<MirrorTo>,
     /// `upstreams`' weights summed up to and with each; apart from them, so that a pick among 16
     /// reads one cache line.
     shares_upto: Box<[u32]>,
@@ -41,6 +53,7 @@ impl Snapshot {
             version: Version::default(),
             applied_at_ns: now_ns,
             upstreams: Box::default(),
+            mirror: None,
             shares_upto: Box::default(),
         }
     }
@@ -69,8 +82,17 @@ impl Snapshot {
                 Some(*sum)
             })
             .collect();
+        let mirror = table.mirror().and_then(|mirror| {
+            let to = upstreams.iter().find(|u| u.instance == mirror.instance)?;
+            Some(MirrorTo {
+                instance: Some(mirror.instance),
+                address: to.address,
+                share_bp: mirror.share_bp,
+            })
+        });
         Self {
             version: table.version(),
+            mirror,
             applied_at_ns: now_ns,
             upstreams,
             shares_upto,
@@ -94,6 +116,12 @@ impl Snapshot {
     #[inline]
     pub fn upstreams(&self) -> &[Upstream] {
         &self.upstreams
+    }
+
+    /// Where copies of requests go, by the table.
+    #[must_use]
+    pub fn mirror(&self) -> Option<MirrorTo> {
+        self.mirror
     }
 
     /// Line of `instance`.

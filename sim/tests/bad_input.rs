@@ -111,6 +111,35 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.sticky.name = \"a\"", "must not be there"],
         ),
         (
+            good.replace(
+                server,
+                &format!("[proxy.mirror]\nto = \"127.0.0.1:1\"\n{server}"),
+            ),
+            vec!["proxy.mirror.to", "proxy.mirror.percent"],
+        ),
+        (
+            good.replace(server, &format!("[proxy.mirror]\npercent = 1\n{server}")),
+            vec!["proxy.mirror.percent = 1", "proxy.mirror.to"],
+        ),
+        (
+            good.replace(
+                server,
+                &format!("[proxy.mirror]\nto = \"127.0.0.1:1\"\npercent = 101\n{server}"),
+            ),
+            vec!["proxy.mirror.percent = 101", "0.01 to 100"],
+        ),
+        (
+            good.replace(
+                server,
+                &format!("[proxy.mirror]\nto = \"here\"\npercent = 1\n{server}"),
+            ),
+            vec!["proxy.mirror.to = \"here\"", "ip:port"],
+        ),
+        (
+            good.replace(server, &format!("[proxy.mirror]\ntimeout_ms = 0\n{server}")),
+            vec!["proxy.mirror.timeout_ms = 0", "1 to 60000"],
+        ),
+        (
             good.replace("bound_ms = 100", "bound_ms = 0"),
             vec!["slo.bound_ms", "above 0"],
         ),

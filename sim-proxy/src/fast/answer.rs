@@ -37,14 +37,27 @@ impl Rest {
 
     /// How many of `bytes` belong to it; they are taken off.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, BadChunk> {
+        self.take_to(bytes, |_| {})
+    }
+
+    /// The same, and `saw` is told what of them is content and not framing.
+    pub(super) fn take_to(
+        &mut self,
+        bytes: &[u8],
+        mut saw: impl FnMut(&[u8]),
+    ) -> Result<usize, BadChunk> {
         match self {
             Self::Length(rest) => {
                 let taken = (*rest).min(bytes.len() as u64);
                 *rest -= taken;
+                saw(&bytes[..taken as usize]);
                 Ok(taken as usize)
             }
-            Self::Chunked(chunks) => chunks.take(bytes),
-            Self::Close => Ok(bytes.len()),
+            Self::Chunked(chunks) => chunks.take_to(bytes, saw),
+            Self::Close => {
+                saw(bytes);
+                Ok(bytes.len())
+            }
         }
     }
 }

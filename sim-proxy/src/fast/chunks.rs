@@ -62,12 +62,23 @@ impl Chunks {
 
     /// How many of `bytes` belong to the body: all, or those up to its end.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, BadChunk> {
+        self.take_to(bytes, |_| {})
+    }
+
+    /// The same, and `saw` is told the data without its framing.
+    pub(super) fn take_to(
+        &mut self,
+        bytes: &[u8],
+        mut saw: impl FnMut(&[u8]),
+    ) -> Result<usize, BadChunk> {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
             if self.at == At::Data {
                 let passing = self.size.min((bytes.len() - at) as u64);
                 self.size -= passing;
+                let start = at;
                 at += passing as usize;
+                saw(&bytes[start..at]);
                 if self.size == 0 {
                     self.at = At::DataEnd;
                 }
@@ -193,11 +204,14 @@ mod tests {
             }
             body.extend_from_slice(b"0\r\n\r\n");
             let mut chunks = Chunks::default();
+            let mut data = Vec::new();
             for piece in body.chunks(cut) {
                 prop_assert!(!chunks.is_over());
-                prop_assert_eq!(chunks.take(piece), Ok(piece.len()));
+                let taken = chunks.take_to(piece, |bytes| data.extend_from_slice(bytes));
+                prop_assert_eq!(taken, Ok(piece.len()));
             }
             prop_assert!(chunks.is_over());
+            prop_assert_eq!(data, parts.concat());
         }
 
         #[test]

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Longest head of an answer, bytes.
-const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1_024;
+pub(super) const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1_024;
 
 /// How long instances are waited for.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ mod buffers;
 mod chunks;
 mod exchange;
 mod hedge;
+pub(crate) mod mirrored;
 mod pool;
 mod refuse;
 mod request;
@@ -32,6 +33,7 @@ use crate::gateway::Gateway;
 use crate::health::Failure;
 use crate::http2::{self, Http2, Preface};
 use crate::live::Outcome;
+use crate::mirror::Copying;
 use crate::retry::{failure_of_reset, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
@@ -138,6 +140,7 @@ impl ServerApp for FastPath {
             since_ns: monotonic_ns(),
             begun_ns: None,
             is_new: true,
+            copying: None,
         };
         loop {
             match connection.serve(&mut stream).await {
@@ -192,6 +195,8 @@ struct Connection<'a> {
     begun_ns: Option<u64>,
     /// Nothing has been asked yet.
     is_new: bool,
+    /// The present request, if it is to be copied.
+    copying: Option<Box<Copying>>,
 }
 
 impl Connection<'_> {
@@ -297,7 +302,12 @@ impl Connection<'_> {
                 .extend_from_slice(&self.arrived[head.len..length]);
             self.arrived.consume(length);
             self.begun_ns = None;
-            if self.answer(stream, dispatch, head, &question).await == After::Close {
+            self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
+            let after = self.answer(stream, dispatch, head, &question).await;
+            if let Some(copying) = self.copying.take() {
+                dispatch.mirror.offer_question(*copying, &question);
+            }
+            if after == After::Close {
                 return Then::Close;
             }
         }
@@ -498,7 +508,14 @@ impl Connection<'_> {
         }
         let bodiless = answer.body.is_over();
         let body = &read[answer.len..];
-        let Ok(taken) = answer.body.take(body) else {
+        let taken = match &mut self.copying {
+            None => answer.body.take(body),
+            Some(copying) => {
+                copying.answered(attempt.live().id(), answer.status);
+                answer.body.take_to(body, |content| copying.saw(content))
+            }
+        };
+        let Ok(taken) = taken else {
             dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
             dispatch.counters.erred(ErrorSide::Upstream);
             self.write_refusal(stream, &dispatch.counters, 502, false, Ending::Failed)
@@ -532,6 +549,7 @@ impl Connection<'_> {
                     read_ns: self.path.timeouts.read_ns,
                     write_ns: USER_PATIENCE_NS,
                 },
+                self.copying.as_deref_mut(),
             );
             match pumped.await {
                 Ok(still_clean) => clean = still_clean,
@@ -541,6 +559,9 @@ impl Connection<'_> {
                 }
                 Err(Cut::Instance) => return cut_off(dispatch, attempt, failure_of_reset(reused)),
             }
+        }
+        if let Some(copying) = &mut self.copying {
+            copying.passed();
         }
         let now_ns = monotonic_ns();
         self.since_ns = now_ns;

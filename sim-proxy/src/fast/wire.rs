@@ -5,6 +5,7 @@ use super::buffers::{Buffer, poll_read};
 use super::watchdog::Watchdog;
 use crate::clock::monotonic_ns;
 use crate::counters::RetryReason;
+use crate::mirror::Copying;
 use pingora_core::protocols::Stream;
 use std::future::poll_fn;
 use std::io;
@@ -182,7 +183,7 @@ pub(super) struct Patience {
     pub(super) write_ns: u64,
 }
 
-/// Passes the `rest` of a body on. `Ok(true)`: and the instance sent nothing beyond it.
+/// Passes the `rest` of a body on, which `copying` sees. `Ok(true)`: and the instance sent nothing beyond it.
 pub(super) async fn pump(
     instance: &mut (impl AsyncRead + Unpin),
     user: &mut (impl AsyncRead + AsyncWrite + Unpin + ?Sized),
@@ -190,6 +191,7 @@ pub(super) async fn pump(
     rest: &mut Rest,
     watchdog: &mut Watchdog,
     patience: Patience,
+    mut copying: Option<&mut Copying>,
 ) -> Result<bool, Cut> {
     let mut clean = true;
     // Of what was read: what the user has not taken yet.
@@ -230,7 +232,11 @@ pub(super) async fn pump(
                 if bytes.is_empty() {
                     return Ok(true);
                 }
-                let taken = rest.take(bytes).map_err(|_| Cut::Malformed)?;
+                let taken = match &mut copying {
+                    None => rest.take(bytes),
+                    Some(copying) => rest.take_to(bytes, |content| copying.saw(content)),
+                };
+                let taken = taken.map_err(|_| Cut::Malformed)?;
                 clean = taken == bytes.len();
                 let passing = &bytes[..taken];
                 let count = match Pin::new(&mut *user).poll_write(context, passing) {

@@ -4,6 +4,7 @@ mod control;
 mod failure;
 mod hedging;
 mod http2;
+mod mirroring;
 mod process;
 mod protocol;
 mod raw;

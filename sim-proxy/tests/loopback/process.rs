@@ -6,9 +6,10 @@ use crate::world::workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
-use sim_proxy::config::WorkloadSettings;
+use sim_proxy::config::{MirrorSettings, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
+use sim_proxy::snapshot::MirrorTo;
 use sim_proxy::sticky::Sticky;
 use sim_proxy::{Proxy, ProxyConfig};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
@@ -28,6 +29,8 @@ pub(crate) const POLICY: &str = "SIM_TEST_PROXY_POLICY";
 /// The workloads and what they ask for: `NAME;NAME=ROUTE|ROUTE`, a route as `HOST/PATH FIELD:VALUE` with `*` for any
 /// host.
 pub(crate) const WORKLOADS: &str = "SIM_TEST_PROXY_WORKLOADS";
+/// `ADDRESS@BASIS_POINTS`, or nothing for the table's mirror, then any of `,compare` and `,unsafe`.
+pub(crate) const MIRROR: &str = "SIM_TEST_PROXY_MIRROR";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -87,6 +90,23 @@ impl Drop for ProxyProcess {
     }
 }
 
+fn mirror_settings(text: &str) -> MirrorSettings {
+    let mut words = text.split(',');
+    let fixed = words.next().and_then(|word| word.split_once('@'));
+    let fixed = fixed.map(|(address, share_bp)| MirrorTo {
+        instance: None,
+        address: address.parse().expect("an address"),
+        share_bp: share_bp.parse().expect("a number"),
+    });
+    let words: Vec<_> = words.collect();
+    MirrorSettings {
+        fixed,
+        compare: words.contains(&"compare"),
+        unsafe_methods: words.contains(&"unsafe"),
+        ..MirrorSettings::default()
+    }
+}
+
 #[test]
 /// No test of its own: what the other tests run as the proxy, told by the environment.
 fn proxy_process() {
@@ -109,6 +129,9 @@ fn proxy_process() {
             Some(("header", name)) => Sticky::Header(name.into()),
             _ => Sticky::Source,
         });
+    if let Ok(mirror) = std::env::var(MIRROR) {
+        config.mirror = mirror_settings(&mirror);
+    }
     if let Ok(policy) = std::env::var(POLICY) {
         let known = POLICIES.iter().find(|(_, name)| *name == policy);
         config.policy = known.expect("a policy").0;

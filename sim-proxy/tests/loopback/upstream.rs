@@ -8,8 +8,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -31,6 +31,8 @@ pub(crate) struct Upstream {
 pub(crate) struct Counts {
     requests: AtomicU64,
     swallowed: AtomicU64,
+    copies: AtomicU64,
+    copied_bodies: Mutex<Vec<Bytes>>,
     stalled: AtomicBool,
 }
 
@@ -42,6 +44,16 @@ impl Counts {
     /// Makes it take requests and answer none, or answer again.
     pub(crate) fn stall(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// Requests that were marked as copies.
+    pub(crate) fn copies(&self) -> u64 {
+        self.copies.load(Ordering::SeqCst)
+    }
+
+    /// Bodies of those for `/echo`.
+    pub(crate) fn copied_bodies(&self) -> Vec<Bytes> {
+        self.copied_bodies.lock().expect("no panic").clone()
     }
 
     pub(crate) fn swallowed(&self) -> u64 {
@@ -105,6 +117,10 @@ async fn answer(
     counts: Arc<Counts>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     counts.requests.fetch_add(1, Ordering::SeqCst);
+    let is_copy = request.headers().contains_key("sim-mirror");
+    counts
+        .copies
+        .fetch_add(u64::from(is_copy), Ordering::SeqCst);
     while counts.stalled.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -117,7 +133,12 @@ async fn answer(
                 .collect()
                 .await
                 .map_err(std::io::Error::other)?;
-            Ok(Response::new(Full::new(body.to_bytes())))
+            let body = body.to_bytes();
+            if is_copy {
+                let mut bodies = counts.copied_bodies.lock().expect("no panic");
+                bodies.push(body.clone());
+            }
+            Ok(Response::new(Full::new(body)))
         }
         "/head" => text(format!("{} {:?}", request.method(), request.headers())),
         "/swallow" => {

@@ -1,6 +1,7 @@
 //! The file as written.
 
 use super::ConfigError;
+use super::mirror::MirrorTable;
 use super::route::RouteTable;
 use serde::Deserialize;
 use sim_core::policy::Policy;
@@ -59,6 +60,8 @@ pub(super) struct ProxyTable {
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,
+    #[serde(default)]
+    pub(super) mirror: MirrorTable,
 }
 
 fn weighted() -> String {

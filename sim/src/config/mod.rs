@@ -3,6 +3,7 @@
 mod describe;
 mod file;
 mod front;
+mod mirror;
 mod route;
 mod validate;
 mod workload;
@@ -15,7 +16,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
-use sim_proxy::config::{HedgeSettings, WorkloadSettings};
+use sim_proxy::config::{HedgeSettings, MirrorSettings, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
 use std::net::{SocketAddr, TcpListener};
@@ -49,6 +50,7 @@ pub(crate) struct Front {
     pub(crate) policy: sim_proxy::policy::Policy,
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
+    pub(crate) mirror: MirrorSettings,
 }
 
 /// A workload and which requests are its.
@@ -262,6 +264,7 @@ impl Config {
         );
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
+        proxy.mirror = self.front.mirror;
         proxy.policy = self.front.policy;
         proxy.sticky.clone_from(&self.front.sticky);
         proxy.life_sockets = self.servers.iter().map(|s| self.life_socket(s)).collect();

@@ -1,7 +1,7 @@
 //! From the file as written to valid values. Each rule names its key and what is allowed.
 
 use super::file::{File, ServerTable};
-use super::{Config, ConfigError, Front, Server, front, workload};
+use super::{Config, ConfigError, Front, Server, front, mirror, workload};
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
@@ -54,7 +54,7 @@ impl Rules<'_> {
         ))
     }
 
-    fn parsed<T: std::str::FromStr>(
+    pub(super) fn parsed<T: std::str::FromStr>(
         &self,
         key: &str,
         text: &str,
@@ -94,6 +94,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
             None => None,
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
+        mirror: mirror::settings(&rules, &file.proxy.mirror)?,
     };
     if front.listen == front.admin {
         let allowed = "must differ from proxy.listen";
@@ -382,6 +383,7 @@ slo = { bound_ms = 100 }
             ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
             ("proxy.hedge.", "[proxy.hedge]".to_owned()),
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
+            ("proxy.mirror.", "[proxy.mirror]".to_owned()),
             ("server.", server.to_owned()),
             ("workload.", "[[workload]]\nname = \"w\"".to_owned()),
             ("workload.slo.", "[[workload]]\n[workload.slo]".to_owned()),
