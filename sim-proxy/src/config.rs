@@ -4,6 +4,7 @@ mod eject;
 
 pub use eject::EjectSettings;
 
+use crate::limits::LimitSettings;
 use crate::matching::Condition;
 use crate::policy::Policy;
 use crate::snapshot::MirrorTo;
@@ -12,6 +13,9 @@ use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// How long an idle user connection is kept unless told.
+pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Everything that one proxy process needs to know.
 #[derive(Clone, Debug)]
@@ -34,7 +38,7 @@ pub struct ProxyConfig {
     pub report_interval: Duration,
     /// How long requests in flight may take to end after the stop signal.
     pub drain_timeout: Duration,
-    /// How long an idle user connection is kept; whole seconds.
+    /// How long an idle user connection is kept, at least a second.
     pub client_idle_timeout: Duration,
     /// What counts beyond the weights.
     pub policy: Policy,
@@ -50,6 +54,8 @@ pub struct ProxyConfig {
     pub eject: EjectSettings,
     /// Copies of requests whose answers are thrown away.
     pub mirror: MirrorSettings,
+    /// What one user may take.
+    pub limits: LimitSettings,
 }
 
 /// One workload behind the proxy.
@@ -91,7 +97,7 @@ impl ProxyConfig {
             threads: 1,
             report_interval: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),
-            client_idle_timeout: Duration::from_secs(75),
+            client_idle_timeout: CLIENT_IDLE_TIMEOUT,
             policy: Policy::default(),
             sticky: None,
             upstream: UpstreamSettings::default(),
@@ -99,6 +105,7 @@ impl ProxyConfig {
             hedge: HedgeSettings::default(),
             eject: EjectSettings::default(),
             mirror: MirrorSettings::default(),
+            limits: LimitSettings::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Counters of one workload as a whole, or of requests that reached none. They only rise; readers take differences.
 
 use crate::http2::Counts as Http2Counts;
+use crate::limits::Refusals;
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,7 +12,7 @@ pub(crate) enum Ending {
     Ok,
     /// Answer of 500 or above, none, or a broken one.
     Failed,
-    /// Malformed, answered 4xx here.
+    /// Answered here, and sent nowhere: see [`crate::limits::Refusal`].
     Refused,
     /// The user left before the end.
     Aborted,
@@ -78,6 +79,8 @@ pub(crate) struct Counters {
     endings: CachePadded<[AtomicU64; 4]>,
     retries: [AtomicU64; 6],
     errors: [AtomicU64; 3],
+    /// By reason; [`Counters::refused`] counts both these and the end.
+    pub(crate) refusals: Refusals,
     pub(crate) no_instance: AtomicU64,
     pub(crate) budget_exhausted: AtomicU64,
     pub(crate) control_connected: AtomicBool,
@@ -93,6 +96,17 @@ impl Counters {
 
     pub(crate) fn ended(&self, ending: Ending) {
         self.endings[ending as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request that has no other end.
+    pub(crate) fn cut(&self) {
+        self.erred(ErrorSide::Internal);
+        self.ended(Ending::Failed);
+    }
+
+    /// For [`Counters::refused`] alone, which counts why as well.
+    pub(crate) fn ended_refused(&self) {
+        self.ended(Ending::Refused);
     }
 
     pub(crate) fn retried(&self, reason: RetryReason) {

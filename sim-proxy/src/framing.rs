@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     Coding,
     /// No host in HTTP/1.1, or more than one (section 3.2).
     Host,
+    /// Bytes that no head has.
+    Bytes,
 }
 
 impl fmt::Display for Fault {
@@ -34,6 +36,7 @@ impl fmt::Display for Fault {
             Self::Length => "the length is not one number",
             Self::Coding => "the transfer coding is not chunked alone",
             Self::Host => "there is not exactly one host",
+            Self::Bytes => "it is no HTTP",
         })
     }
 }

@@ -10,12 +10,13 @@ use crate::config::ProxyConfig;
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
+use crate::limits::Refusal;
 use crate::live::Outcome;
 use crate::mirror::Taking;
 use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
-use crate::workloads::Workloads;
+use crate::workloads::{Open, Workloads};
 use crate::{forwarded, framing, http2, refusal};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +28,9 @@ use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use sim_core::name::InstanceId;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -43,8 +47,8 @@ pub(crate) struct Gateway {
 pub(crate) struct Request {
     /// Place of its workload, once that is found.
     place: Option<usize>,
-    /// It is counted as one that has arrived.
-    counted: bool,
+    /// Once it is counted as one that has arrived.
+    open: Option<Open>,
     tries: u8,
     attempt: Option<Attempt>,
     /// The next attempt goes elsewhere.
@@ -54,6 +58,28 @@ pub(crate) struct Request {
     given: Option<[u8; 16]>,
     /// What is to be copied of it.
     taking: Option<Box<Taking>>,
+    refused: Option<Refusal>,
+    /// When its body began, and what has come of it.
+    body: (u64, u64),
+}
+
+thread_local! {
+    /// A request has begun since this was last set.
+    static BEGUN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The outcome of `general`, a request that is left to Pingora, and whether Pingora took it up: what its parser doesn't
+/// take it answers without a word to anybody.
+pub(crate) async fn noting_begin<T>(general: impl Future<Output = T>) -> (T, bool) {
+    let (mut general, mut begun) = (pin!(general), false);
+    poll_fn(|context| {
+        // Nothing else of this thread runs within a poll.
+        BEGUN.set(false);
+        let polled = general.as_mut().poll(context);
+        begun |= BEGUN.get();
+        polled.map(|outcome| (outcome, begun))
+    })
+    .await
 }
 
 impl Gateway {
@@ -104,13 +130,18 @@ impl Gateway {
     /// Finds the workload of a request.
     ///
     /// # Errors
-    /// The status that it is refused with.
-    fn find_workload(&self, session: &Session, request: &mut Request) -> Result<(), u16> {
+    /// Why it is refused.
+    fn find_workload(&self, session: &Session, request: &mut Request) -> Result<(), Refusal> {
         if let Some(fault) = framing::fault(session) {
             tracing::debug!(%fault, "request refused");
-            return Err(400);
+            return Err(Refusal::Malformed);
         }
-        let head = session.req_header();
+        let (head, limits) = (session.req_header(), &self.workloads.limits);
+        let http1 = session.as_http1();
+        let bytes = http1.map_or(0, |http1| http1.get_headers_raw_bytes().len());
+        if let Some(refusal) = limits.head(bytes, head.headers.len()) {
+            return Err(refusal);
+        }
         let (authority, path) = target_of(head);
         let has = |name: &str, value: &[u8]| {
             let mut values = head.headers.get_all(name).iter();
@@ -118,7 +149,9 @@ impl Gateway {
         };
         let found = self.workloads.matcher().find(authority, path, has);
         request.place = Some(self.workloads.place(found)?);
-        Ok(())
+        let client = session.client_addr().and_then(|client| client.as_inet());
+        let may_ask = limits.may_ask_from(client.map(std::net::SocketAddr::ip));
+        may_ask.then_some(()).ok_or(Refusal::Rate)
     }
 
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
@@ -147,15 +180,18 @@ impl ProxyHttp for Gateway {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
+        BEGUN.set(true);
         Request {
             place: None,
-            counted: false,
+            open: None,
             tries: 0,
             attempt: None,
             not: None,
             session: None,
             given: None,
             taking: None,
+            refused: None,
+            body: (monotonic_ns(), 0),
         }
     }
 
@@ -164,12 +200,13 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
         let found = self.find_workload(session, request);
-        self.counters(request).arrived();
-        request.counted = true;
-        if let Err(status) = found {
-            refusal::write(session, status).await?;
+        request.open = Some(Open::new(self.workloads.clone(), request.place));
+        if let Err(refusal) = found {
+            request.refused = Some(refusal);
+            refusal::write(session, refusal.status()).await?;
             return Ok(true);
         }
+        session.set_read_timeout(Some(self.workloads.limits.settings.body_timeout));
         self.find_session(session, request);
         // Pingora's own default is to keep an idle connection for ever.
         if session.get_keepalive() == Some(0) {
@@ -229,7 +266,7 @@ impl ProxyHttp for Gateway {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         request: &mut Request,
@@ -237,7 +274,14 @@ impl ProxyHttp for Gateway {
         if let Some(taking) = &mut request.taking {
             taking.took(body.as_ref(), end_of_stream);
         }
-        Ok(())
+        // Who talks both ways sends when there is something to say.
+        if session.response_written().is_some() || session.is_http2() {
+            return Ok(());
+        }
+        let (begun_ns, bytes) = &mut request.body;
+        *bytes += body.as_ref().map_or(0, |piece| piece.len() as u64);
+        let limits = &self.workloads.limits;
+        limits.body_in_time(*begun_ns, *bytes, monotonic_ns())
     }
 
     fn upstream_response_body_filter(
@@ -315,9 +359,11 @@ impl ProxyHttp for Gateway {
             error.set_retry(false);
             return error;
         }
+        let kept = self.workloads.limits.settings.body_replay_bytes;
         let exchange = Exchange {
             idempotent: session.req_header().method.is_idempotent(),
-            body_lost: session.as_ref().retry_buffer_truncated(),
+            body_lost: session.as_ref().retry_buffer_truncated()
+                || session.as_ref().body_bytes_read() > kept,
             answer_begun: session.response_written().is_some(),
         };
         let (failure, reason) = judge(&error, reused);
@@ -348,20 +394,32 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
-        if !request.counted {
-            self.counters(request).arrived();
+        if request.open.is_none() {
+            request.open = Some(Open::new(self.workloads.clone(), request.place));
         }
         let status = session
             .response_written()
             .map_or(0, |answer| answer.status.as_u16());
         let ending = match error.map(side_of) {
-            None if request.attempt.is_none() => Ending::Refused,
+            None if request.attempt.is_none() => {
+                request.refused.get_or_insert(Refusal::Malformed);
+                Ending::Refused
+            }
             None if status < 500 => Ending::Ok,
             None => Ending::Failed,
             Some(side) => {
                 self.counters(request).erred(side);
                 match side {
-                    ErrorSide::Downstream if status == 400 || status == 408 => Ending::Refused,
+                    ErrorSide::Downstream if status == 400 || status == 408 => {
+                        let late = status == 408;
+                        let why = if late {
+                            Refusal::BodyTimeout
+                        } else {
+                            Refusal::Malformed
+                        };
+                        request.refused.get_or_insert(why);
+                        Ending::Refused
+                    }
                     ErrorSide::Downstream => {
                         http2::note_reset();
                         Ending::Aborted
@@ -379,7 +437,13 @@ impl ProxyHttp for Gateway {
             };
             attempt.end(outcome, answered);
         }
-        self.counters(request).ended(ending);
+        if let Some(open) = &mut request.open {
+            open.close();
+        }
+        match (ending, request.refused) {
+            (Ending::Refused, Some(refusal)) => self.counters(request).refused(refusal),
+            _ => self.counters(request).ended(ending),
+        }
         if let Some(taking) = request.taking.take()
             && let Some(dispatch) = self.dispatch(request)
         {

@@ -7,9 +7,10 @@
 //! which a connection ends is counted. Endless CONTINUATION frames, small and empty DATA frames, and resets that we
 //! owe are limited by h2, which then ends the connection with ENHANCE_YOUR_CALM.
 
-use crate::counters::{Counters, Ending};
+use crate::counters::Counters;
 use crate::exposition::{Kind, Page};
 use crate::gateway::Gateway;
+use crate::limits::Refusal;
 use http::Method;
 use http::header::{COOKIE, HeaderValue};
 use pingora_core::apps::HttpServerApp as _;
@@ -268,7 +269,7 @@ impl Http2<'_> {
                 Err(error) => return said.unwrap_or_else(|| end_of(&error)),
                 Ok(Some(H2Accept::Rejected)) => {
                     self.counters.arrived();
-                    self.counters.ended(Ending::Refused);
+                    self.counters.refused(Refusal::Malformed);
                     malformed += 1;
                 }
                 Ok(Some(H2Accept::Session(session))) => {
@@ -292,7 +293,7 @@ impl Http2<'_> {
         if session.req_header().method == Method::CONNECT {
             // Pingora answers it before we hear of it.
             self.counters.arrived();
-            self.counters.ended(Ending::Refused);
+            self.counters.refused(Refusal::Malformed);
         }
         let (general, shutdown) = (self.general.clone(), self.shutdown.clone());
         let open = streams.begin();

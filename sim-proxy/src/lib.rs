@@ -24,6 +24,7 @@ mod gateway;
 pub mod health;
 mod http2;
 mod life_feed;
+pub mod limits;
 mod listener;
 pub mod live;
 pub mod matching;

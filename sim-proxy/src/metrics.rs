@@ -4,6 +4,7 @@ use crate::clock::monotonic_ns;
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::exposition::{Kind, Page};
+use crate::limits::{Crowd, Limits, Refusal};
 use crate::live::{InstanceLive, Totals};
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
@@ -52,6 +53,7 @@ pub(crate) fn render(workloads: &Workloads) -> String {
     }
     page.label(&[]);
     requests(&mut page, &workloads.outside);
+    connections(&mut page, &workloads.limits);
     workloads.outside.http2.export(&mut page);
     page.family(
         "sim_proxy_requests_unmatched_total",
@@ -74,9 +76,17 @@ fn requests(page: &mut Page, counters: &Counters) {
         "Requests that arrived from users; without a workload: those that reached none.",
     )
     .sample(&[], counters.arrivals());
-    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (malformed, or no workload's), aborted (the user left).");
+    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (here, see sim_proxy_refused_total), aborted (the user left).");
     for (name, count) in ends {
         page.sample(&[("outcome", &name)], count);
+    }
+    page.family(
+        "sim_proxy_refused_total",
+        Counter,
+        "Requests that were answered here and sent nowhere, by why; without a workload: those that reached none.",
+    );
+    for (refusal, name) in Refusal::ALL {
+        page.sample(&[("reason", &name)], counters.refusals.count(refusal));
     }
     page.family("sim_proxy_requests_in_flight", Gauge, "Requests in flight.")
         .sample(&[], counters.in_flight());
@@ -127,6 +137,26 @@ fn retries(page: &mut Page, counters: &Counters, routes: &Routes) {
         "Picks of an ejected instance because all were ejected.",
     )
     .sample(&[], routes.panic_picks());
+}
+
+fn connections(page: &mut Page, limits: &Limits) {
+    use Kind::{Counter, Gauge};
+    page.family("sim_proxy_connections", Gauge, "Connections of users.")
+        .sample(&[], limits.connections());
+    page.family(
+        "sim_proxy_connections_refused_total",
+        Counter,
+        "Connections closed as soon as they had come, by the limit that was reached.",
+    );
+    for (crowd, name) in Crowd::ALL {
+        page.sample(&[("reason", &name)], limits.crowded(crowd));
+    }
+    page.family(
+        "sim_proxy_sources_untracked_total",
+        Counter,
+        "Connections without a limit by source, because the places for sources that they may have were taken.",
+    )
+    .sample(&[], limits.untracked());
 }
 
 fn attempts(page: &mut Page, instances: &[Reading]) {

@@ -31,6 +31,7 @@ fn text_of(status: u16) -> &'static str {
         400 => "400 Bad Request: the request is malformed\n",
         404 => "404 Not Found: no service is here\n",
         408 => "408 Request Timeout: the request did not arrive in time\n",
+        429 => "429 Too Many Requests: there were too many requests from this address\n",
         500 => "500 Internal Server Error: the proxy failed\n",
         502 => "502 Bad Gateway: the service gave no valid answer\n",
         503 => "503 Service Unavailable: no instance of the service is ready\n",
@@ -56,7 +57,7 @@ pub(crate) fn page(status: u16, is_head: bool) -> String {
 
 /// Fields of such an answer, but for its length.
 fn fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let again = (status == 503).then_some(("Retry-After", "1"));
+    let again = matches!(status, 429 | 503).then_some(("Retry-After", "1"));
     [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Cache-Control", "no-store"),

@@ -4,6 +4,7 @@
 use crate::config::{ProxyConfig, WorkloadSettings};
 use crate::counters::Counters;
 use crate::dispatch::Dispatch;
+use crate::limits::{Limits, Refusal};
 use crate::matching::{Found, Matcher};
 use crate::routes::Routes;
 use crate::snapshot::Upstream;
@@ -18,6 +19,8 @@ pub(crate) struct Workloads {
     matcher: Matcher,
     /// Of connections, and of requests that reached none: malformed, or nobody's.
     pub(crate) outside: Counters,
+    /// Of users, whatever they ask for.
+    pub(crate) limits: Limits,
     unmatched: AtomicU64,
     dot_segments: AtomicU64,
 }
@@ -33,6 +36,7 @@ impl Workloads {
             all: config.workloads.iter().map(dispatch).collect(),
             matcher: Matcher::new(conditions),
             outside: Counters::default(),
+            limits: Limits::new(config.limits),
             unmatched: AtomicU64::default(),
             dot_segments: AtomicU64::default(),
         }
@@ -55,19 +59,19 @@ impl Workloads {
     /// The place of the one that a request goes to.
     ///
     /// # Errors
-    /// The status that it is refused with; that is counted.
+    /// Why it is refused; that is counted apart from the refusal itself.
     #[inline]
-    pub(crate) fn place(&self, found: Found) -> Result<usize, u16> {
+    pub(crate) fn place(&self, found: Found) -> Result<usize, Refusal> {
         // Relaxed: counts for people.
         match found {
             Found::Workload(place) => Ok(place),
             Found::None => {
                 self.unmatched.fetch_add(1, Ordering::Relaxed);
-                Err(404)
+                Err(Refusal::NoWorkload)
             }
             Found::DotSegment => {
                 self.dot_segments.fetch_add(1, Ordering::Relaxed);
-                Err(400)
+                Err(Refusal::DotSegment)
             }
         }
     }
@@ -77,9 +81,9 @@ impl Workloads {
     /// # Errors
     /// As for [`Workloads::place`].
     #[inline]
-    pub(crate) fn of(&self, found: Found) -> Result<&Dispatch, u16> {
+    pub(crate) fn of(&self, found: Found) -> Result<&Dispatch, Refusal> {
         let place = self.place(found)?;
-        self.at(place).ok_or(404)
+        self.at(place).ok_or(Refusal::NoWorkload)
     }
 
     /// Requests that no condition held for, and requests for a path with a dot segment.
@@ -105,5 +109,80 @@ impl Workloads {
         let is_ready = |upstream: &Upstream| upstream.ready;
         snapshots().all(|snapshot| snapshot.version() != Version::default())
             && snapshots().any(|snapshot| snapshot.upstreams().iter().any(is_ready))
+    }
+}
+
+/// A request that has arrived. Dropped before it is closed, by a panic or the end of its runtime, it ends as failed: a
+/// stop would wait for it for ever.
+#[derive(Debug)]
+pub(crate) struct Open {
+    workloads: Arc<Workloads>,
+    /// Of its workload, if it has one.
+    place: Option<usize>,
+    is_over: bool,
+}
+
+impl Open {
+    pub(crate) fn new(workloads: Arc<Workloads>, place: Option<usize>) -> Self {
+        let open = Self {
+            workloads,
+            place,
+            is_over: false,
+        };
+        open.counters().arrived();
+        open
+    }
+
+    /// Its end is counted by who calls this.
+    pub(crate) fn close(&mut self) {
+        self.is_over = true;
+    }
+
+    fn counters(&self) -> &Counters {
+        let dispatch = self.place.and_then(|place| self.workloads.at(place));
+        dispatch.map_or(&self.workloads.outside, |dispatch| &dispatch.counters)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.counters().cut();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Ending;
+    use sim_core::name::{ProxyName, WorkloadName};
+
+    #[test]
+    fn a_request_that_a_panic_ends_is_in_flight_no_more() {
+        let any = ([127, 0, 0, 1], 0).into();
+        let config = ProxyConfig::new(
+            ProxyName::new("p").expect("valid"),
+            vec![WorkloadName::new("web").expect("valid").into()],
+            any,
+            any,
+            "/nonexistent".into(),
+        );
+        let workloads = Arc::new(Workloads::new(&config));
+        for place in [Some(0), None] {
+            let request = Open::new(workloads.clone(), place);
+            let panicked = std::thread::spawn(move || {
+                let _request = request;
+                panic!("as a request may");
+            });
+            panicked.join().expect_err("it panics");
+        }
+        assert_eq!(workloads.in_flight(), 0);
+        for counters in [&workloads.all[0].counters, &workloads.outside] {
+            assert_eq!(counters.arrivals(), 1);
+            assert_eq!(counters.endings(Ending::Failed), 1);
+        }
+        Open::new(workloads.clone(), Some(0)).close();
+        assert_eq!(workloads.in_flight(), 1);
     }
 }

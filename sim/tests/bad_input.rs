@@ -140,6 +140,25 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.mirror.timeout_ms = 0", "1 to 60000"],
         ),
         (
+            good.replace("[[server]]", "limits = { headers = 0 }\n[[server]]"),
+            vec!["proxy.limits.headers = 0", "1 to 256"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { header_timeout_s = 0 }\n[[server]]",
+            ),
+            vec!["proxy.limits.header_timeout_s = 0", "0.1 to 3600"],
+        ),
+        (
+            good.replace("[[server]]", "limits = { connections = 0 }\n[[server]]"),
+            vec!["proxy.limits.connections = 0", "1 to 100000000"],
+        ),
+        (
+            good.replace("[[server]]", "limits = { requests_burst = 0 }\n[[server]]"),
+            vec!["proxy.limits.requests_burst = 0", "1 to 1000000"],
+        ),
+        (
             good.replace("bound_ms = 100", "bound_ms = 0"),
             vec!["slo.bound_ms", "above 0"],
         ),

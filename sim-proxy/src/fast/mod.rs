@@ -15,6 +15,7 @@ mod chunks;
 mod exchange;
 mod hedge;
 pub(crate) mod mirrored;
+mod pass;
 mod pool;
 mod refuse;
 mod request;
@@ -24,25 +25,24 @@ mod waiting;
 mod watchdog;
 mod wire;
 
-use crate::attempt::Attempt;
 use crate::clock::{monotonic_ns, nanos};
 use crate::config::ProxyConfig;
-use crate::counters::{Ending, ErrorSide, RetryReason};
+use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
-use crate::gateway::Gateway;
-use crate::health::Failure;
+use crate::gateway::{self, Gateway};
 use crate::http2::{self, Http2, Preface};
-use crate::live::Outcome;
+use crate::limits::{Refusal, Visit};
 use crate::mirror::Copying;
-use crate::retry::{failure_of_reset, may_go_again};
+use crate::retry::may_go_again;
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::workloads::Workloads;
 use async_trait::async_trait;
 use buffers::Buffer;
 use bytes::BytesMut;
-use exchange::{Answered, Broken, Question, Timeouts, Unanswered, User};
+use exchange::{Broken, Question, Timeouts, Unanswered, User};
 use hedge::Neither;
+use pass::aborted;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
 use pingora_core::server::ShutdownWatch;
@@ -56,13 +56,9 @@ use stop::Stop;
 use via::Via;
 use waiting::Seat;
 use watchdog::Watchdog;
-use wire::{Cut, Got, Patience};
+use wire::Got;
 
-/// Longest head of a request, bytes.
-const HEAD_BYTES_MAX: usize = 64 * 1_024;
-/// Longest body that is read whole before the request goes on, and so can be sent twice, bytes.
-const BODY_BYTES_MAX: u64 = 64 * 1_024;
-/// How long a request may take to arrive, from its first byte, and how long a user may take nothing of an answer, ns.
+/// How long a user may take nothing of an answer, ns.
 const USER_PATIENCE_NS: u64 = 60_000_000_000;
 
 /// Serves connections of users.
@@ -124,12 +120,13 @@ impl ServerApp for FastPath {
         mut stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let client = stream.get_socket_digest();
+        let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
+        let visit = self.workloads.limits.enter(client)?;
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             self.http2(shutdown).serve(stream).await;
             return None;
         }
-        let client = stream.get_socket_digest();
-        let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
         let mut connection = Connection {
             path: self,
             via: Via::of(client),
@@ -141,6 +138,8 @@ impl ServerApp for FastPath {
             begun_ns: None,
             is_new: true,
             copying: None,
+            open: None,
+            visit: &visit,
         };
         loop {
             match connection.serve(&mut stream).await {
@@ -161,7 +160,13 @@ impl ServerApp for FastPath {
                     let mut session = ServerSession::new_http1(stream);
                     session.set_pipelined_prefix(prefix);
                     session.set_keepalive(Some(self.client_idle_seconds));
-                    let reused = self.general.process_new_http(session, shutdown).await;
+                    let general = self.general.process_new_http(session, shutdown);
+                    let (reused, begun) = gateway::noting_begin(general).await;
+                    if !begun && !connection.stop.is_on() {
+                        // Pingora has answered it.
+                        self.workloads.outside.arrived();
+                        self.workloads.outside.refused(Refusal::Malformed);
+                    }
                     (stream, _) = reused?.consume();
                     connection.since_ns = monotonic_ns();
                 }
@@ -197,11 +202,24 @@ struct Connection<'a> {
     is_new: bool,
     /// The present request, if it is to be copied.
     copying: Option<Box<Copying>>,
+    /// What the request that has arrived, and isn't over, is counted by.
+    open: Option<&'a Counters>,
+    visit: &'a Visit<'a>,
 }
 
-impl Connection<'_> {
+impl Drop for Connection<'_> {
+    /// With a request that isn't over: by a panic, or the end of its runtime.
+    fn drop(&mut self) {
+        if let Some(counters) = self.open {
+            counters.cut();
+        }
+    }
+}
+
+impl<'a> Connection<'a> {
     /// Serves requests while they are for the fast path.
     async fn serve(&mut self, stream: &mut Stream) -> Then {
+        let limits = &self.path.workloads.limits;
         loop {
             // Memory for the head as the instance gets it; it goes back before the next request is waited for.
             let mut question = Buffer::default();
@@ -223,27 +241,38 @@ impl Connection<'_> {
                         Preface::No => request::read(&self.arrived, reader, question.room()),
                     };
                     match seen {
-                        request::Seen::Whole(head) if head.len <= HEAD_BYTES_MAX => break head,
-                        request::Seen::Part if self.arrived.len() <= HEAD_BYTES_MAX => {}
+                        request::Seen::Whole(head) => {
+                            let Some(refusal) = limits.head(head.len, head.fields) else {
+                                break head;
+                            };
+                            return self.refuse(stream, refusal, head.is_head).await;
+                        }
+                        request::Seen::Part => {
+                            if let Some(refusal) = limits.head(self.arrived.len(), 0) {
+                                return self.refuse(stream, refusal, false).await;
+                            }
+                        }
                         request::Seen::Other => return Then::General,
+                        request::Seen::Crowded => {
+                            return self.refuse(stream, Refusal::Headers, false).await;
+                        }
                         request::Seen::Faulty(fault) => {
                             tracing::debug!(%fault, "request refused");
-                            self.refuse(stream, 400, false).await;
-                            return Then::Close;
-                        }
-                        request::Seen::Whole(_) | request::Seen::Part => {
-                            self.refuse(stream, 431, false).await;
-                            return Then::Close;
+                            return self.refuse(stream, Refusal::Malformed, false).await;
                         }
                     }
                 }
                 question = Buffer::default();
-                match self.receive(stream).await {
+                let deadline_ns = if self.arrived.is_empty() {
+                    self.since_ns.saturating_add(self.path.client_idle_ns)
+                } else {
+                    // From its first byte, or a byte a minute would hold the connection for ever.
+                    limits.head_deadline_ns(*self.begun_ns.get_or_insert_with(monotonic_ns))
+                };
+                match self.receive(stream, deadline_ns).await {
                     Got::Bytes => {}
                     Got::Late if !self.arrived.is_empty() => {
-                        self.path.workloads.outside.erred(ErrorSide::Downstream);
-                        self.refuse(stream, 408, false).await;
-                        return Then::Close;
+                        return self.refuse(stream, Refusal::HeaderTimeout, false).await;
                     }
                     Got::End | Got::Late | Got::Elsewhere(_) => return Then::Close,
                 }
@@ -251,14 +280,13 @@ impl Connection<'_> {
             let path = self.path;
             let dispatch = match path.workloads.of(head.found) {
                 Ok(dispatch) => dispatch,
-                Err(status) => {
-                    self.refuse(stream, status, head.is_head).await;
-                    return Then::Close;
-                }
+                Err(refusal) => return self.refuse(stream, refusal, head.is_head).await,
             };
             let counters = &dispatch.counters;
             let length = match head.body {
-                Framing::Length(length) if length <= BODY_BYTES_MAX => head.len + length as usize,
+                Framing::Length(length) if length <= limits.settings.body_replay_bytes as u64 => {
+                    head.len + length as usize
+                }
                 Framing::Length(_) => return Then::General,
                 Framing::Chunked => {
                     let mut chunks = chunks::Chunks::default();
@@ -270,27 +298,36 @@ impl Connection<'_> {
                         // To wait for the rest would break who answers to the first part of it.
                         Ok(_) => return Then::General,
                         Err(_) => {
-                            counters.arrived();
-                            let ending = Ending::Refused;
-                            self.write_refusal(stream, counters, 400, head.is_head, ending)
-                                .await;
-                            return Then::Close;
+                            let refusal = Refusal::Malformed;
+                            let is_head = head.is_head;
+                            return self.refuse_of(stream, counters, refusal, is_head).await;
                         }
                     }
                 }
             };
-            // From here on a stop waits for it.
-            counters.arrived();
+            self.arrived(counters);
+            if !self.visit.may_ask() {
+                let refusal = Refusal::Rate;
+                return self
+                    .refuse_arrived(stream, counters, refusal, head.is_head)
+                    .await;
+            }
+            // What is there already is not waited for.
+            let mut begun_ns = None;
             while self.arrived.len() < length {
-                match self.receive(stream).await {
+                let begun_ns = *begun_ns.get_or_insert_with(monotonic_ns);
+                let come = (self.arrived.len() - head.len) as u64;
+                let deadline_ns = limits.body_deadline_ns(begun_ns, come);
+                match self.receive(stream, deadline_ns).await {
                     Got::Bytes => {}
                     Got::Late => {
-                        counters.erred(ErrorSide::Downstream);
-                        self.write_refusal(stream, counters, 408, head.is_head, Ending::Refused)
+                        let refusal = Refusal::BodyTimeout;
+                        return self
+                            .refuse_arrived(stream, counters, refusal, head.is_head)
                             .await;
-                        return Then::Close;
                     }
                     Got::End | Got::Elsewhere(_) => {
+                        self.open = None;
                         counters.erred(ErrorSide::Downstream);
                         counters.ended(Ending::Aborted);
                         return Then::Close;
@@ -304,6 +341,7 @@ impl Connection<'_> {
             self.begun_ns = None;
             self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
             let after = self.answer(stream, dispatch, head, &question).await;
+            self.open = None;
             if let Some(copying) = self.copying.take() {
                 dispatch.mirror.offer_question(*copying, &question);
             }
@@ -324,14 +362,7 @@ impl Connection<'_> {
     }
 
     /// Reads more of a request, or waits for one.
-    async fn receive(&mut self, stream: &mut Stream) -> Got {
-        let deadline_ns = if self.arrived.is_empty() {
-            self.since_ns.saturating_add(self.path.client_idle_ns)
-        } else {
-            // From its first byte, or a byte a minute would hold the connection for ever.
-            let begun_ns = *self.begun_ns.get_or_insert_with(monotonic_ns);
-            begun_ns.saturating_add(USER_PATIENCE_NS)
-        };
+    async fn receive(&mut self, stream: &mut Stream, deadline_ns: u64) -> Got {
         let (idle, stop) = (self.arrived.is_empty(), &mut self.stop);
         let (arrived, watchdog) = (&mut self.arrived, &mut self.watchdog);
         let stops = |context: &mut Context<'_>| idle && stop.has_come(context);
@@ -376,7 +407,7 @@ impl Connection<'_> {
             let Some(attempt) = dispatch.routes.enter(entry) else {
                 counters.no_instance.fetch_add(1, Ordering::Relaxed);
                 counters.erred(ErrorSide::Internal);
-                self.write_refusal(stream, counters, 503, head.is_head, Ending::Failed)
+                self.write_failure(stream, counters, 503, head.is_head)
                     .await;
                 return After::Close;
             };
@@ -458,7 +489,7 @@ impl Connection<'_> {
                         Err(Neither::Broken(broken)) => status_of(broken),
                     };
                     counters.erred(ErrorSide::Upstream);
-                    self.write_refusal(stream, counters, status, head.is_head, Ending::Failed)
+                    self.write_failure(stream, counters, status, head.is_head)
                         .await;
                     return After::Close;
                 }
@@ -475,129 +506,11 @@ impl Connection<'_> {
                     }
                     counters.erred(ErrorSide::Upstream);
                     let status = status_of(broken);
-                    self.write_refusal(stream, counters, status, head.is_head, Ending::Failed)
+                    self.write_failure(stream, counters, status, head.is_head)
                         .await;
                     return After::Close;
                 }
             }
         }
     }
-
-    /// Passes an answer on, whose head has come.
-    async fn pass(
-        &mut self,
-        stream: &mut Stream,
-        dispatch: &Dispatch,
-        mut attempt: Attempt,
-        answered: Answered,
-    ) -> After {
-        let Answered {
-            mut instance,
-            reused,
-            mut answer,
-            mut read,
-            mut head,
-            keep,
-        } = answered;
-        // At the head of the answer, not its end: a long download must not keep a recovered instance out.
-        let failed = answer.status >= 500;
-        if failed {
-            dispatch.routes.attempt_failed(&attempt, Failure::BadAnswer);
-        } else {
-            dispatch.routes.attempt_succeeded(&attempt);
-        }
-        let bodiless = answer.body.is_over();
-        let body = &read[answer.len..];
-        let taken = match &mut self.copying {
-            None => answer.body.take(body),
-            Some(copying) => {
-                copying.answered(attempt.live().id(), answer.status);
-                answer.body.take_to(body, |content| copying.saw(content))
-            }
-        };
-        let Ok(taken) = taken else {
-            dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
-            dispatch.counters.erred(ErrorSide::Upstream);
-            self.write_refusal(stream, &dispatch.counters, 502, false, Ending::Failed)
-                .await;
-            return After::Close;
-        };
-        let mut clean = taken == body.len();
-        let end = answer.len + taken;
-        // In front of the body that has come, if there is room for it: it passes in one write, uncopied.
-        let passing = match read.replace_head(answer.len, &head) {
-            Some(start) => &read[start..end],
-            None => {
-                head.room().extend_from_slice(&read[answer.len..end]);
-                &head
-            }
-        };
-        let watchdog = &mut self.watchdog;
-        let written = wire::write(stream, passing, watchdog, USER_PATIENCE_NS).await;
-        drop((read, head));
-        if written.is_err() {
-            return aborted(dispatch, attempt);
-        }
-        if !answer.body.is_over() {
-            let pumped = wire::pump(
-                &mut instance,
-                stream,
-                &mut self.arrived,
-                &mut answer.body,
-                &mut self.watchdog,
-                Patience {
-                    read_ns: self.path.timeouts.read_ns,
-                    write_ns: USER_PATIENCE_NS,
-                },
-                self.copying.as_deref_mut(),
-            );
-            match pumped.await {
-                Ok(still_clean) => clean = still_clean,
-                Err(Cut::User) => return aborted(dispatch, attempt),
-                Err(Cut::Late | Cut::Malformed) => {
-                    return cut_off(dispatch, attempt, Failure::BadAnswer);
-                }
-                Err(Cut::Instance) => return cut_off(dispatch, attempt, failure_of_reset(reused)),
-            }
-        }
-        if let Some(copying) = &mut self.copying {
-            copying.passed();
-        }
-        let now_ns = monotonic_ns();
-        self.since_ns = now_ns;
-        if clean && answer.keep_alive {
-            pool::keep(
-                (attempt.live().id(), attempt.address()),
-                instance,
-                self.path.timeouts.pool,
-                now_ns,
-                bodiless,
-            );
-        }
-        let (outcome, ending) = if failed {
-            (Outcome::Failed, Ending::Failed)
-        } else {
-            (Outcome::Ok, Ending::Ok)
-        };
-        attempt.end(outcome, Some(now_ns));
-        dispatch.counters.ended(ending);
-        if keep { After::Keep } else { After::Close }
-    }
-}
-
-/// The user left.
-fn aborted(dispatch: &Dispatch, mut attempt: Attempt) -> After {
-    attempt.outlasted(monotonic_ns());
-    attempt.end(Outcome::Aborted, None);
-    dispatch.counters.erred(ErrorSide::Downstream);
-    dispatch.counters.ended(Ending::Aborted);
-    After::Close
-}
-
-/// The instance broke off in the middle of its answer.
-fn cut_off(dispatch: &Dispatch, attempt: Attempt, failure: Failure) -> After {
-    dispatch.attempt_failed(attempt, Some(failure));
-    dispatch.counters.erred(ErrorSide::Upstream);
-    dispatch.counters.ended(Ending::Failed);
-    After::Close
 }

@@ -1,9 +1,10 @@
 //! Requests that are answered here, and the end of their connections.
 
 use super::wire::{self, Got};
-use super::{Connection, USER_PATIENCE_NS};
+use super::{Connection, Then, USER_PATIENCE_NS};
 use crate::clock::monotonic_ns;
-use crate::counters::{Counters, Ending};
+use crate::counters::{Counters, Ending, ErrorSide};
+use crate::limits::Refusal;
 use crate::refusal;
 use pingora_core::protocols::Stream;
 use tokio::io::AsyncWriteExt as _;
@@ -12,28 +13,81 @@ use tokio::io::AsyncWriteExt as _;
 const LINGER_NS: u64 = 500_000_000;
 const LINGER_BYTES_MAX: usize = 1_024 * 1_024;
 
-impl Connection<'_> {
-    /// Counts and answers a request that reaches no workload.
-    pub(super) async fn refuse(&mut self, stream: &mut Stream, status: u16, is_head: bool) {
-        let counters = &self.path.workloads.outside;
+impl<'a> Connection<'a> {
+    /// Counts a request. From here on a stop waits for it.
+    pub(super) fn arrived(&mut self, counters: &'a Counters) {
         counters.arrived();
-        self.write_refusal(stream, counters, status, is_head, Ending::Refused)
-            .await;
+        self.open = Some(counters);
     }
 
-    /// Ends a request with `status`, after which the connection is closed. A stop waits for the page.
-    pub(super) async fn write_refusal(
+    /// Counts and answers a request that reaches no workload.
+    pub(super) async fn refuse(
+        &mut self,
+        stream: &mut Stream,
+        refusal: Refusal,
+        is_head: bool,
+    ) -> Then {
+        let outside = &self.path.workloads.outside;
+        self.refuse_of(stream, outside, refusal, is_head).await
+    }
+
+    /// Counts and answers a request that one workload has nothing of, by `counters`.
+    pub(super) async fn refuse_of(
+        &mut self,
+        stream: &mut Stream,
+        counters: &'a Counters,
+        refusal: Refusal,
+        is_head: bool,
+    ) -> Then {
+        self.arrived(counters);
+        self.refuse_arrived(stream, counters, refusal, is_head)
+            .await
+    }
+
+    /// The same for one that is counted already.
+    pub(super) async fn refuse_arrived(
+        &mut self,
+        stream: &mut Stream,
+        counters: &Counters,
+        refusal: Refusal,
+        is_head: bool,
+    ) -> Then {
+        if refusal.is_late() {
+            counters.erred(ErrorSide::Downstream);
+        }
+        self.write_page(stream, refusal.status(), is_head, || {
+            counters.refused(refusal);
+        })
+        .await;
+        Then::Close
+    }
+
+    /// Ends a request as failed with `status`, after which the connection is closed.
+    pub(super) async fn write_failure(
         &mut self,
         stream: &mut Stream,
         counters: &Counters,
         status: u16,
         is_head: bool,
-        ending: Ending,
+    ) {
+        let count = || counters.ended(Ending::Failed);
+        self.write_page(stream, status, is_head, count).await;
+    }
+
+    /// Ends a request with `status`, after which the connection is closed. A stop waits for the page: `count` says that
+    /// it is over.
+    async fn write_page(
+        &mut self,
+        stream: &mut Stream,
+        status: u16,
+        is_head: bool,
+        count: impl FnOnce(),
     ) {
         let page = refusal::page(status, is_head);
         let watchdog = &mut self.watchdog;
         let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
-        counters.ended(ending);
+        count();
+        self.open = None;
         match written {
             Ok(()) => self.linger(stream).await,
             Err(error) => tracing::debug!(?error, "user left before the error page"),

@@ -5,6 +5,7 @@
 
 use super::via::Via;
 use crate::framing::{self, Fault};
+use crate::limits::HEADERS_MAX;
 use crate::matching::{Found, Matcher};
 use crate::sticky::{SessionKey, Sticky};
 use std::mem::MaybeUninit;
@@ -24,6 +25,8 @@ pub(super) enum Framing {
 pub(super) struct Head {
     /// Its bytes, the empty line included.
     pub(super) len: usize,
+    /// How many fields it has.
+    pub(super) fields: usize,
     pub(super) body: Framing,
     /// The user wants to keep the connection.
     pub(super) keep_alive: bool,
@@ -52,9 +55,11 @@ pub(super) enum Seen {
     Whole(Head),
     /// The beginning of a head.
     Part,
-    /// Nothing for the fast path.
+    /// A whole head that is nothing for the fast path.
     Other,
-    /// A whole head that nobody should read.
+    /// More fields than the general path takes.
+    Crowded,
+    /// What nobody should read.
     Faulty(Fault),
 }
 
@@ -71,7 +76,53 @@ pub(super) fn read(bytes: &[u8], reader: Reader<'_>, out: &mut Vec<u8>) -> Seen 
             framing::check(&bytes[..len]).map_or_else(Seen::Faulty, |()| Seen::Other)
         }
         Ok(httparse::Status::Partial) => Seen::Part,
-        Err(_) => Seen::Other,
+        Err(error) => odd(bytes, error),
+    }
+}
+
+/// It looks like a head of HTTP/1.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
+/// What bytes are that httparse doesn't take, or not with so few places for fields. The general path gets whole heads
+/// alone: it has no deadline for the rest of one.
+#[cold]
+fn odd(bytes: &[u8], error: httparse::Error) -> Seen {
+    use httparse::Error as E;
+    // There are characters of a target that Pingora mends, and it has more places.
+    let may_be_mended = match error {
+        E::Token => bytes.first().is_some_and(u8::is_ascii_alphabetic),
+        E::TooManyHeaders | E::Version => true,
+        E::HeaderName | E::HeaderValue | E::NewLine | E::Status => false,
+    };
+    if !may_be_mended {
+        return Seen::Faulty(Fault::Bytes);
+    }
+    let Some(len) = whole_len(bytes) else {
+        return Seen::Part;
+    };
+    if bytes.starts_with(HTTP2_PREFACE) {
+        return Seen::Other;
+    }
+    if let Err(fault) = framing::check(&bytes[..len]) {
+        return Seen::Faulty(fault);
+    }
+    let lines = bytes[..len].iter().filter(|&&byte| byte == b'\n').count();
+    // But for the first and the empty one they are fields.
+    if lines.saturating_sub(2) > HEADERS_MAX {
+        return Seen::Crowded;
+    }
+    Seen::Other
+}
+
+/// The length of the head at the start of `bytes`, if its end is there.
+fn whole_len(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let line = bytes[from..].iter().position(|&byte| byte == b'\n')?;
+        if from > 0 && matches!(&bytes[from..from + line], b"" | b"\r") {
+            return Some(from + line + 1);
+        }
+        from += line + 1;
     }
 }
 
@@ -110,6 +161,7 @@ fn take(
     out.extend_from_slice(&bytes[..at]);
     let mut head = Head {
         len,
+        fields: request.headers.len(),
         body: Framing::Length(0),
         keep_alive: true,
         idempotent,
@@ -333,13 +385,14 @@ mod tests {
             "Transfer-Encoding: gzip, chunked\r\n",
             "Host: y\r\n",
             "X: 1\n",
+            "X : 1\r\n",
+            "X: 1\r\n y\r\n",
+            "X: \u{1}\r\n",
         ] {
             assert!(matches!(of(fields), Seen::Faulty(_)), "{fields:?}");
         }
         for fields in [
             "Content-Length: 18446744073709551616\r\n",
-            "X : 1\r\n",
-            "X: 1\r\n y\r\n",
             "Connection: X-Secret\r\n",
             "Connection: upgrade\r\n",
             "Upgrade: websocket\r\n",
@@ -351,6 +404,7 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n\n",
+            "\u{16}\u{3}\u{1}",
         ] {
             assert!(matches!(seen(text).0, Seen::Faulty(_)), "{text:?}");
         }
@@ -365,6 +419,26 @@ mod tests {
             assert_eq!(seen(text).0, Seen::Other, "{text:?}");
         }
         assert_eq!(seen("GET / HTTP/1.1\r\nHost: x\r\n").0, Seen::Part);
+    }
+
+    #[test]
+    fn no_part_of_a_head_is_left_to_others() {
+        let head = |fields: usize| {
+            let fields = "A: 1\r\n".repeat(fields);
+            format!("GET /a b HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
+        };
+        for (fields, whole) in [
+            (0, Seen::Other),
+            (FIELDS_MAX, Seen::Other),
+            (HEADERS_MAX - 1, Seen::Other),
+            (HEADERS_MAX, Seen::Crowded),
+        ] {
+            let text = head(fields);
+            assert_eq!(seen(&text).0, whole, "{fields}");
+            for (at, _) in text.char_indices().skip(7) {
+                assert_eq!(seen(&text[..at]).0, Seen::Part, "{:?}", &text[..at]);
+            }
+        }
     }
 
     proptest! {

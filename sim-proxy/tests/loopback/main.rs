@@ -4,6 +4,7 @@ mod control;
 mod failure;
 mod hedging;
 mod http2;
+mod limits;
 mod mirroring;
 mod process;
 mod protocol;

@@ -31,6 +31,8 @@ pub(crate) const POLICY: &str = "SIM_TEST_PROXY_POLICY";
 pub(crate) const WORKLOADS: &str = "SIM_TEST_PROXY_WORKLOADS";
 /// `ADDRESS@BASIS_POINTS`, or nothing for the table's mirror, then any of `,compare` and `,unsafe`.
 pub(crate) const MIRROR: &str = "SIM_TEST_PROXY_MIRROR";
+/// `KEY=NUMBER`, by commas; times in milliseconds.
+pub(crate) const LIMITS: &str = "SIM_TEST_PROXY_LIMITS";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -138,6 +140,9 @@ fn proxy_process() {
     }
     if let Ok(workloads) = std::env::var(WORKLOADS) {
         config.workloads = workloads.split(';').map(workload_of).collect();
+    }
+    if let Ok(limits) = std::env::var(LIMITS) {
+        crate::limits::set(&mut config, &limits);
     }
     let proxy = Proxy::bind(config).expect("free ports");
     let (users, admin) = (proxy.listen_address(), proxy.admin_address());

@@ -1,6 +1,7 @@
 //! The file as written.
 
 use super::ConfigError;
+use super::limits::LimitsTable;
 use super::mirror::MirrorTable;
 use super::route::RouteTable;
 use serde::Deserialize;
@@ -62,6 +63,8 @@ pub(super) struct ProxyTable {
     pub(super) hedge: HedgeTable,
     #[serde(default)]
     pub(super) mirror: MirrorTable,
+    #[serde(default)]
+    pub(super) limits: LimitsTable,
 }
 
 fn weighted() -> String {

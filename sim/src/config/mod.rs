@@ -3,11 +3,13 @@
 mod describe;
 mod file;
 mod front;
+mod limits;
 mod mirror;
 mod route;
 mod validate;
 mod workload;
 
+use limits::Limits;
 use sim_control::ControlConfig;
 use sim_core::name::ProxyName;
 use sim_core::policy::Policy;
@@ -51,6 +53,7 @@ pub(crate) struct Front {
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
     pub(crate) mirror: MirrorSettings,
+    pub(crate) limits: Limits,
 }
 
 /// A workload and which requests are its.
@@ -265,6 +268,8 @@ impl Config {
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
         proxy.mirror = self.front.mirror;
+        proxy.limits = self.front.limits.settings;
+        proxy.client_idle_timeout = self.front.limits.idle_timeout;
         proxy.policy = self.front.policy;
         proxy.sticky.clone_from(&self.front.sticky);
         proxy.life_sockets = self.servers.iter().map(|s| self.life_socket(s)).collect();

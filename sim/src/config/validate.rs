@@ -1,7 +1,7 @@
 //! From the file as written to valid values. Each rule names its key and what is allowed.
 
 use super::file::{File, ServerTable};
-use super::{Config, ConfigError, Front, Server, front, mirror, workload};
+use super::{Config, ConfigError, Front, Server, front, limits, mirror, workload};
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
@@ -95,6 +95,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
+        limits: limits::limits(&rules, &file.proxy.limits)?,
     };
     if front.listen == front.admin {
         let allowed = "must differ from proxy.listen";
@@ -384,6 +385,7 @@ slo = { bound_ms = 100 }
             ("proxy.hedge.", "[proxy.hedge]".to_owned()),
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("proxy.mirror.", "[proxy.mirror]".to_owned()),
+            ("proxy.limits.", "[proxy.limits]".to_owned()),
             ("server.", server.to_owned()),
             ("workload.", "[[workload]]\nname = \"w\"".to_owned()),
             ("workload.slo.", "[[workload]]\n[workload.slo]".to_owned()),

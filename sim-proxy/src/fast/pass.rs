@@ -1,0 +1,133 @@
+//! An answer on its way to the user.
+
+use super::exchange::Answered;
+use super::wire::{self, Cut, Patience};
+use super::{After, Connection, USER_PATIENCE_NS, pool};
+use crate::attempt::Attempt;
+use crate::clock::monotonic_ns;
+use crate::counters::{Ending, ErrorSide};
+use crate::dispatch::Dispatch;
+use crate::health::Failure;
+use crate::live::Outcome;
+use crate::retry::failure_of_reset;
+use pingora_core::protocols::Stream;
+
+impl Connection<'_> {
+    /// Passes an answer on, whose head has come.
+    pub(super) async fn pass(
+        &mut self,
+        stream: &mut Stream,
+        dispatch: &Dispatch,
+        mut attempt: Attempt,
+        answered: Answered,
+    ) -> After {
+        let Answered {
+            mut instance,
+            reused,
+            mut answer,
+            mut read,
+            mut head,
+            keep,
+        } = answered;
+        // At the head of the answer, not its end: a long download must not keep a recovered instance out.
+        let failed = answer.status >= 500;
+        if failed {
+            dispatch.routes.attempt_failed(&attempt, Failure::BadAnswer);
+        } else {
+            dispatch.routes.attempt_succeeded(&attempt);
+        }
+        let bodiless = answer.body.is_over();
+        let body = &read[answer.len..];
+        let taken = match &mut self.copying {
+            None => answer.body.take(body),
+            Some(copying) => {
+                copying.answered(attempt.live().id(), answer.status);
+                answer.body.take_to(body, |content| copying.saw(content))
+            }
+        };
+        let Ok(taken) = taken else {
+            dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
+            dispatch.counters.erred(ErrorSide::Upstream);
+            self.write_failure(stream, &dispatch.counters, 502, false)
+                .await;
+            return After::Close;
+        };
+        let mut clean = taken == body.len();
+        let end = answer.len + taken;
+        // In front of the body that has come, if there is room for it: it passes in one write, uncopied.
+        let passing = match read.replace_head(answer.len, &head) {
+            Some(start) => &read[start..end],
+            None => {
+                head.room().extend_from_slice(&read[answer.len..end]);
+                &head
+            }
+        };
+        let watchdog = &mut self.watchdog;
+        let written = wire::write(stream, passing, watchdog, USER_PATIENCE_NS).await;
+        drop((read, head));
+        if written.is_err() {
+            return aborted(dispatch, attempt);
+        }
+        if !answer.body.is_over() {
+            let pumped = wire::pump(
+                &mut instance,
+                stream,
+                &mut self.arrived,
+                &mut answer.body,
+                &mut self.watchdog,
+                Patience {
+                    read_ns: self.path.timeouts.read_ns,
+                    write_ns: USER_PATIENCE_NS,
+                },
+                self.copying.as_deref_mut(),
+            );
+            match pumped.await {
+                Ok(still_clean) => clean = still_clean,
+                Err(Cut::User) => return aborted(dispatch, attempt),
+                Err(Cut::Late | Cut::Malformed) => {
+                    return cut_off(dispatch, attempt, Failure::BadAnswer);
+                }
+                Err(Cut::Instance) => return cut_off(dispatch, attempt, failure_of_reset(reused)),
+            }
+        }
+        if let Some(copying) = &mut self.copying {
+            copying.passed();
+        }
+        let now_ns = monotonic_ns();
+        self.since_ns = now_ns;
+        if clean && answer.keep_alive {
+            pool::keep(
+                (attempt.live().id(), attempt.address()),
+                instance,
+                self.path.timeouts.pool,
+                now_ns,
+                bodiless,
+            );
+        }
+        let (outcome, ending) = if failed {
+            (Outcome::Failed, Ending::Failed)
+        } else {
+            (Outcome::Ok, Ending::Ok)
+        };
+        attempt.end(outcome, Some(now_ns));
+        dispatch.counters.ended(ending);
+        if keep { After::Keep } else { After::Close }
+    }
+}
+
+/// The user left.
+pub(super) fn aborted(dispatch: &Dispatch, mut attempt: Attempt) -> After {
+    attempt.outlasted(monotonic_ns());
+    attempt.end(Outcome::Aborted, None);
+    dispatch.counters.erred(ErrorSide::Downstream);
+    dispatch.counters.ended(Ending::Aborted);
+    After::Close
+}
+
+/// The instance broke off in the middle of its answer.
+fn cut_off(dispatch: &Dispatch, attempt: Attempt, failure: Failure) -> After {
+    dispatch.attempt_failed(attempt, Some(failure));
+    dispatch.counters.erred(ErrorSide::Upstream);
+    dispatch.counters.ended(Ending::Failed);
+    After::Close
+}
