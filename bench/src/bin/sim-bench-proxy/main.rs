@@ -13,6 +13,7 @@
 mod configurations;
 mod contender;
 mod cost;
+mod failure;
 mod idle;
 mod latency;
 mod plot;
@@ -60,6 +61,8 @@ enum Part {
     Latency,
     /// Latency against rate: a table and a plot
     Sweep,
+    /// An instance killed, one stopped, weights changed
+    Failure,
 }
 
 fn main() -> std::process::ExitCode {
@@ -94,6 +97,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Sweep) {
         let file = arguments.json.as_deref();
         results.append(&mut latency::sweep(&peers, arguments.rounds, file)?);
+    }
+    if wanted(Part::Failure) {
+        results.append(&mut failure::measure(&peers)?);
     }
     let versions = json!({
         "sim": env!("CARGO_PKG_VERSION"),

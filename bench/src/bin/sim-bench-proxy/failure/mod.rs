@@ -1,0 +1,160 @@
+//! What users notice when an instance dies, is stopped, or when the weights change: SIM and the others under the same
+//! open loop, each with two instances, 95 to 5.
+
+mod control;
+mod duo;
+mod weights;
+mod whole;
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use bench::open_loop::{Plan, Shot, Taken};
+use bench::peers::Peers;
+use bench::round_to;
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Map, Value, json};
+
+use crate::contender::Contender;
+use crate::processes::OTHER_CPU;
+use duo::Duo;
+use whole::Whole;
+
+/// Under this many requests a second one is killed, or stopped.
+const KILL_HZ: f64 = 2_000.0;
+const STOP_HZ: f64 = 500.0;
+/// What happens, after the load's begin.
+const BEFORE: Duration = Duration::from_secs(1);
+/// Who was killed is started again after this; who was stopped goes on.
+const DEAD: Duration = Duration::from_secs(3);
+const STOPPED: Duration = Duration::from_secs(6);
+/// And so long the load goes on.
+const AFTER_DEAD: Duration = Duration::from_secs(12);
+const AFTER_STOPPED: Duration = Duration::from_secs(2);
+/// What a user notices.
+const NOTICED: Duration = Duration::from_millis(100);
+
+/// Who is compared: those with retries and checks of their own.
+const COMPARED: [Contender; 4] = [
+    Contender::Sim,
+    Contender::Nginx,
+    Contender::Haproxy,
+    Contender::Envoy,
+];
+
+/// All rows.
+pub(crate) fn measure(peers: &Peers) -> Result<Map<String, Value>> {
+    let mut results = Map::new();
+    let (mut kills, mut stops) = (json!({}), json!({}));
+    for contender in COMPARED {
+        let name = contender.name();
+        let row = match contender {
+            Contender::Sim => Whole::start()?.kill(),
+            _ => kill_one(contender, peers),
+        };
+        kills[name] = row.with_context(|| format!("kill, {name}"))?;
+        println!("kill: {name}: {}", kills[name]);
+        let row = match contender {
+            Contender::Sim => Whole::start()?.stop(),
+            _ => stop_one(contender, peers),
+        };
+        stops[name] = row.with_context(|| format!("stop, {name}"))?;
+        println!("stop: {name}: {}", stops[name]);
+    }
+    for (key, of) in [
+        ("kill_failed_gets", &kills["sim"]["failed"]),
+        (
+            "kill_last_pick_after_death_ms",
+            &kills["sim"]["last_pick_after_death_ms"],
+        ),
+        (
+            "kill_back_after_restart_ms",
+            &kills["sim"]["back_after_restart_ms"],
+        ),
+        ("stop_requests_over_100_ms", &stops["sim"]["over_100_ms"]),
+        ("stop_failed", &stops["sim"]["failed"]),
+    ] {
+        results.insert(key.to_owned(), of.clone());
+    }
+    results.insert("kill_at_2000_rps".to_owned(), kills);
+    results.insert("stop_6_s_at_500_rps".to_owned(), stops);
+    results.append(&mut weights::measure(peers)?);
+    Ok(results)
+}
+
+/// Begins a load whose first second has passed when this returns.
+fn begin(plan: Plan) -> Result<(Instant, JoinHandle<Result<Taken>>)> {
+    let plan = Plan {
+        warm: Duration::ZERO,
+        cpu: Some(OTHER_CPU),
+        connections_max: 8_192,
+        ..plan
+    };
+    let load = plan.start()?;
+    std::thread::sleep(BEFORE);
+    Ok((Instant::now(), load))
+}
+
+fn finish(load: JoinHandle<Result<Taken>>) -> Result<Taken> {
+    load.join()
+        .map_err(|_| anyhow!("the load's thread panicked"))?
+}
+
+fn noticed(shots: &[Shot]) -> Value {
+    let slowest = shots.iter().map(|shot| shot.latency).max();
+    json!({
+        "requests": shots.len(),
+        "failed": shots.iter().filter(|shot| shot.failed()).count(),
+        "over_100_ms": shots.iter().filter(|shot| shot.latency > NOTICED).count(),
+        "slowest_ms": milliseconds(slowest.unwrap_or_default()),
+    })
+}
+
+fn milliseconds(span: Duration) -> f64 {
+    round_to(span.as_secs_f64() * 1e3, 0.01)
+}
+
+/// Kills the one with most of the weight, and starts it again.
+fn kill_one(contender: Contender, peers: &Peers) -> Result<Value> {
+    let mut duo = Duo::start(contender, peers)?;
+    let span = BEFORE + DEAD + AFTER_DEAD;
+    let (_, load) = begin(Plan::get(duo.users, "/", KILL_HZ, span))?;
+    duo.kill_first();
+    std::thread::sleep(DEAD);
+    duo.restart_first(peers)?;
+    let restarted = Instant::now();
+    let taken = finish(load)?;
+    let mut row = noticed(&taken.shots);
+    row["back_after_restart_ms"] =
+        back(&taken, restarted).map_or(Value::Null, |back| milliseconds(back).into());
+    Ok(row)
+}
+
+/// From `restarted` to when the first has most of the requests of a tenth of a second again.
+fn back(taken: &Taken, restarted: Instant) -> Option<Duration> {
+    let restarted = restarted.saturating_duration_since(taken.begin);
+    let mut after: Vec<&Shot> = taken
+        .shots
+        .iter()
+        .filter(|shot| shot.due >= restarted)
+        .collect();
+    after.sort_by_key(|shot| shot.due);
+    let tenth = (KILL_HZ / 10.0) as usize;
+    let window = after.windows(tenth).find(|window| {
+        let own = window.iter().filter(|shot| shot.instance == 1).count();
+        2 * own > window.len()
+    })?;
+    Some(window[0].due - restarted)
+}
+
+/// Stops the one with most of the weight for a while.
+fn stop_one(contender: Contender, peers: &Peers) -> Result<Value> {
+    let duo = Duo::start(contender, peers)?;
+    let span = BEFORE + STOPPED + AFTER_STOPPED;
+    let (_, load) = begin(Plan::get(duo.users, "/", STOP_HZ, span))?;
+    kill(duo.first()?, Signal::SIGSTOP)?;
+    std::thread::sleep(STOPPED);
+    kill(duo.first()?, Signal::SIGCONT)?;
+    Ok(noticed(&finish(load)?.shots))
+}
