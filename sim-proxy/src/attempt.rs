@@ -15,6 +15,8 @@ pub struct Attempt {
     how: How,
     entered_ns: u64,
     first: bool,
+    /// How long it takes is noted for those that choose by it.
+    paced: bool,
     ended: bool,
 }
 
@@ -30,7 +32,13 @@ pub struct Target {
 }
 
 impl Attempt {
-    pub(crate) fn enter(upstream: &Upstream, how: How, now_ns: u64, first: bool) -> Self {
+    pub(crate) fn enter(
+        upstream: &Upstream,
+        how: How,
+        now_ns: u64,
+        first: bool,
+        paced: bool,
+    ) -> Self {
         upstream.live.enter();
         let live = upstream.live.clone();
         Self {
@@ -39,6 +47,7 @@ impl Attempt {
             how,
             entered_ns: now_ns,
             first,
+            paced,
             ended: false,
         }
     }
@@ -89,7 +98,9 @@ impl Attempt {
             if self.first {
                 self.live.record_latency(micros);
             }
-            self.live.note_pace(micros, now_ns);
+            if self.paced {
+                self.live.note_pace(micros, now_ns);
+            }
         }
         self.live.ended(self.first, outcome);
     }
@@ -106,6 +117,9 @@ impl Attempt {
     /// Notes that it has taken long, up to `now_ns`, and has no answer yet: who waits for a hung instance must not
     /// look fast.
     pub(crate) fn outlasted(&self, now_ns: u64) {
+        if !self.paced {
+            return;
+        }
         let micros = self.micros_until(now_ns);
         if micros as f64 > self.live.expected_micros(now_ns) {
             self.live.note_pace(micros, now_ns);

@@ -218,7 +218,8 @@ impl Routes {
             let choice = self.choose(&snapshot, entry, now_ns)?;
             let upstream = snapshot.upstreams().get(choice.at)?;
             // Entered from here on; dropping it is taking the entry back.
-            let attempt = Attempt::enter(upstream, choice.how, now_ns, entry.first);
+            let paced = self.policy.needs_latency();
+            let attempt = Attempt::enter(upstream, choice.how, now_ns, entry.first, paced);
             // Relaxed: step B. What it must see is what step A, an Acquire, has made visible.
             if self.published.load(Ordering::Relaxed) == published {
                 if choice.how == How::Panic {

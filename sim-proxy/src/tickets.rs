@@ -27,6 +27,14 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 pub struct Tickets {
     key: u64,
     next: u64,
+    /// What decides the order of the first digit in this block; of the second in this block of blocks, for each first
+    /// one; of the third, for each two before it. Drawn once for as long as they stay the same: it is a fifth of what a
+    /// request costs otherwise.
+    first: Order,
+    second: [Order; BASE as usize],
+    third: [Order; (BASE * BASE) as usize],
+    /// What is left below the digits.
+    place: u64,
 }
 
 impl Tickets {
@@ -34,36 +42,80 @@ impl Tickets {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let key = mix(mix(seed));
+        let mut tickets = Self {
+            key,
+            next: 0,
+            first: Order::default(),
+            second: [Order::default(); _],
+            third: [Order::default(); _],
+            place: 0,
+        };
+        tickets.draw();
         // A start inside the block, so that workers started together don't agree on their first
         // picks: with few requests those are all there are.
-        Self {
-            key,
-            next: key % BASE,
-        }
+        tickets.next = key % BASE;
+        tickets
     }
 
     /// The next point.
     #[inline]
     pub fn take(&mut self) -> u64 {
-        let mut rest = self.next;
-        self.next = self.next.wrapping_add(1);
-        let mut point = 0;
-        for _ in 0..DIGITS {
-            let value = rest % BASE;
-            rest /= BASE;
-            // In an order of its own for each block, and for each part of it that is filled.
-            let drawn = mix(self.key ^ (rest << (DIGITS * DIGIT_BITS)) ^ point);
-            point = (point << DIGIT_BITS) | permuted(value, drawn);
+        if self.next.is_multiple_of(BASE) {
+            self.draw();
         }
-        let place = mix(self.key).wrapping_add(rest.wrapping_mul(GOLDEN));
-        (point << (64 - DIGITS * DIGIT_BITS)) | (place >> (DIGITS * DIGIT_BITS))
+        let values = self.next;
+        self.next = self.next.wrapping_add(1);
+        let mut point = self.first.of(values);
+        let order = &self.second[(point % BASE) as usize];
+        point = (point << DIGIT_BITS) | order.of(values >> DIGIT_BITS);
+        let order = &self.third[(point % (BASE * BASE)) as usize];
+        point = (point << DIGIT_BITS) | order.of(values >> (2 * DIGIT_BITS));
+        (point << (64 - DIGITS * DIGIT_BITS)) | self.place
+    }
+
+    /// Draws the orders that begin with the next point: anew for each block, and for each part of it that is filled.
+    fn draw(&mut self) {
+        let order = |digit: u32, before: u64| {
+            let block = self.next >> (digit * DIGIT_BITS);
+            Order::new(mix(self.key ^ (block << (DIGITS * DIGIT_BITS)) ^ before))
+        };
+        self.first = order(1, 0);
+        if self.next.is_multiple_of(BASE * BASE) {
+            self.second = std::array::from_fn(|before| order(2, before as u64));
+        }
+        if self.next.is_multiple_of(BASE * BASE * BASE) {
+            self.third = std::array::from_fn(|before| order(3, before as u64));
+            let step = (self.next >> (3 * DIGIT_BITS)).wrapping_mul(GOLDEN);
+            self.place = mix(self.key).wrapping_add(step) >> (DIGITS * DIGIT_BITS);
+        }
     }
 }
 
-/// A permutation of 0..8 out of many, by `drawn`.
-fn permuted(value: u64, drawn: u64) -> u64 {
-    let (odd, add, xor) = (drawn | 1, drawn >> 16, drawn >> 32);
-    ((value.wrapping_mul(odd).wrapping_add(add)) ^ xor) % BASE
+/// A permutation of 0..8 out of many.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(16))]
+struct Order {
+    odd: u32,
+    add: u32,
+    xor: u32,
+}
+
+impl Order {
+    fn new(drawn: u64) -> Self {
+        let [odd, add, xor] = [0, 16, 32].map(|bits| (drawn >> bits) as u32);
+        Self {
+            odd: odd | 1,
+            add,
+            xor,
+        }
+    }
+
+    /// Where `value` goes, of which the lowest digit counts.
+    #[inline]
+    fn of(self, value: u64) -> u64 {
+        let place = (value as u32).wrapping_mul(self.odd).wrapping_add(self.add) ^ self.xor;
+        u64::from(place) % BASE
+    }
 }
 
 /// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).

@@ -12,6 +12,7 @@ use crate::process;
 use crate::progress::Steps;
 use crate::setup::{self, Peers};
 
+pub(crate) mod instructions;
 mod probes;
 mod proxy;
 
@@ -35,6 +36,8 @@ pub(crate) struct Arguments {
 enum Whole {
     /// What the kernel probes cost, beside bpftrace and libbpf-tools; needs root
     Probes(probes::Arguments),
+    /// What SIM adds to a request, in instructions, by callgrind: a gate
+    Instructions(instructions::Arguments),
     /// What a request costs the proxy, beside nginx, `HAProxy` and Envoy
     Proxy(proxy::Arguments),
 }
@@ -42,6 +45,7 @@ enum Whole {
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     match &arguments.whole {
         Some(Whole::Probes(arguments)) => return probes::run(context, arguments),
+        Some(Whole::Instructions(arguments)) => return instructions::run(context, arguments),
         Some(Whole::Proxy(arguments)) => return proxy::run(context, arguments),
         None => {}
     }

@@ -50,6 +50,9 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     })?;
     let prepared = step(&mut times, "test", || test::run_prepared(context, &[]))?;
     step(&mut times, "bench smoke", || bench::smoke(context))?;
+    step(&mut times, "bench instructions", || {
+        bench::instructions::run(context, &Default::default())
+    })?;
     for arguments in DEMOS {
         step(&mut times, &format!("demo {}", arguments.join(" ")), || {
             let mut demo = demo::command(context, &prepared, Profile::Dev, arguments);

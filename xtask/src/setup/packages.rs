@@ -19,6 +19,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("python3", "python3"),       // httpbin
     ("nft", "nftables"),          // lost packets in a test
     ("losetup", "mount"),         // a slow disk in a test
+    ("valgrind", "valgrind"),     // instructions of a request
 ];
 
 /// Installs what is missing; says so where it may not.

@@ -31,6 +31,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("sim-proxy", &["sim-core", "sim-api", "sim-life"]),
     // Compiles files of sim-proxy itself, and so needs what they need.
+    (
+        "sim-proxy-instructions",
+        &["sim-core", "sim-ebpf-abi", "sim-life"],
+    ),
     ("sim-proxy-models", &["sim-core", "sim-life"]),
     ("sim-control", &["sim-core", "sim-api"]),
     (
