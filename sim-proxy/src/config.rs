@@ -65,6 +65,8 @@ pub struct WorkloadSettings {
     pub name: WorkloadName,
     /// A request for which one of them holds is its; without any, each that is no other's.
     pub conditions: Vec<Condition>,
+    /// What its instances speak.
+    pub protocol: Protocol,
 }
 
 impl From<WorkloadName> for WorkloadSettings {
@@ -73,6 +75,7 @@ impl From<WorkloadName> for WorkloadSettings {
         Self {
             name,
             conditions: Vec::new(),
+            protocol: Protocol::default(),
         }
     }
 }
@@ -109,6 +112,19 @@ impl ProxyConfig {
         }
     }
 }
+
+/// What instances speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, by prior knowledge: what gRPC needs.
+    Http2,
+}
+
+/// Protocols by the names that a configuration has for them.
+pub const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Http1, "http1"), (Protocol::Http2, "h2")];
 
 /// Connections to instances.
 #[derive(Clone, Copy, Debug)]

@@ -40,17 +40,20 @@ pub(crate) enum RetryReason {
     Malformed,
     /// The kernel said that the instance is stopped or dead, while its answer was waited for.
     Down,
+    /// The instance said that it did nothing with it.
+    Refused,
     /// No answer in the time that nearly all take; the first attempt goes on.
     Hedge,
 }
 
 impl RetryReason {
-    pub(crate) const ALL: [(Self, &'static str); 6] = [
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
         (Self::Malformed, "malformed"),
         (Self::Down, "down"),
+        (Self::Refused, "refused"),
         (Self::Hedge, "hedge"),
     ];
 }
@@ -77,7 +80,7 @@ impl ErrorSide {
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
     endings: CachePadded<[AtomicU64; 4]>,
-    retries: [AtomicU64; 6],
+    retries: [AtomicU64; 7],
     errors: [AtomicU64; 3],
     /// By reason; [`Counters::refused`] counts both these and the end.
     pub(crate) refusals: Refusals,

@@ -4,7 +4,7 @@
 use crate::attempt::Attempt;
 use crate::budget::RetryBudget;
 use crate::clock::monotonic_ns;
-use crate::config::ProxyConfig;
+use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, RetryReason};
 use crate::health::Failure;
 use crate::live::Outcome;
@@ -20,18 +20,21 @@ pub(crate) struct Dispatch {
     pub(crate) routes: Routes,
     pub(crate) counters: Counters,
     pub(crate) mirror: Arc<Mirror>,
+    /// What the instances speak.
+    pub(crate) protocol: Protocol,
     budget: RetryBudget,
     attempts_max: u8,
 }
 
 impl Dispatch {
-    pub(crate) fn new(config: &ProxyConfig, routes: Routes) -> Self {
+    pub(crate) fn new(config: &ProxyConfig, routes: Routes, protocol: Protocol) -> Self {
         let retry = config.retry;
         let mirror = Mirror::new(config.mirror, config.upstream.idle_timeout);
         Self {
             routes,
             counters: Counters::default(),
             mirror: Arc::new(mirror),
+            protocol,
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,
         }

@@ -6,20 +6,22 @@
 
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
-use crate::config::ProxyConfig;
+use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::limits::Refusal;
 use crate::live::Outcome;
 use crate::mirror::Taking;
-use crate::retry::{Exchange, is_instance_at_fault, judge, may_go_again};
+use crate::pick::How;
+use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::workloads::{Open, Workloads};
-use crate::{forwarded, framing, http2, refusal};
+use crate::{forwarded, framing, grpc, http2, refusal};
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::HOST;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
@@ -40,7 +42,8 @@ pub(crate) struct Gateway {
     workloads: Arc<Workloads>,
     client_idle_seconds: u64,
     sticky: Option<Sticky>,
-    peer_options: PeerOptions,
+    http1_options: PeerOptions,
+    http2_options: PeerOptions,
 }
 
 /// One request.
@@ -61,6 +64,12 @@ pub(crate) struct Request {
     refused: Option<Refusal>,
     /// When its body began, and what has come of it.
     body: (u64, u64),
+    /// The answer is one of gRPC: its end says how the call went.
+    call: bool,
+    /// By that, it failed.
+    call_failed: bool,
+    /// The caller's own deadline, if it is a call of gRPC.
+    deadline: Option<Duration>,
 }
 
 thread_local! {
@@ -82,6 +91,11 @@ pub(crate) async fn noting_begin<T>(general: impl Future<Output = T>) -> (T, boo
     .await
 }
 
+/// Requests at a time on one connection to an instance.
+const STREAMS_MAX: usize = 100;
+/// How often an instance is asked on a connection of HTTP/2 whether it is still there; 5 s later it isn't.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 impl Gateway {
     pub(crate) fn new(config: &ProxyConfig, workloads: Arc<Workloads>) -> Self {
         let mut peer_options = PeerOptions::new();
@@ -90,11 +104,16 @@ impl Gateway {
         peer_options.read_timeout = Some(config.upstream.read_timeout);
         peer_options.write_timeout = Some(config.upstream.write_timeout);
         peer_options.idle_timeout = Some(config.upstream.idle_timeout);
+        let mut http2_options = peer_options.clone();
+        http2_options.set_http_version(2, 2);
+        http2_options.max_h2_streams = STREAMS_MAX;
+        http2_options.h2_ping_interval = Some(PING_INTERVAL);
         Self {
             workloads,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
             sticky: config.sticky.clone(),
-            peer_options,
+            http1_options: peer_options,
+            http2_options,
         }
     }
 
@@ -192,6 +211,9 @@ impl ProxyHttp for Gateway {
             taking: None,
             refused: None,
             body: (monotonic_ns(), 0),
+            call: false,
+            call_failed: false,
+            deadline: None,
         }
     }
 
@@ -236,7 +258,16 @@ impl ProxyHttp for Gateway {
             return Err(Error::new_in(ErrorType::HTTPStatus(503)));
         };
         let mut peer = HttpPeer::new(attempt.address(), false, String::new());
-        peer.options = self.peer_options.clone();
+        let options = match dispatch.protocol {
+            Protocol::Http1 => &self.http1_options,
+            Protocol::Http2 => &self.http2_options,
+        };
+        peer.options = options.clone();
+        if grpc::is_call(session) {
+            // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
+            request.deadline = grpc::deadline(&session.req_header().headers);
+            peer.options.read_timeout = request.deadline;
+        }
         request.attempt = Some(attempt);
         Ok(Box::new(peer))
     }
@@ -311,8 +342,13 @@ impl ProxyHttp for Gateway {
         };
         // At the head of the answer, not its end: a long download must not keep a recovered
         // instance out.
-        if answer.status.is_server_error() {
+        let call = grpc::is_grpc(&answer.headers);
+        let said = grpc::status_in(&answer.headers).filter(|_| call);
+        let call_failed = said.is_some_and(grpc::is_failure);
+        if answer.status.is_server_error() || call_failed {
             dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
+        } else if call && said.is_none() && attempt.how() == How::Share {
+            // The end will tell. Who only asks whether the instance is back doesn't wait for it.
         } else if !answer.status.is_informational() {
             dispatch.routes.attempt_succeeded(attempt);
         }
@@ -327,6 +363,29 @@ impl ProxyHttp for Gateway {
         {
             answer.append_header("Set-Cookie", sticky::set_cookie_value(name, given))?;
         }
+        (request.call, request.call_failed) = (call, call_failed);
+        Ok(())
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        request: &mut Request,
+    ) -> Result<()> {
+        let said = grpc::status_in(trailers).filter(|_| request.call);
+        let (Some(attempt), Some(dispatch), Some(said)) =
+            (&request.attempt, self.dispatch(request), said)
+        else {
+            return Ok(());
+        };
+        let call_failed = grpc::is_failure(said);
+        if call_failed {
+            dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
+        } else {
+            dispatch.routes.attempt_succeeded(attempt);
+        }
+        request.call_failed = call_failed;
         Ok(())
     }
 
@@ -339,9 +398,15 @@ impl ProxyHttp for Gateway {
     ) -> BError {
         let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
         request.not = self.attempt_failed(request, failure);
-        let (reason, not) = (RetryReason::Connect, request.not);
-        let elsewhere = self.has_other(request, not);
-        let possible = may_go_again(reason, true, false, elsewhere);
+        let elsewhere = self.has_other(request, request.not);
+        let stale = is_stale(&error);
+        let reason = if stale {
+            RetryReason::Reset
+        } else {
+            RetryReason::Connect
+        };
+        request.not = request.not.filter(|_| elsewhere);
+        let possible = may_go_again(reason, true, stale, elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));
         error
     }
@@ -366,10 +431,15 @@ impl ProxyHttp for Gateway {
                 || session.as_ref().body_bytes_read() > kept,
             answer_begun: session.response_written().is_some(),
         };
-        let (failure, reason) = judge(&error, reused);
-        let failed_on = self.attempt_failed(request, Some(failure));
+        let (mut failure, reason) = judge(&error, reused);
+        if reason == RetryReason::Timeout && request.deadline.is_some() {
+            // The caller's own haste says nothing of the instance.
+            failure = None;
+        }
+        let repeatable = exchange.is_repeatable(reason == RetryReason::Refused);
+        let failed_on = self.attempt_failed(request, failure);
         let elsewhere = self.has_other(request, failed_on);
-        let possible = may_go_again(reason, exchange.is_repeatable(), reused, elsewhere);
+        let possible = may_go_again(reason, repeatable, reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));
         error
@@ -405,7 +475,7 @@ impl ProxyHttp for Gateway {
                 request.refused.get_or_insert(Refusal::Malformed);
                 Ending::Refused
             }
-            None if status < 500 => Ending::Ok,
+            None if status < 500 && !request.call_failed => Ending::Ok,
             None => Ending::Failed,
             Some(side) => {
                 self.counters(request).erred(side);

@@ -22,6 +22,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_error::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::HttpProxy;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,6 +41,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
 const USER_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the last words to a connection may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How often a user is asked whether it is still there, and how long it may take to answer: streams may be silent for
+/// hours, and of who is gone for good nothing is heard.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
 /// Requests that can't be read, of one connection, before it is closed.
 const MALFORMED_MAX: u32 = 32;
 /// Requests that the user has reset, of one connection, before it is closed if they are more than half of all.
@@ -238,6 +243,7 @@ impl Http2<'_> {
             Ok(Err(error)) => return end_of(&error),
             Err(_) => return End::Idle,
         };
+        let mut gone = pin!(gone(connection.ping_pong()));
         let streams = Arc::<Streams>::default();
         let mut shutdown = self.shutdown.clone();
         let (mut stopping, mut malformed, mut accepted) = (false, 0, 0_u64);
@@ -254,6 +260,7 @@ impl Http2<'_> {
                     continue;
                 }
                 stream = HttpSession::from_h2_conn(&mut connection, digest.clone()) => stream,
+                () = &mut gone => return farewell.map_or(End::Broken, |(end, _)| end),
                 () = streams.none_for(self.idle), if farewell.is_none() && !stopping => {
                     connection.graceful_shutdown();
                     farewell = Some((End::Idle, Instant::now() + FAREWELL));
@@ -303,6 +310,20 @@ impl Http2<'_> {
             general.process_new_http(session, &shutdown).await;
             drop(open);
         }));
+    }
+}
+
+/// Until the user doesn't answer.
+async fn gone(pings: Option<h2::PingPong>) {
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(PING_INTERVAL).await;
+        let pong = timeout(PING_PATIENCE, pings.ping(h2::Ping::opaque()));
+        if !matches!(pong.await, Ok(Ok(_))) {
+            return;
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod fast;
 mod forwarded;
 mod framing;
 mod gateway;
+mod grpc;
 pub mod health;
 mod http2;
 mod life_feed;

@@ -1,6 +1,7 @@
 //! Answers that the proxy gives itself: a status, a line that says what is wrong, nothing about
 //! the software behind it.
 
+use crate::grpc;
 use bytes::Bytes;
 use http::Method;
 use http::header::CONTENT_LENGTH;
@@ -66,9 +67,13 @@ fn fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
     .chain(again)
 }
 
-/// Answers with `status` and closes the connection, unless an answer has begun.
+/// Answers with `status` and closes the connection, unless an answer has begun. Of a call of gRPC the status is said
+/// even then.
 pub(crate) async fn write(session: &mut Session, status: u16) -> Result<()> {
     let text = text_of(status);
+    if grpc::is_call(session) {
+        return grpc::end(session, status, text).await;
+    }
     let mut header = ResponseHeader::build(status, Some(4))?;
     header.insert_header(CONTENT_LENGTH, text.len())?;
     for (name, value) in fields(status) {

@@ -10,13 +10,32 @@ use crate::health::Failure;
 use pingora_error::{Error, ErrorType};
 
 /// An error from the instance's side: what it says about the instance and why to try another.
-pub(crate) fn judge(error: &Error, reused: bool) -> (Failure, RetryReason) {
+pub(crate) fn judge(error: &Error, reused: bool) -> (Option<Failure>, RetryReason) {
     use ErrorType as E;
-    match error.etype() {
+    if is_refused(error) {
+        return (None, RetryReason::Refused);
+    }
+    let (failure, reason) = match error.etype() {
         E::ReadTimedout | E::WriteTimedout => (Failure::BadAnswer, RetryReason::Timeout),
         E::InvalidHTTPHeader | E::H1Error => (Failure::BadAnswer, RetryReason::Malformed),
         _ => (failure_of_reset(reused), RetryReason::Reset),
-    }
+    };
+    (Some(failure), reason)
+}
+
+/// Whether the instance says that it did nothing with a request: it refused the stream, or took leave before it
+/// (RFC 9113, section 8.7).
+fn is_refused(error: &Error) -> bool {
+    let error = error.root_cause().downcast_ref::<h2::Error>();
+    error.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
+}
+
+/// Whether nothing was sent since an idle connection of HTTP/2 turned out to be gone.
+pub(crate) fn is_stale(error: &Error) -> bool {
+    error.etype() == &ErrorType::H2Error
 }
 
 /// What a broken connection says about its instance. One that had served before may have met the instance's
@@ -40,6 +59,8 @@ pub(crate) fn may_go_again(
     match reason {
         // Nothing was sent, so any request may go elsewhere; to try the same again is pointless.
         RetryReason::Connect => elsewhere,
+        // It has not been acted on; whoever is about to leave may be back by another connection.
+        RetryReason::Refused => repeatable,
         // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
         // couldn't.
         RetryReason::Reset => repeatable && (elsewhere || reused),
@@ -70,9 +91,9 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// True where it may be sent again.
-    pub(crate) fn is_repeatable(self) -> bool {
-        self.idempotent && !self.body_lost && !self.answer_begun
+    /// True where it may be sent again. `untouched`: nobody has acted on it.
+    pub(crate) fn is_repeatable(self, untouched: bool) -> bool {
+        (self.idempotent || untouched) && !self.body_lost && !self.answer_begun
     }
 }
 
@@ -88,20 +109,28 @@ mod tests {
                 idempotent,
                 body_lost,
                 answer_begun,
-            }
-            .is_repeatable();
-            assert_eq!(repeatable, bits == 1);
+            };
+            assert_eq!(repeatable.is_repeatable(false), bits == 1);
+            assert_eq!(repeatable.is_repeatable(true), bits < 2);
         }
     }
 
     #[test]
     fn a_request_goes_again_where_that_may_help_and_harms_nobody() {
         use RetryReason as R;
-        for reason in [R::Connect, R::Reset, R::Timeout, R::Malformed, R::Down] {
+        for reason in [
+            R::Connect,
+            R::Reset,
+            R::Timeout,
+            R::Malformed,
+            R::Down,
+            R::Refused,
+        ] {
             for bits in 0..8 {
                 let [repeatable, reused, elsewhere] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let expected = match (reason, repeatable, reused, elsewhere) {
                     (R::Connect, _, _, elsewhere) => elsewhere,
+                    (R::Refused, repeatable, ..) => repeatable,
                     (_, false, ..) => false,
                     (R::Reset, true, true, _) => true,
                     (_, true, _, elsewhere) => elsewhere,
@@ -122,7 +151,7 @@ mod tests {
     #[test]
     fn one_reset_of_a_reused_connection_weighs_less_than_one_of_a_new_one() {
         let closed = Error::new(ErrorType::ConnectionClosed);
-        assert_eq!(judge(&closed, true).0, Failure::StaleReset);
-        assert_eq!(judge(&closed, false).0, Failure::Connect);
+        assert_eq!(judge(&closed, true).0, Some(Failure::StaleReset));
+        assert_eq!(judge(&closed, false).0, Some(Failure::Connect));
     }
 }

@@ -29,7 +29,7 @@ impl Workloads {
     pub(crate) fn new(config: &ProxyConfig) -> Self {
         let dispatch = |workload: &WorkloadSettings| {
             let routes = Routes::new(workload.name.clone(), config.eject).by(config.policy);
-            Arc::new(Dispatch::new(config, routes))
+            Arc::new(Dispatch::new(config, routes, workload.protocol))
         };
         let conditions = config.workloads.iter().map(|w| w.conditions.as_slice());
         Self {

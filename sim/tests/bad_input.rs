@@ -81,6 +81,10 @@ fn what_a_file_gets_wrong_is_named() {
             ],
         ),
         (
+            good.replace("home =", "protocol = \"h3\"\nhome ="),
+            vec!["workload.protocol = \"h3\"", "http1, h2"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { quantile = 1.0 }\n[[server]]"),
             vec!["proxy.hedge.quantile = 1", "0.5 to 0.9999"],
         ),

@@ -26,7 +26,7 @@ mod watchdog;
 mod wire;
 
 use crate::clock::{monotonic_ns, nanos};
-use crate::config::ProxyConfig;
+use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::gateway::{self, Gateway};
@@ -282,6 +282,9 @@ impl<'a> Connection<'a> {
                 Ok(dispatch) => dispatch,
                 Err(refusal) => return self.refuse(stream, refusal, head.is_head).await,
             };
+            if dispatch.protocol != Protocol::Http1 {
+                return Then::General;
+            }
             let counters = &dispatch.counters;
             let length = match head.body {
                 Framing::Length(length) if length <= limits.settings.body_replay_bytes as u64 => {

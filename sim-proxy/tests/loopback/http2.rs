@@ -1,7 +1,8 @@
 //! HTTP/2 from users, in clear text by prior knowledge.
 
-use crate::upstream::pattern;
-use crate::world::World;
+use crate::process::PROTOCOL;
+use crate::upstream::{Upstream, own_address, pattern};
+use crate::world::{World, table};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{SendRequest, handshake};
@@ -9,19 +10,19 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// One connection, over which requests go at a time.
 #[derive(Clone)]
-struct User {
-    requests: SendRequest<Full<Bytes>>,
+pub(crate) struct User {
+    pub(crate) requests: SendRequest<Full<Bytes>>,
     to: SocketAddr,
 }
 
 impl User {
     /// And the task of its connection, which ends with it.
-    async fn connect(world: &World) -> (Self, JoinHandle<Result<(), hyper::Error>>) {
+    pub(crate) async fn connect(world: &World) -> (Self, JoinHandle<Result<(), hyper::Error>>) {
         let stream = TcpStream::connect(world.proxy).await.expect("connected");
         let (requests, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -30,7 +31,7 @@ impl User {
         (Self { requests, to }, tokio::spawn(connection))
     }
 
-    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> http::request::Builder {
         Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.to))
@@ -218,4 +219,87 @@ async fn a_preface_in_pieces_is_one_and_one_behind_a_request_is_not() {
         answers.contains("HTTP/1.1 400 Bad Request\r\n"),
         "{answers}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_speak_http2_serve_users_of_either_version() {
+    let (world, _control, ups) = World::with_two_and(5_000, &[(PROTOCOL, "h2")]).await;
+    let (mut user, _connection) = User::connect(&world).await;
+    let old = world.client();
+    for length in [0, 1, 65_536, 300_000] {
+        let echo = user.request(Method::POST, "/echo");
+        let answer = user.send(echo, pattern(length)).await.expect("an answer");
+        assert_eq!(answer, (StatusCode::OK, pattern(length)));
+        let answer = old.send(Method::POST, "/echo", pattern(length)).await;
+        assert_eq!(
+            answer.expect("an answer"),
+            (StatusCode::OK, pattern(length))
+        );
+    }
+    for _ in 0..50 {
+        assert_eq!(user.get("/").await.expect("an answer").0, StatusCode::OK);
+        assert_eq!(old.get("/").await.0, StatusCode::OK);
+    }
+    let [first, second] = [&ups[0], &ups[1]].map(|up| up.counts.requests());
+    assert_eq!(first + second, 108);
+    assert!(first.abs_diff(second) <= 4, "{first} and {second}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_instance_that_speaks_http2_costs_no_get_of_either_version() {
+    let (world, _control, [first, _second]) = World::with_two_and(9_500, &[(PROTOCOL, "h2")]).await;
+    let (user, _connection) = User::connect(&world).await;
+    let mut load = JoinSet::new();
+    for _ in 0..8 {
+        let (mut user, old) = (user.clone(), world.client());
+        load.spawn(async move {
+            for _ in 0..100 {
+                assert_eq!(user.get("/").await.expect("an answer").0, StatusCode::OK);
+                assert_eq!(old.get("/").await.0, StatusCode::OK);
+            }
+        });
+    }
+    while first.counts.requests() < 400 {
+        tokio::task::yield_now().await;
+    }
+    first.kill().await;
+    load.join_all().await;
+    let metrics = world.metrics().await;
+    assert!(metrics.sum("sim_proxy_ejections_total", &["i1"]) >= 1.0);
+}
+
+/// Refuses each stream, as a server does that is about to leave.
+async fn refuser() -> SocketAddr {
+    let listener = TcpListener::bind(own_address()).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accept");
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+                while let Some(Ok((_, mut answer))) = connection.accept().await {
+                    answer.send_reset(h2::Reason::REFUSED_STREAM);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_an_instance_refused_untouched_goes_to_the_other() {
+    let (world, mut control) = World::start_with(&[(PROTOCOL, "h2")]);
+    let (refuser, up) = (refuser().await, Upstream::start("i2").await);
+    let lines = [(1, refuser, 10_000, true), (2, up.address, 0, true)];
+    control.publish(&table(1, 1, &lines)).await;
+    let (mut user, _connection) = User::connect(&world).await;
+    for _ in 0..10 {
+        let post = user.request(Method::POST, "/echo");
+        let answer = user.send(post, "a payment").await.expect("an answer");
+        assert_eq!(answer, (StatusCode::OK, "a payment".into()));
+    }
+    assert_eq!(up.counts.requests(), 10);
+    let metrics = world.metrics().await;
+    assert_eq!(metrics.sum("sim_proxy_retries_total", &["refused"]), 10.0);
+    assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
 }

@@ -2,6 +2,7 @@
 
 mod control;
 mod failure;
+mod grpc;
 mod hedging;
 mod http2;
 mod limits;

@@ -6,7 +6,7 @@ use crate::world::workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
-use sim_proxy::config::{MirrorSettings, WorkloadSettings};
+use sim_proxy::config::{MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
@@ -33,6 +33,8 @@ pub(crate) const WORKLOADS: &str = "SIM_TEST_PROXY_WORKLOADS";
 pub(crate) const MIRROR: &str = "SIM_TEST_PROXY_MIRROR";
 /// `KEY=NUMBER`, by commas; times in milliseconds.
 pub(crate) const LIMITS: &str = "SIM_TEST_PROXY_LIMITS";
+/// What instances speak: `http1` or `h2`.
+pub(crate) const PROTOCOL: &str = "SIM_TEST_PROXY_PROTOCOL";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -144,6 +146,12 @@ fn proxy_process() {
     if let Ok(limits) = std::env::var(LIMITS) {
         crate::limits::set(&mut config, &limits);
     }
+    if let Ok(protocol) = std::env::var(PROTOCOL) {
+        let known = PROTOCOLS.iter().find(|(_, name)| *name == protocol);
+        for workload in &mut config.workloads {
+            workload.protocol = known.expect("a protocol").0;
+        }
+    }
     let proxy = Proxy::bind(config).expect("free ports");
     let (users, admin) = (proxy.listen_address(), proxy.admin_address());
     // The test harness has written "test … " before, without an end of line.
@@ -163,6 +171,7 @@ fn workload_of(text: &str) -> WorkloadSettings {
     WorkloadSettings {
         name: WorkloadName::new(name).expect("valid"),
         conditions: routes.map(condition_of).collect(),
+        protocol: Protocol::Http1,
     }
 }
 

@@ -1,12 +1,12 @@
-//! An instance: a small HTTP server that counts, and that can die.
+//! An instance: a small HTTP server that counts, and that can die. It answers in the protocol that it is asked in.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -61,13 +61,17 @@ impl Counts {
     }
 }
 
+/// For one instance alone, or a test in parallel may get the port of a killed one.
+pub(crate) fn own_address() -> SocketAddr {
+    static STARTED: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let own = STARTED.fetch_add(1, Ordering::SeqCst);
+    ([127, high, low, own], 0).into()
+}
+
 impl Upstream {
     pub(crate) async fn start(name: &'static str) -> Self {
-        // An address of its own, or a test in parallel may get the port of a killed instance.
-        static STARTED: AtomicU8 = AtomicU8::new(1);
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        let own = STARTED.fetch_add(1, Ordering::SeqCst);
-        Self::start_on(name, ([127, high, low, own], 0).into()).await
+        Self::start_on(name, own_address()).await
     }
 
     pub(crate) async fn start_on(name: &'static str, address: SocketAddr) -> Self {
@@ -104,11 +108,17 @@ async fn accept(listener: TcpListener, name: &'static str, counts: Arc<Counts>) 
 
 async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
     let service = service_fn(|request| answer(request, name, counts.clone()));
+    let mut first = [0; 3];
+    let peeked = stream.peek(&mut first).await.unwrap_or_default();
+    let io = TokioIo::new(stream);
     // A reset connection is part of the tests.
-    http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .unwrap_or_default();
+    if &first[..peeked] == b"PRI" {
+        let served = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
+        served.await.unwrap_or_default();
+    } else {
+        let served = http1::Builder::new().serve_connection(io, service);
+        served.await.unwrap_or_default();
+    }
 }
 
 async fn answer(

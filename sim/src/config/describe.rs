@@ -2,6 +2,7 @@
 
 use super::{Config, Workload};
 use sim_core::workload::WorkloadSpec;
+use sim_proxy::config::Protocol;
 use sim_proxy::matching::Condition;
 
 impl Config {
@@ -12,6 +13,7 @@ impl Config {
         for Workload {
             spec: w,
             conditions,
+            protocol,
         } in &self.workloads
         {
             line(
@@ -45,7 +47,12 @@ impl Config {
                     w.slo.window.as_secs_f64()
                 ),
             );
-            line("requests", requests(conditions, self.workloads.len() == 1));
+            let spoken = match protocol {
+                Protocol::Http1 => "",
+                Protocol::Http2 => "; instances speak HTTP/2",
+            };
+            let requests = requests(conditions, self.workloads.len() == 1);
+            line("requests", format!("{requests}{spoken}"));
         }
         let sticky = self.front.sticky.as_ref();
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));

@@ -144,6 +144,8 @@ pub(super) struct WorkloadTable {
     pub(super) home: String,
     #[serde(default)]
     pub(super) route: Vec<RouteTable>,
+    #[serde(default = "http1")]
+    pub(super) protocol: String,
     #[serde(default = "predicted")]
     pub(super) standby: Standby,
     #[serde(default = "slo_minute_price")]
@@ -151,6 +153,10 @@ pub(super) struct WorkloadTable {
     pub(super) slo: SloTable,
     #[serde(default)]
     pub(super) readiness: ReadinessTable,
+}
+
+fn http1() -> String {
+    "http1".into()
 }
 
 fn predicted() -> Standby {

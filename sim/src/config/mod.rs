@@ -6,6 +6,7 @@ mod front;
 mod limits;
 mod mirror;
 mod route;
+mod upstream;
 mod validate;
 mod workload;
 
@@ -18,7 +19,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
-use sim_proxy::config::{HedgeSettings, MirrorSettings, WorkloadSettings};
+use sim_proxy::config::{HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
 use std::net::{SocketAddr, TcpListener};
@@ -62,6 +63,8 @@ pub(crate) struct Workload {
     pub(crate) spec: WorkloadSpec,
     /// Without any, each that is no other's.
     pub(crate) conditions: Vec<Condition>,
+    /// What its instances speak.
+    pub(crate) protocol: Protocol,
 }
 
 /// A valid configuration.
@@ -257,6 +260,7 @@ impl Config {
         let workload = |workload: &Workload| WorkloadSettings {
             name: workload.spec.name.clone(),
             conditions: workload.conditions.clone(),
+            protocol: workload.protocol,
         };
         let mut proxy = ProxyConfig::new(
             name,

@@ -2,7 +2,7 @@
 
 use super::file::WorkloadTable;
 use super::validate::{Rules, mebibytes};
-use super::{ConfigError, Server, Workload, route};
+use super::{ConfigError, Server, Workload, route, upstream};
 use sim_core::name::WorkloadName;
 use sim_core::workload::{Readiness, Slo, WorkloadSpec};
 
@@ -26,9 +26,14 @@ pub(super) fn all(
     for table in tables {
         let name = table.name.clone();
         let found = route::conditions(rules, &table.route).and_then(|conditions| {
+            let protocol = upstream::protocol(rules, &table.protocol)?;
             let spec = validate_workload(rules, table, servers)?;
             room_at_home(rules, &workloads, &spec, servers)?;
-            Ok(Workload { spec, conditions })
+            Ok(Workload {
+                spec,
+                conditions,
+                protocol,
+            })
         });
         let workload = found.map_err(|mut error| {
             if several {
