@@ -1,6 +1,7 @@
 //! The admin address: `/metrics`, `/live`, `/ready`.
 
 use crate::metrics;
+use crate::tls::accept::Door;
 use crate::workloads::Workloads;
 use async_trait::async_trait;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -11,12 +12,16 @@ use std::sync::Arc;
 
 pub(crate) struct Admin {
     pub(crate) workloads: Arc<Workloads>,
+    pub(crate) door: Option<Arc<Door>>,
 }
 
 impl Admin {
     fn answer(&self, path: &str) -> (StatusCode, String) {
         match path {
-            "/metrics" => (StatusCode::OK, metrics::render(&self.workloads)),
+            "/metrics" => {
+                let page = metrics::render(&self.workloads, self.door.as_deref());
+                (StatusCode::OK, page)
+            }
             "/live" => (StatusCode::OK, "live\n".to_owned()),
             "/ready" if self.workloads.are_ready() => (StatusCode::OK, "ready\n".to_owned()),
             "/ready" => (

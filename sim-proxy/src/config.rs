@@ -9,6 +9,7 @@ use crate::matching::Condition;
 use crate::policy::Policy;
 use crate::snapshot::MirrorTo;
 use crate::sticky::Sticky;
+use crate::tls::TlsSettings;
 use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,8 +25,10 @@ pub struct ProxyConfig {
     pub name: ProxyName,
     /// The workloads served here, at least one. No two may have a condition in common: [`crate::matching::shared`].
     pub workloads: Vec<WorkloadSettings>,
-    /// Where users connect. Port 0 takes any free one, see [`crate::Proxy::listen_address`].
-    pub listen: SocketAddr,
+    /// Where users connect in the clear. Port 0 takes any free one, see [`crate::Proxy::listen_address`].
+    pub listen: Option<SocketAddr>,
+    /// How they are served over TLS.
+    pub tls: Option<TlsSettings>,
     /// Where `/metrics`, `/live` and `/ready` are served.
     pub admin: SocketAddr,
     /// The control plane's Unix socket.
@@ -81,19 +84,20 @@ impl From<WorkloadName> for WorkloadSettings {
 }
 
 impl ProxyConfig {
-    /// A proxy with the default settings.
+    /// A proxy with the default settings. Without `listen` it has to be given [`Self::tls`].
     #[must_use]
     pub fn new(
         name: ProxyName,
         workloads: Vec<WorkloadSettings>,
-        listen: SocketAddr,
+        listen: impl Into<Option<SocketAddr>>,
         admin: SocketAddr,
         control_socket: PathBuf,
     ) -> Self {
         Self {
             name,
             workloads,
-            listen,
+            listen: listen.into(),
+            tls: None,
             admin,
             control_socket,
             life_sockets: Vec::new(),

@@ -8,30 +8,41 @@ use std::io::Write;
 use std::net::IpAddr;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Room for `for="[…]"` around the longest address.
-const HOP_BYTES_MAX: usize = 64;
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Room for `for="[…]";proto=https` around the longest address.
+const HOP_BYTES_MAX: usize = 80;
 
 /// Appends `client` to `X-Forwarded-For`, and to `Forwarded` (RFC 7239) where that came in, so
 /// that neither list ends before this hop.
 ///
-/// What stands in the lists already is what the user sent and as true as the user.
-pub(crate) fn append(request: &mut RequestHeader, client: IpAddr) -> Result<()> {
+/// What stands in the lists already is what the user sent and as true as the user. Whoever came over TLS (`secure`) is
+/// said to have in `X-Forwarded-Proto`, whatever stood there; else that passes, as somebody before us may have ended it.
+pub(crate) fn append(request: &mut RequestHeader, client: IpAddr, secure: bool) -> Result<()> {
     add(request, &X_FORWARDED_FOR, client)?;
+    if secure {
+        let https = HeaderValue::from_static("https");
+        request.insert_header(X_FORWARDED_PROTO, https)?;
+    }
     if request.headers.contains_key(FORWARDED) {
-        add(request, &FORWARDED, Node(client))?;
+        add(request, &FORWARDED, Node { client, secure })?;
     }
     Ok(())
 }
 
 /// A user as `Forwarded` names it.
-pub(crate) struct Node(pub(crate) IpAddr);
+pub(crate) struct Node {
+    pub(crate) client: IpAddr,
+    /// It came over TLS.
+    pub(crate) secure: bool,
+}
 
 impl Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(v4) => write!(f, "for={v4}"),
-            IpAddr::V6(v6) => write!(f, "for=\"[{v6}]\""),
+        match self.client {
+            IpAddr::V4(v4) => write!(f, "for={v4}")?,
+            IpAddr::V6(v6) => write!(f, "for=\"[{v6}]\"")?,
         }
+        f.write_str(if self.secure { ";proto=https" } else { "" })
     }
 }
 
@@ -61,12 +72,16 @@ fn add(request: &mut RequestHeader, name: &HeaderName, hop: impl Display) -> Res
 mod tests {
     use super::*;
 
-    fn forwarded(sent: &[(&'static str, &'static str)], client: &str) -> RequestHeader {
+    fn forwarded(
+        sent: &[(&'static str, &'static str)],
+        client: &str,
+        secure: bool,
+    ) -> RequestHeader {
         let mut request = RequestHeader::build("GET", b"/", None).expect("valid");
         for &(name, value) in sent {
             request.append_header(name, value).expect("valid");
         }
-        append(&mut request, client.parse().expect("an address")).expect("appended");
+        append(&mut request, client.parse().expect("an address"), secure).expect("appended");
         request
     }
 
@@ -78,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_client_is_named() {
-        let request = forwarded(&[], "10.0.0.7");
+        let request = forwarded(&[], "10.0.0.7", false);
         assert_eq!(value(&request, "x-forwarded-for"), "10.0.0.7");
         assert!(!request.headers.contains_key("forwarded"));
     }
@@ -90,7 +105,7 @@ mod tests {
             ("X-Forwarded-For", "2.2.2.2"),
             ("Forwarded", "for=1.1.1.1"),
         ];
-        let request = forwarded(&sent, "2001:db8::1");
+        let request = forwarded(&sent, "2001:db8::1", false);
         assert_eq!(
             value(&request, "x-forwarded-for"),
             "1.1.1.1, 2.2.2.2, 2001:db8::1"
@@ -99,5 +114,22 @@ mod tests {
             value(&request, "forwarded"),
             "for=1.1.1.1, for=\"[2001:db8::1]\""
         );
+    }
+
+    #[test]
+    fn who_came_over_tls_is_said_to_and_nobody_else_says_it() {
+        let sent = [
+            ("X-Forwarded-Proto", "http"),
+            ("X-Forwarded-Proto", "ftp"),
+            ("Forwarded", "for=1.1.1.1"),
+        ];
+        let request = forwarded(&sent, "10.0.0.7", true);
+        assert_eq!(value(&request, "x-forwarded-proto"), "https");
+        assert_eq!(
+            value(&request, "forwarded"),
+            "for=1.1.1.1, for=10.0.0.7;proto=https"
+        );
+        let request = forwarded(&sent[1..], "10.0.0.7", false);
+        assert_eq!(value(&request, "x-forwarded-proto"), "ftp");
     }
 }

@@ -281,9 +281,12 @@ impl ProxyHttp for Gateway {
         if session.is_http2() {
             http2::join_cookies(upstream_request)?;
         }
+        let secure = session
+            .digest()
+            .is_some_and(|digest| digest.ssl_digest.is_some());
         let client = session.client_addr().and_then(|a| a.as_inet());
         client.map_or(Ok(()), |client| {
-            forwarded::append(upstream_request, client.ip())
+            forwarded::append(upstream_request, client.ip(), secure)
         })?;
         if let Some(taking) = &mut request.taking {
             taking.again();

@@ -45,6 +45,7 @@ pub mod sticky;
 mod stop;
 mod sync;
 pub mod tickets;
+pub mod tls;
 mod workloads;
 
 pub use config::ProxyConfig;
@@ -53,7 +54,7 @@ use admin::Admin;
 use fast::FastPath;
 use gateway::Gateway;
 use life_feed::LifeFeed;
-use listener::{Bound, bind};
+use listener::{Bound, bind, bind_users};
 use overdue::Follow;
 use pingora_core::listeners::ListenerConfig;
 use pingora_core::protocols::l4::stream::L4BufferSettings;
@@ -66,6 +67,8 @@ use session::ControlSessions;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use stop::Stop;
+use tls::accept::Door;
+use tls::watch::Watch;
 use tokio::sync::{Mutex, watch};
 use workloads::Workloads;
 
@@ -89,6 +92,12 @@ pub enum ProxyError {
     /// Worker threads must be at least one.
     #[error("proxy.threads 0: at least 1 is needed")]
     NoThreads,
+    /// Users need an address to connect to.
+    #[error("proxy.listen: none, and no proxy.tls.listen; at least one is needed")]
+    NoListener,
+    /// A certificate or key isn't good.
+    #[error(transparent)]
+    Tls(#[from] tls::Fault),
 }
 
 fn reason(error: &std::io::Error) -> String {
@@ -117,35 +126,47 @@ pub fn run(
 #[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
-    listen: TcpListener,
+    /// By address.
+    users: Vec<(String, TcpListener)>,
     admin: TcpListener,
+    door: Option<Arc<Door>>,
 }
 
 impl Proxy {
-    /// Binds both addresses of `config`.
+    /// Binds the addresses of `config`.
     ///
     /// # Errors
-    /// Where one can't be listened on.
+    /// Where one can't be listened on, or a certificate isn't good.
     pub fn bind(mut config: ProxyConfig) -> Result<Self, ProxyError> {
         if config.threads == 0 {
             return Err(ProxyError::NoThreads);
         }
-        let listen = bind("proxy.listen", config.listen)?;
+        let users = bind_users(&mut config)?;
         let admin = bind("proxy.admin", config.admin)?;
         // Whoever asked for port 0 got another.
-        config.listen = listen.local_addr().unwrap_or(config.listen);
         config.admin = admin.local_addr().unwrap_or(config.admin);
+        let door = match &config.tls {
+            Some(tls) => Some(Arc::new(Door::new(tls, config.listen.is_none())?)),
+            None => None,
+        };
         Ok(Self {
             config,
-            listen,
+            users,
             admin,
+            door,
         })
     }
 
-    /// Where users connect.
+    /// Where users connect in the clear.
     #[must_use]
-    pub fn listen_address(&self) -> SocketAddr {
+    pub fn listen_address(&self) -> Option<SocketAddr> {
         self.config.listen
+    }
+
+    /// Where they connect over TLS.
+    #[must_use]
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.config.tls.as_ref().map(|tls| tls.listen)
     }
 
     /// Where metrics are served.
@@ -160,8 +181,9 @@ impl Proxy {
     pub fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
         let Self {
             config,
-            listen,
+            users,
             admin,
+            door,
         } = self;
         let workloads = Arc::new(Workloads::new(&config));
         let (stop, stopped) = watch::channel(false);
@@ -180,31 +202,36 @@ impl Proxy {
 
         let gateway = Gateway::new(&config, workloads.clone());
         let general = Arc::new(http_proxy(&server.configuration, gateway));
-        let fast = FastPath::new(&config, workloads.clone(), general);
+        let fast = FastPath::new(&config, workloads.clone(), general, door.clone());
         let mut proxy = listening::Service::new("proxy".to_owned(), fast);
-        let address = config.listen.to_string();
         let buffer = L4BufferSettings::unbuffered().write(CLIENT_WRITE_BUFFER);
-        proxy.add_listener(ListenerConfig::tcp(address.clone()).l4_buffer(buffer));
-        let listener = Some((address, listen));
+        for (address, _) in &users {
+            proxy.add_listener(ListenerConfig::tcp(address.clone()).l4_buffer(buffer));
+        }
         server.add_service(Bound {
             service: proxy,
-            listener,
+            listeners: users,
             stop: stopped.clone(),
         });
 
         let app = Admin {
             workloads: workloads.clone(),
+            door: door.clone(),
         };
         let mut metrics = listening::Service::new("admin".to_owned(), app);
         metrics.threads = Some(1);
         let address = config.admin.to_string();
         metrics.add_tcp(&address);
-        let listener = Some((address, admin));
         server.add_service(Bound {
             service: metrics,
-            listener,
+            listeners: vec![(address, admin)],
             stop: stopped,
         });
+
+        if let Some(door) = &door {
+            let watch = Watch(door.watched());
+            server.add_service(background_service("certificates", watch));
+        }
 
         let follow = Follow {
             settings: config.hedge,

@@ -1,7 +1,7 @@
 //! Listeners bound by us. Pingora binds inside a running service, retries for 30 s and panics;
 //! a port in use must be one clean line before anything has started.
 
-use crate::ProxyError;
+use crate::{ProxyConfig, ProxyError};
 use async_trait::async_trait;
 use pingora_core::server::{ListenFds, RuntimeOpts, ShutdownWatch};
 use pingora_core::services::Service;
@@ -21,12 +21,35 @@ pub(crate) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener
     })
 }
 
-/// A Pingora service on a listener that is bound already, stopped by `stop` rather than by the
+/// Binds where users connect, in the clear, over TLS or both; `config` is told the ports.
+pub(crate) fn bind_users(
+    config: &mut ProxyConfig,
+) -> Result<Vec<(String, TcpListener)>, ProxyError> {
+    let clear = config
+        .listen
+        .as_mut()
+        .map(|listen| ("proxy.listen", listen));
+    let tls = config.tls.as_mut();
+    let tls = tls.map(|tls| ("proxy.tls.listen", &mut tls.listen));
+    let bound = clear.into_iter().chain(tls).map(|(key, address)| {
+        let listener = bind(key, *address)?;
+        // Whoever asked for port 0 got another.
+        *address = listener.local_addr().unwrap_or(*address);
+        Ok((address.to_string(), listener))
+    });
+    let bound = bound.collect::<Result<Vec<_>, ProxyError>>()?;
+    if bound.is_empty() {
+        return Err(ProxyError::NoListener);
+    }
+    Ok(bound)
+}
+
+/// A Pingora service on listeners that are bound already, stopped by `stop` rather than by the
 /// server: Pingora's own graceful stop sleeps for a fixed time and then cuts what is in flight.
 pub(crate) struct Bound<S> {
     pub(crate) service: S,
-    /// The address under which `service` knows the listener, and the listener.
-    pub(crate) listener: Option<(String, TcpListener)>,
+    /// The address under which `service` knows a listener, and the listener.
+    pub(crate) listeners: Vec<(String, TcpListener)>,
     pub(crate) stop: ShutdownWatch,
 }
 
@@ -40,9 +63,11 @@ impl<S: Service> Service for Bound<S> {
     ) {
         // The table through which a running server hands its listeners to its successor; Pingora
         // takes a listener from there before it binds one.
-        if let (Some(fds), Some((address, listener))) = (&fds, self.listener.take()) {
-            fds.lock()
-                .add(address, OwnedFd::from(listener).into_raw_fd());
+        if let Some(fds) = &fds {
+            let mut fds = fds.lock();
+            for (address, listener) in self.listeners.drain(..) {
+                fds.add(address, OwnedFd::from(listener).into_raw_fd());
+            }
         }
         self.service
             .start_service(fds, self.stop.clone(), listeners_per_fd)

@@ -8,6 +8,8 @@ use crate::limits::{Crowd, Limits, Refusal};
 use crate::live::{InstanceLive, Totals};
 use crate::routes::Routes;
 use crate::snapshot::Snapshot;
+use crate::tls::accept::Door;
+use crate::tls::watch::Reloads;
 use crate::workloads::Workloads;
 use sim_core::histogram::{bucket_mid_micros, bucket_of};
 use sim_core::table::FULL_BP;
@@ -26,7 +28,7 @@ fn bounds_micros() -> impl Iterator<Item = u64> {
 type Reading = (Arc<InstanceLive>, Totals);
 
 /// The page. Samples without a workload are of requests that reached none.
-pub(crate) fn render(workloads: &Workloads) -> String {
+pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
     let now_ns = monotonic_ns();
     let mut page = Page::new(&[]);
     for Dispatch {
@@ -62,6 +64,10 @@ pub(crate) fn render(workloads: &Workloads) -> String {
     );
     for (reason, count) in workloads.refused() {
         page.sample(&[("reason", &reason)], count);
+    }
+    if let Some(door) = door {
+        door.render(&mut page);
+        Reloads::render(&mut page, &[("downstream", door.reloads())]);
     }
     page.finish()
 }

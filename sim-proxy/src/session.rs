@@ -175,7 +175,9 @@ impl ControlSession {
         } = &*self.dispatch;
         let sample = ledger.draft(routes, counters, monotonic_ns());
         let mut report = sim_api::proxy_report(&self.config.name, routes.workload(), &sample);
-        report.listen = self.config.listen.to_string();
+        let tls = self.config.tls.as_ref().map(|tls| tls.listen);
+        let users = self.config.listen.or(tls);
+        report.listen = users.map_or_else(String::new, |listen| listen.to_string());
         report
     }
 

@@ -3,6 +3,6 @@
 //! The modules with such a protocol take them from here. Package `sim-proxy-models` compiles the same modules, and
 //! gives them loom's in their place.
 
-pub use arc_swap::{ArcSwap, Guard};
+pub(crate) use arc_swap::{ArcSwap, Guard};
 pub(crate) use sim_core::histogram::BUCKETS as LATENCY_BUCKETS;
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};

@@ -55,9 +55,9 @@ async fn supervise(config: &Config) -> anyhow::Result<()> {
                 .map(|w| w.spec.name.as_str())
                 .collect();
             tracing::info!(
-                "{}: served at http://{}; metrics at http://{}/metrics; ask with: sim status --config {}",
+                "{}: served at {}; metrics at http://{}/metrics; ask with: sim status --config {}",
                 names.join(", "),
-                config.front.listen,
+                config.front.urls(),
                 config.front.admin,
                 config.path.display()
             );

@@ -68,6 +68,13 @@ fn what_a_file_gets_wrong_is_named() {
     let dir = tempfile::tempdir().expect("dir");
     let good = good(dir.path());
     let server = "[[server]]\nname = \"a\"\ncpus = 1.0\n";
+    let tls =
+        |keys: &str, certificates: &str| format!("[proxy.tls]\n{keys}\n{certificates}\n[[server]]");
+    let one = "[[proxy.tls.certificate]]\nchain = \"/no/such.pem\"\nkey = \"/no/such.key\"";
+    let listen = good.lines().find(|line| line.starts_with("listen"));
+    let listen = listen.expect("a line").to_owned();
+    let clear = listen.split('"').nth(1).expect("an address");
+    let without_listen = good.replace(&format!("{listen}\n"), "");
     let cases = [
         (
             good.replace("cgroup =", "cgruop ="),
@@ -148,6 +155,22 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.limits.headers = 0", "1 to 256"],
         ),
         (
+            without_listen.clone(),
+            vec!["proxy.listen = (none)", "or proxy.tls.listen"],
+        ),
+        (
+            good.replace("[[server]]", &tls("listen = \"443\"", one)),
+            vec!["proxy.tls.listen = \"443\"", "ip:port"],
+        ),
+        (
+            good.replace("[[server]]", &tls(&format!("listen = \"{clear}\""), one)),
+            vec!["proxy.tls.listen", "must differ from proxy.listen"],
+        ),
+        (
+            without_listen.replace("[[server]]", &tls("listen = \"127.0.0.1:0\"", one)),
+            vec!["proxy.tls.certificate[0].chain: /no/such.pem: can't be read"],
+        ),
+        (
             good.replace(
                 "[[server]]",
                 "limits = { header_timeout_s = 0 }\n[[server]]",
@@ -161,6 +184,33 @@ fn what_a_file_gets_wrong_is_named() {
         (
             good.replace("[[server]]", "limits = { requests_burst = 0 }\n[[server]]"),
             vec!["proxy.limits.requests_burst = 0", "1 to 1000000"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                &tls("listen = \"127.0.0.1:0\"\nversion_min = \"1.1\"", one),
+            ),
+            vec!["proxy.tls.version_min = \"1.1\"", "\"1.2\" or \"1.3\""],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                &tls("listen = \"127.0.0.1:0\"", "certificate = []"),
+            ),
+            vec!["proxy.tls.certificate = []", "at least one"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                &tls(
+                    "listen = \"127.0.0.1:0\"",
+                    &format!("{one}\nnames = [\"a..b\"]"),
+                ),
+            ),
+            vec![
+                "proxy.tls.certificate[0].names = \"a..b\"",
+                "*.shop.example",
+            ],
         ),
         (
             good.replace("bound_ms = 100", "bound_ms = 0"),

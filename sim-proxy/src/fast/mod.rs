@@ -36,6 +36,7 @@ use crate::mirror::Copying;
 use crate::retry::may_go_again;
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
+use crate::tls::accept::Door;
 use crate::workloads::Workloads;
 use async_trait::async_trait;
 use buffers::Buffer;
@@ -69,11 +70,14 @@ pub(crate) struct FastPath {
     client_idle_ns: u64,
     client_idle_seconds: u64,
     sticky: Option<Sticky>,
+    door: Option<Arc<Door>>,
 }
 
 /// What becomes of a connection.
 enum Then {
     Close,
+    /// Without a word: what was sent is not whole, and must not look so.
+    Cut,
     /// The next request is for the general path.
     General,
     /// It is one of HTTP/2.
@@ -85,6 +89,7 @@ enum Then {
 enum After {
     Keep,
     Close,
+    Cut,
 }
 
 impl FastPath {
@@ -92,9 +97,11 @@ impl FastPath {
         config: &ProxyConfig,
         workloads: Arc<Workloads>,
         general: Arc<HttpProxy<Gateway>>,
+        door: Option<Arc<Door>>,
     ) -> Self {
         Self {
             workloads,
+            door,
             general,
             timeouts: Timeouts::new(&config.upstream, config.threads),
             client_idle_ns: nanos(config.client_idle_timeout),
@@ -123,13 +130,19 @@ impl ServerApp for FastPath {
         let client = stream.get_socket_digest();
         let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
         let visit = self.workloads.limits.enter(client)?;
+        if let Some(door) = &self.door
+            && door.is_for(&stream)
+        {
+            // Boxed, so that connections in the clear are no larger for it.
+            stream = Box::pin(door.accept(stream)).await?;
+        }
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             self.http2(shutdown).serve(stream).await;
             return None;
         }
         let mut connection = Connection {
             path: self,
-            via: Via::of(client),
+            via: Via::of(client, stream.get_ssl().is_some()),
             source: client.map(SessionKey::of_address),
             stop: Stop::new(shutdown),
             watchdog: Watchdog::new(),
@@ -143,7 +156,7 @@ impl ServerApp for FastPath {
         };
         loop {
             match connection.serve(&mut stream).await {
-                Then::Close => return None,
+                Then::Cut => return None,
                 Then::Http2 => {
                     let Some(stream) = http2::rewound(stream, &connection.arrived) else {
                         self.workloads.outside.http2.ended(http2::End::Protocol);
@@ -151,6 +164,10 @@ impl ServerApp for FastPath {
                     };
                     drop(connection);
                     self.http2(shutdown).serve(stream).await;
+                    return None;
+                }
+                Then::Close => {
+                    connection.say_goodbye(&mut stream).await;
                     return None;
                 }
                 Then::General => {
@@ -348,8 +365,10 @@ impl<'a> Connection<'a> {
             if let Some(copying) = self.copying.take() {
                 dispatch.mirror.offer_question(*copying, &question);
             }
-            if after == After::Close {
-                return Then::Close;
+            match after {
+                After::Keep => {}
+                After::Close => return Then::Close,
+                After::Cut => return Then::Cut,
             }
         }
     }

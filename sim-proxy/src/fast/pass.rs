@@ -1,4 +1,4 @@
-//! An answer on its way to the user.
+//! The way back: an answer on its way to the user, and the end of a request.
 
 use super::exchange::Answered;
 use super::wire::{self, Cut, Patience};
@@ -129,5 +129,5 @@ fn cut_off(dispatch: &Dispatch, attempt: Attempt, failure: Failure) -> After {
     dispatch.attempt_failed(attempt, Some(failure));
     dispatch.counters.erred(ErrorSide::Upstream);
     dispatch.counters.ended(Ending::Failed);
-    After::Close
+    After::Cut
 }

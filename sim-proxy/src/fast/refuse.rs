@@ -7,8 +7,9 @@ use crate::counters::{Counters, Ending, ErrorSide};
 use crate::limits::Refusal;
 use crate::refusal;
 use pingora_core::protocols::Stream;
-use tokio::io::AsyncWriteExt as _;
 
+/// How long the last bytes of a connection may take to be gone, ns.
+const GOODBYE_NS: u64 = 500_000_000;
 /// How long a connection that is to be closed is read from, ns, and how much.
 const LINGER_NS: u64 = 500_000_000;
 const LINGER_BYTES_MAX: usize = 1_024 * 1_024;
@@ -94,9 +95,16 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Over TLS, that nothing more comes: an answer may end so, and one that was cut off must not look the same.
+    pub(super) async fn say_goodbye(&mut self, stream: &mut Stream) {
+        if stream.get_ssl().is_some() {
+            wire::end(stream, &mut self.watchdog, GOODBYE_NS).await;
+        }
+    }
+
     /// Takes what the user is still sending: the kernel would answer it with a reset, which may overtake the page.
     async fn linger(&mut self, stream: &mut Stream) {
-        if stream.shutdown().await.is_err() {
+        if !wire::end(stream, &mut self.watchdog, GOODBYE_NS).await {
             return;
         }
         let deadline_ns = monotonic_ns().saturating_add(LINGER_NS);

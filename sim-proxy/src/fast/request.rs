@@ -205,6 +205,9 @@ fn take(
                 forwarded = true;
                 continue;
             }
+            // Whoever ended TLS knows; in the clear somebody before us may have.
+            Kind::ForwardedProto if via.names_protocol() => continue,
+            Kind::ForwardedProto => {}
             Kind::HopByHop => continue,
             Kind::Rare => return None,
         }
@@ -231,6 +234,7 @@ fn take(
     } else {
         via.write_forwarded_for(std::iter::empty(), out);
     }
+    via.write_forwarded_proto(out);
     if forwarded {
         via.write_forwarded(values(Kind::Forwarded), out);
     }
@@ -250,6 +254,7 @@ enum Kind {
     Connection,
     ForwardedFor,
     Forwarded,
+    ForwardedProto,
     /// It is for us alone, and goes no further.
     HopByHop,
     /// It asks for what the fast path doesn't do.
@@ -273,6 +278,7 @@ fn kind(name: &str) -> Kind {
         15 if is("x-forwarded-for") => Kind::ForwardedFor,
         16 if is("proxy-connection") => Kind::HopByHop,
         17 if is("transfer-encoding") => Kind::Coding,
+        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
         19 if is("proxy-authorization") => Kind::HopByHop,
         _ => Kind::Plain,
     }
@@ -329,7 +335,7 @@ mod tests {
 
     fn seen(text: &str) -> (Seen, String) {
         let mut out = Vec::new();
-        let via = Via::of(Some("10.0.0.7".parse().expect("an address")));
+        let via = Via::of(Some("10.0.0.7".parse().expect("an address")), false);
         let reader = Reader {
             via: &via,
             sticky: None,

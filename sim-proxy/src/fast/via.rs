@@ -7,6 +7,8 @@ use std::net::IpAddr;
 #[derive(Debug, Default)]
 pub(super) struct Via {
     hop: Option<Hop>,
+    /// The user came over TLS.
+    secure: bool,
 }
 
 #[derive(Debug)]
@@ -17,20 +19,25 @@ struct Hop {
 }
 
 impl Via {
-    /// Of a user at `client`; nothing is added where that isn't known.
-    pub(super) fn of(client: Option<IpAddr>) -> Self {
+    /// Of a user at `client`; nothing is added where that isn't known. `secure`: it came over TLS.
+    pub(super) fn of(client: Option<IpAddr>, secure: bool) -> Self {
         let hop = client.map(|client| Hop {
             address: client.to_string().into(),
-            node: Node(client).to_string().into(),
+            node: Node { client, secure }.to_string().into(),
         });
-        Self { hop }
+        Self { hop, secure }
+    }
+
+    /// Whether this hop says how the user came, and nobody else does.
+    pub(super) fn names_protocol(&self) -> bool {
+        self.secure
     }
 
     /// Bytes that a head may grow by.
     pub(super) fn room(&self) -> usize {
         const NAMES: usize = "X-Forwarded-For: , \r\nForwarded: , \r\n".len();
         let hop = |hop: &Hop| hop.address.len() + hop.node.len();
-        NAMES + self.hop.as_ref().map_or(0, hop)
+        NAMES + FORWARDED_PROTO.len() + self.hop.as_ref().map_or(0, hop)
     }
 
     /// The field `X-Forwarded-For` with `values` and this hop.
@@ -43,6 +50,13 @@ impl Via {
         write(b"X-Forwarded-For: ", values, hop, out);
     }
 
+    /// The field `X-Forwarded-Proto`, if it is for this hop to say.
+    pub(super) fn write_forwarded_proto(&self, out: &mut Vec<u8>) {
+        if self.secure {
+            out.extend_from_slice(FORWARDED_PROTO);
+        }
+    }
+
     /// The field `Forwarded` with `values` and this hop.
     pub(super) fn write_forwarded<'a>(
         &'a self,
@@ -53,6 +67,8 @@ impl Via {
         write(b"Forwarded: ", values, hop, out);
     }
 }
+
+const FORWARDED_PROTO: &[u8] = b"X-Forwarded-Proto: https\r\n";
 
 fn write<'a>(
     name: &[u8],

@@ -87,6 +87,21 @@ pub(super) async fn write(
     .await
 }
 
+/// Says that nothing more comes; whether the other side took it in time.
+pub(super) async fn end(
+    io: &mut (impl AsyncWrite + Unpin + ?Sized),
+    watchdog: &mut Watchdog,
+    patience_ns: u64,
+) -> bool {
+    let deadline_ns = after(monotonic_ns(), patience_ns);
+    poll_fn(|context| match Pin::new(&mut *io).poll_shutdown(context) {
+        Poll::Ready(ended) => Poll::Ready(ended.is_ok()),
+        Poll::Pending if watchdog.is_over(deadline_ns, context) => Poll::Ready(false),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
 fn poll_write_all(
     mut io: Pin<&mut (impl AsyncWrite + ?Sized)>,
     context: &mut Context<'_>,

@@ -11,6 +11,7 @@ use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
 use sim_proxy::sticky::Sticky;
+use sim_proxy::tls::{CertificateFiles, TlsSettings, TlsVersion};
 use sim_proxy::{Proxy, ProxyConfig};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::SocketAddr;
@@ -35,12 +36,18 @@ pub(crate) const MIRROR: &str = "SIM_TEST_PROXY_MIRROR";
 pub(crate) const LIMITS: &str = "SIM_TEST_PROXY_LIMITS";
 /// What instances speak: `http1` or `h2`.
 pub(crate) const PROTOCOL: &str = "SIM_TEST_PROXY_PROTOCOL";
+/// Certificates for users over TLS: `CHAIN=KEY`, separated by commas.
+pub(crate) const TLS: &str = "SIM_TEST_PROXY_TLS";
+/// With any value: names that no certificate is for are refused.
+pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
+/// With any value: there is no listener but the one for TLS.
+pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
 pub(crate) struct ProxyProcess {
-    /// Of users, of the admin.
-    pub(crate) addresses: [SocketAddr; 2],
+    /// Of the admin, of users in the clear, over TLS.
+    pub(crate) addresses: [Option<SocketAddr>; 3],
     child: Child,
     /// Open to the end, or the proxy's last words would break it.
     _output: Lines<BufReader<ChildStdout>>,
@@ -65,8 +72,8 @@ impl ProxyProcess {
             .expect("the proxy tells its addresses");
         let mut addresses = line
             .split(' ')
-            .map(|address| address.parse().expect("an address"));
-        let addresses = std::array::from_fn(|_| addresses.next().expect("two addresses"));
+            .map(|address| (address != "-").then(|| address.parse().expect("an address")));
+        let addresses = std::array::from_fn(|_| addresses.next().expect("three addresses"));
         Self {
             addresses,
             child,
@@ -152,10 +159,22 @@ fn proxy_process() {
             workload.protocol = known.expect("a protocol").0;
         }
     }
+    config.tls = std::env::var(TLS).ok().map(|files| TlsSettings {
+        listen: any,
+        certificates: files.split(',').map(certificate_files).collect(),
+        version_min: TlsVersion::V12,
+        strict_sni: std::env::var_os(STRICT_SNI).is_some(),
+    });
+    if std::env::var_os(TLS_ALONE).is_some() {
+        config.listen = None;
+    }
     let proxy = Proxy::bind(config).expect("free ports");
-    let (users, admin) = (proxy.listen_address(), proxy.admin_address());
+    let or_none = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
+    let [users, secure] = [proxy.listen_address(), proxy.tls_address()].map(or_none);
+    let admin = proxy.admin_address();
     // The test harness has written "test … " before, without an end of line.
-    writeln!(std::io::stdout(), "\n{ADDRESSES}{users} {admin}").expect("a parent that reads");
+    writeln!(std::io::stdout(), "\n{ADDRESSES}{admin} {users} {secure}")
+        .expect("a parent that reads");
     let (gone, parent_gone) = oneshot::channel::<()>();
     std::thread::spawn(move || {
         std::io::stdin().read_to_end(&mut vec![]).expect("a pipe");
@@ -184,4 +203,13 @@ fn condition_of(text: &str) -> Condition {
     let host = Some(host).filter(|host| *host != "*");
     let fields = words.map(|word| word.split_once(':').expect("a field"));
     Condition::new(host, Some(&format!("/{path}")), fields).expect("valid")
+}
+
+fn certificate_files(files: &str) -> CertificateFiles {
+    let (chain, key) = files.split_once('=').expect("two files");
+    CertificateFiles {
+        chain: chain.into(),
+        key: key.into(),
+        names: Vec::new(),
+    }
 }

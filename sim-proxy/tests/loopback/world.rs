@@ -1,13 +1,13 @@
 //! A proxy, its control plane, and its users.
 
 use crate::control::Control;
-use crate::process::ProxyProcess;
+use crate::process::{ProxyProcess, TLS};
+use crate::secure::{Connector, NAME, Way, clear, over_tls};
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
@@ -22,8 +22,13 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 pub(crate) struct World {
+    /// Where users connect in the clear.
     pub(crate) proxy: SocketAddr,
+    /// Where they connect over TLS, if they can.
+    pub(crate) secure: Option<SocketAddr>,
     pub(crate) admin: SocketAddr,
+    /// How its clients connect.
+    way: Way,
     pub(crate) socket: PathBuf,
     _directory: TempDir,
     process: ProxyProcess,
@@ -73,11 +78,14 @@ impl World {
         let socket = directory.path().join("control.sock");
         let control = Control::start(&socket);
         let process = ProxyProcess::start(&socket, settings);
-        let [proxy, admin] = process.addresses;
+        let [admin, proxy, secure] = process.addresses;
+        let none = SocketAddr::from(([0, 0, 0, 0], 0));
         (
             Self {
-                proxy,
-                admin,
+                proxy: proxy.unwrap_or(none),
+                secure,
+                admin: admin.expect("always there"),
+                way: Way::Clear,
                 socket,
                 _directory: directory,
                 process,
@@ -101,11 +109,35 @@ impl World {
         (world, control, ups)
     }
 
-    pub(crate) fn client(&self) -> User {
-        User {
-            client: Client::builder(TokioExecutor::new()).build_http(),
-            to: self.proxy,
+    /// Two instances, whose clients come by `way`.
+    pub(crate) async fn with_two_by(
+        way: Way,
+        first_bp: u16,
+        settings: &[(&str, &str)],
+    ) -> (Self, Control, [Upstream; 2]) {
+        let mut settings = settings.to_vec();
+        let files = way.files();
+        if let Some(files) = &files {
+            settings.push((TLS, files));
         }
+        let (mut world, control, ups) = Self::with_two_and(first_bp, &settings).await;
+        world.way = way;
+        (world, control, ups)
+    }
+
+    pub(crate) fn way(&self) -> &Way {
+        &self.way
+    }
+
+    pub(crate) fn client(&self) -> User {
+        let (connector, to) = match &self.way {
+            Way::Clear => (clear(), self.proxy),
+            Way::Tls(certificates) => (
+                over_tls(certificates.trusted(), NAME),
+                self.secure.expect("a listener for TLS"),
+            ),
+        };
+        User::by(connector, to)
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -116,10 +148,7 @@ impl World {
     }
 
     async fn page(&self, path: &str) -> (StatusCode, String) {
-        let admin = User {
-            to: self.admin,
-            ..self.client()
-        };
+        let admin = User::by(clear(), self.admin);
         let (status, body) = admin
             .send(Method::GET, path, "")
             .await
@@ -203,11 +232,16 @@ impl Metrics {
 
 #[derive(Clone)]
 pub(crate) struct User {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     to: SocketAddr,
 }
 
 impl User {
+    pub(crate) fn by(connector: Connector, to: SocketAddr) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Self { client, to }
+    }
+
     pub(crate) async fn send(
         &self,
         method: Method,

@@ -4,6 +4,8 @@ use super::{Config, Workload};
 use sim_core::workload::WorkloadSpec;
 use sim_proxy::config::Protocol;
 use sim_proxy::matching::Condition;
+use sim_proxy::tls::Certificates;
+use std::time::SystemTime;
 
 impl Config {
     /// Every value that matters, defaults included, a line each.
@@ -58,10 +60,7 @@ impl Config {
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));
         line(
             "proxy",
-            format!(
-                "http://{}, split {}{sticky}",
-                self.front.listen, self.front.policy
-            ),
+            format!("{}, split {}{sticky}", self.front.urls(), self.front.policy),
         );
         line("metrics", format!("http://{}/metrics", self.front.admin));
         for server in &self.servers {
@@ -103,6 +102,11 @@ impl Config {
                 "server {} is the only one: a shadow can only start beside its primary",
                 only.spec.name
             ));
+        }
+        if let Some(tls) = &self.front.tls
+            && let Ok(certificates) = Certificates::read(tls)
+        {
+            notes.extend(certificates.notes(tls, SystemTime::now()));
         }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         for server in &self.servers {

@@ -4,6 +4,7 @@ use super::ConfigError;
 use super::limits::LimitsTable;
 use super::mirror::MirrorTable;
 use super::route::RouteTable;
+use super::tls::TlsTable;
 use serde::Deserialize;
 use sim_core::policy::Policy;
 use sim_core::workload::Standby;
@@ -51,7 +52,8 @@ fn cgroup() -> String {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProxyTable {
-    pub(super) listen: String,
+    pub(super) listen: Option<String>,
+    pub(super) tls: Option<TlsTable>,
     #[serde(default = "admin")]
     pub(super) admin: String,
     #[serde(default = "one")]

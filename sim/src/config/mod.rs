@@ -1,11 +1,13 @@
 //! The configuration: TOML in, validated values out. Nothing else of the program sees raw ones.
 
+mod addresses;
 mod describe;
 mod file;
 mod front;
 mod limits;
 mod mirror;
 mod route;
+mod tls;
 mod upstream;
 mod validate;
 mod workload;
@@ -22,6 +24,7 @@ use sim_proxy::ProxyConfig;
 use sim_proxy::config::{HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
+use sim_proxy::tls::{Certificates, TlsSettings};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
@@ -47,7 +50,9 @@ pub(crate) struct Server {
 /// The proxy.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    pub(crate) listen: SocketAddr,
+    /// At least one of this and `tls` is there.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) tls: Option<TlsSettings>,
     pub(crate) admin: SocketAddr,
     pub(crate) threads: usize,
     pub(crate) policy: sim_proxy::policy::Policy,
@@ -65,6 +70,17 @@ pub(crate) struct Workload {
     pub(crate) conditions: Vec<Condition>,
     /// What its instances speak.
     pub(crate) protocol: Protocol,
+}
+
+impl Front {
+    /// Where users connect.
+    pub(crate) fn urls(&self) -> String {
+        let clear = self.listen.map(|listen| format!("http://{listen}"));
+        let tls = self.tls.as_ref();
+        let tls = tls.map(|tls| format!("https://{}", tls.listen));
+        let urls: Vec<_> = clear.into_iter().chain(tls).collect();
+        urls.join(" and ")
+    }
 }
 
 /// A valid configuration.
@@ -112,7 +128,15 @@ impl Config {
             )));
         }
         self.check_files()?;
-        for (key, address) in [("listen", self.front.listen), ("admin", self.front.admin)] {
+        let front = &self.front;
+        let tls = front.tls.as_ref().map(|tls| tls.listen);
+        let addresses = [
+            ("listen", front.listen),
+            ("tls.listen", tls),
+            ("admin", Some(front.admin)),
+        ];
+        for (key, address) in addresses {
+            let Some(address) = address else { continue };
             if let Err(error) = TcpListener::bind(address) {
                 return Err(self.problem(format!(
                     "proxy.{key}: {address} can't be listened on ({error}); give a free address of this machine"
@@ -162,6 +186,9 @@ impl Config {
                 "probes_object: {} can't be read ({error}); `cargo xtask ebpf` makes it, and without this key it is looked for beside the program",
                 path.display()
             )));
+        }
+        if let Some(tls) = &self.front.tls {
+            Certificates::read(tls).map_err(|fault| self.problem(fault.to_string()))?;
         }
         for (key, dir) in [
             ("data_dir", &self.data_dir),
@@ -269,6 +296,7 @@ impl Config {
             self.front.admin,
             self.control_socket(),
         );
+        proxy.tls.clone_from(&self.front.tls);
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
         proxy.mirror = self.front.mirror;

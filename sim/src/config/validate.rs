@@ -1,7 +1,8 @@
 //! From the file as written to valid values. Each rule names its key and what is allowed.
 
+use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
-use super::{Config, ConfigError, Front, Server, front, limits, mirror, workload};
+use super::{Config, ConfigError, Front, Server, front, limits, mirror, tls, workload};
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
@@ -85,7 +86,14 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
     let workloads = workload::all(&rules, file.workload, &servers)?;
     let address = "must be ip:port, such as \"127.0.0.1:8080\"";
     let front = Front {
-        listen: rules.parsed("proxy.listen", &file.proxy.listen, address)?,
+        listen: match &file.proxy.listen {
+            Some(listen) => Some(rules.parsed("proxy.listen", listen, address)?),
+            None => None,
+        },
+        tls: match file.proxy.tls {
+            Some(table) => Some(tls::tls(&rules, table)?),
+            None => None,
+        },
         admin: rules.parsed("proxy.admin", &file.proxy.admin, address)?,
         threads: file.proxy.threads,
         policy: front::policy(&rules, &file.proxy.policy)?,
@@ -97,11 +105,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
         limits: limits::limits(&rules, &file.proxy.limits)?,
     };
-    if front.listen == front.admin {
-        let allowed = "must differ from proxy.listen";
-        return Err(rules.broken("proxy.admin", front.admin, allowed));
-    }
-    let taken = [("proxy.listen", front.listen), ("proxy.admin", front.admin)];
+    let taken = apart(&rules, &front)?;
     metrics_apart(&rules, &servers, &taken)?;
     if !(1..=1024).contains(&front.threads) {
         return Err(rules.broken("proxy.threads", front.threads, "must be 1 to 1024"));
@@ -155,47 +159,6 @@ fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, C
         servers.push(server);
     }
     Ok(servers)
-}
-
-/// Each node listens for itself: in one network namespace no two can have the same address.
-fn metrics_apart(
-    rules: &Rules<'_>,
-    servers: &[Server],
-    taken: &[(&str, SocketAddr)],
-) -> Result<(), ConfigError> {
-    for (at, server) in servers.iter().enumerate() {
-        let Some(address) = server.metrics.filter(|address| address.port() != 0) else {
-            continue;
-        };
-        let name = &server.spec.name;
-        let rival = servers[..at]
-            .iter()
-            .find(|other| {
-                let same = other.metrics.is_some_and(|taken| collide(taken, address));
-                same && other.netns == server.netns
-            })
-            .map(|other| format!("server {}", other.spec.name));
-        // The proxy is in the namespace of whoever starts it.
-        let of_proxy = taken
-            .iter()
-            .find(|(_, other)| server.netns.is_none() && collide(*other, address))
-            .map(|(key, _)| (*key).to_owned());
-        if let Some(rival) = rival.or(of_proxy) {
-            let key = format!("server {name}: metrics");
-            let allowed = format!("is taken by {rival}; give each its own");
-            return Err(rules.broken(&key, address, &allowed));
-        }
-    }
-    Ok(())
-}
-
-/// Whether not both can be listened on.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let (every, same) = (
-        a.ip().is_unspecified() || b.ip().is_unspecified(),
-        a.ip() == b.ip(),
-    );
-    a.port() == b.port() && (every || same)
 }
 
 fn validate_server(rules: &Rules<'_>, table: ServerTable) -> Result<Server, ConfigError> {
@@ -252,6 +215,7 @@ pub(super) fn mebibytes(rules: &Rules<'_>, key: &str, mib: u64) -> Result<u64, C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::addresses::collide;
     use crate::config::file;
 
     const GOOD: &str = r#"
@@ -386,6 +350,11 @@ slo = { bound_ms = 100 }
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("proxy.mirror.", "[proxy.mirror]".to_owned()),
             ("proxy.limits.", "[proxy.limits]".to_owned()),
+            ("proxy.tls.", "[proxy.tls]".to_owned()),
+            (
+                "proxy.tls.certificate.",
+                "[[proxy.tls.certificate]]".to_owned(),
+            ),
             ("server.", server.to_owned()),
             ("workload.", "[[workload]]\nname = \"w\"".to_owned()),
             ("workload.slo.", "[[workload]]\n[workload.slo]".to_owned()),
