@@ -31,8 +31,9 @@ impl RetryBudget {
         }
     }
 
-    /// Takes one retry out of the budget; `arrivals` counts all requests so far. False: none left.
-    pub(crate) fn take(&self, arrivals: u64, now_ns: u64) -> bool {
+    /// Takes one retry out of the budget; `arrivals` counts all requests so far. One that `is_spare` leaves half of it
+    /// to the others. False: none left.
+    pub(crate) fn take(&self, arrivals: u64, now_ns: u64, is_spare: bool) -> bool {
         self.turn(arrivals, now_ns);
         // Relaxed throughout: the words are read and written by retries alone, and a thread that
         // meets them while another turns the window over- or underspends by as many retries as
@@ -44,6 +45,7 @@ impl RetryBudget {
         let floor = u64::from(self.settings.floor_per_second)
             .saturating_mul(self.settings.window.as_secs().max(1));
         let allowed = floor.max(seen.saturating_mul(u64::from(self.settings.budget_percent)) / 100);
+        let allowed = if is_spare { allowed / 2 } else { allowed };
         let spent = self.retries.fetch_add(1, Ordering::Relaxed) + read(&self.retries_before);
         if spent < allowed {
             return true;
@@ -85,7 +87,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     fn spend(budget: &RetryBudget, arrivals: u64, now_ns: u64) -> usize {
-        std::iter::repeat_with(|| budget.take(arrivals, now_ns))
+        std::iter::repeat_with(|| budget.take(arrivals, now_ns, false))
             .take_while(|&ok| ok)
             .count()
     }
@@ -100,7 +102,7 @@ mod tests {
     #[test]
     fn under_load_it_is_a_share_of_the_requests() {
         let budget = RetryBudget::new(RetrySettings::default());
-        assert!(budget.take(0, 100 * SECOND));
+        assert!(budget.take(0, 100 * SECOND, false));
         assert_eq!(spend(&budget, 10_000, 109 * SECOND), 1_999);
         // The window before still counts, with its requests and its retries.
         assert_eq!(spend(&budget, 10_000, 110 * SECOND), 0);
@@ -108,9 +110,18 @@ mod tests {
     }
 
     #[test]
+    fn who_could_as_well_wait_leaves_half_to_those_who_failed() {
+        let budget = RetryBudget::new(RetrySettings::default());
+        let hedges = std::iter::repeat_with(|| budget.take(3, 100 * SECOND, true));
+        assert_eq!(hedges.take_while(|&ok| ok).count(), 50);
+        assert_eq!(spend(&budget, 3, 100 * SECOND), 50);
+        assert!(!budget.take(3, 100 * SECOND, true));
+    }
+
+    #[test]
     fn a_quiet_hour_is_no_credit() {
         let budget = RetryBudget::new(RetrySettings::default());
-        assert!(budget.take(0, 100 * SECOND));
+        assert!(budget.take(0, 100 * SECOND, false));
         assert_eq!(spend(&budget, 360_000, 3_700 * SECOND), 200);
     }
 }

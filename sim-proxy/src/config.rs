@@ -192,6 +192,9 @@ pub struct HedgeSettings {
     pub quantile: f64,
     /// But no sooner than after this.
     pub floor: Duration,
+    /// One that can't be sent to two at once is given up where it is and asked elsewhere after so many times as long; 2
+    /// to 1000.
+    pub late_factor: u32,
 }
 
 impl Default for HedgeSettings {
@@ -199,6 +202,7 @@ impl Default for HedgeSettings {
         Self {
             quantile: 0.99,
             floor: Duration::from_millis(20),
+            late_factor: 10,
         }
     }
 }

@@ -44,10 +44,12 @@ pub(crate) enum RetryReason {
     Refused,
     /// No answer in the time that nearly all take; the first attempt goes on.
     Hedge,
+    /// No answer in many times that; the first attempt was given up.
+    Late,
 }
 
 impl RetryReason {
-    pub(crate) const ALL: [(Self, &'static str); 7] = [
+    pub(crate) const ALL: [(Self, &'static str); 8] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
@@ -55,6 +57,7 @@ impl RetryReason {
         (Self::Down, "down"),
         (Self::Refused, "refused"),
         (Self::Hedge, "hedge"),
+        (Self::Late, "late"),
     ];
 }
 
@@ -80,7 +83,7 @@ impl ErrorSide {
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
     endings: CachePadded<[AtomicU64; 4]>,
-    retries: [AtomicU64; 7],
+    retries: [AtomicU64; 8],
     errors: [AtomicU64; 3],
     /// By reason; [`Counters::refused`] counts both these and the end.
     pub(crate) refusals: Refusals,

@@ -53,8 +53,8 @@ impl Dispatch {
         attempt.live().id()
     }
 
-    /// Ends an attempt that another one overtook, or, if it `is_late` not, that came to nothing since the one before it
-    /// had an end after all.
+    /// Ends an attempt that another one overtook or is made for, or, if it `is_late` not, that came to nothing since the
+    /// one before it had an end after all.
     pub(crate) fn overtaken(&self, mut attempt: Attempt, now_ns: u64, is_late: bool) {
         if is_late {
             attempt.outlasted(now_ns);
@@ -63,12 +63,36 @@ impl Dispatch {
         attempt.end_overtaken(now_ns, is_late);
     }
 
+    /// Ends an attempt that took too long for another's answer, an error, to wait for it any longer.
+    pub(crate) fn given_up(&self, mut attempt: Attempt, now_ns: u64) {
+        attempt.outlasted(now_ns);
+        attempt.end_overtaken(now_ns, true);
+    }
+
+    /// Ends an attempt for the reason that another one may be made.
+    pub(crate) fn attempt_broken(
+        &self,
+        attempt: Attempt,
+        reason: RetryReason,
+        failure: Option<Failure>,
+    ) -> InstanceId {
+        if reason != RetryReason::Late {
+            return self.attempt_failed(attempt, failure);
+        }
+        let instance = attempt.live().id();
+        self.overtaken(attempt, monotonic_ns(), true);
+        instance
+    }
+
     /// Whether a request of which `tries` were made may have another.
     pub(crate) fn may_retry(&self, tries: u8, reason: RetryReason) -> bool {
         if tries >= self.attempts_max {
             return false;
         }
-        if !self.budget.take(self.counters.arrivals(), monotonic_ns()) {
+        // A hedge is for speed: its first attempt may still have an answer.
+        let is_spare = reason == RetryReason::Hedge;
+        let arrivals = self.counters.arrivals();
+        if !self.budget.take(arrivals, monotonic_ns(), is_spare) {
             self.counters
                 .budget_exhausted
                 .fetch_add(1, Ordering::Relaxed);

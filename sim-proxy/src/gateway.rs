@@ -8,6 +8,7 @@ use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
+use crate::cut::{Connection, Cut};
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
 use crate::limits::Refusal;
@@ -17,6 +18,7 @@ use crate::pick::How;
 use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
+use crate::waiting::Seat;
 use crate::workloads::{Open, Workloads};
 use crate::{forwarded, framing, grpc, http2, refusal};
 use async_trait::async_trait;
@@ -24,14 +26,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::HOST;
 use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
-use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
+use pingora_core::upstreams::peer::{HttpPeer, Peer as _, PeerOptions};
 use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use sim_core::name::InstanceId;
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::os::fd::RawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,6 +58,8 @@ pub(crate) struct Request {
     open: Option<Open>,
     tries: u8,
     attempt: Option<Attempt>,
+    /// While nothing of an answer has come to a request that may be asked elsewhere.
+    seat: Option<Seat>,
     /// The next attempt goes elsewhere.
     not: Option<InstanceId>,
     session: Option<SessionKey>,
@@ -173,6 +179,35 @@ impl Gateway {
         may_ask.then_some(()).ok_or(Refusal::Rate)
     }
 
+    /// Takes a seat for a request that changes nothing and has no body, and that waits at a connection which is its own.
+    fn seat(
+        &self,
+        session: &mut Session,
+        peer: &HttpPeer,
+        fd: RawFd,
+        digest: Option<&Digest>,
+        request: &Request,
+    ) -> Option<Seat> {
+        let is_own = peer
+            .get_alpn()
+            .is_none_or(|alpn| alpn.get_max_http_version() == 1);
+        if !is_own || !session.req_header().method.is_safe() || !session.as_mut().is_body_empty() {
+            return None;
+        }
+        let attempt = request.attempt.as_ref()?;
+        let socket = digest?.socket_digest.as_ref()?;
+        let connection = Connection {
+            fd,
+            local: *socket.local_addr()?.as_inet()?,
+            peer: *socket.peer_addr()?.as_inet()?,
+        };
+        let live = attempt.live();
+        let dispatch = self.workloads.shared(request.place?)?;
+        let cut = Cut::new(dispatch, live.id(), connection, request.tries);
+        let late_ns = dispatch.routes.overdue().late_ns();
+        Seat::of_connection(live, attempt.entered_ns().saturating_add(late_ns), cut)
+    }
+
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
     fn attempt_failed(
         &self,
@@ -205,6 +240,7 @@ impl ProxyHttp for Gateway {
             open: None,
             tries: 0,
             attempt: None,
+            seat: None,
             not: None,
             session: None,
             given: None,
@@ -270,6 +306,19 @@ impl ProxyHttp for Gateway {
         }
         request.attempt = Some(attempt);
         Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        _reused: bool,
+        peer: &HttpPeer,
+        fd: RawFd,
+        digest: Option<&Digest>,
+        request: &mut Request,
+    ) -> Result<()> {
+        request.seat = self.seat(session, peer, fd, digest, request);
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -340,6 +389,11 @@ impl ProxyHttp for Gateway {
         answer: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
+        if request.seat.as_ref().and_then(Seat::left).is_some() {
+            // What has come in that moment may be a part of it.
+            return Err(Error::new_up(ErrorType::ConnectionClosed));
+        }
+        request.seat = None;
         let (Some(attempt), Some(dispatch)) = (&request.attempt, self.dispatch(request)) else {
             return Ok(());
         };
@@ -423,8 +477,19 @@ impl ProxyHttp for Gateway {
         request: &mut Request,
         reused: bool,
     ) -> BError {
+        let left = request.seat.take().and_then(|seat| seat.left());
         if error.esource() != &ErrorSource::Upstream {
             error.set_retry(false);
+            return error;
+        }
+        if let Some(reason) = left
+            && let Some(attempt) = request.attempt.take()
+            && let Some(dispatch) = self.dispatch(request)
+        {
+            // It is paid for; if there is nobody else any more, the same instance has to do.
+            let failure = (reason == RetryReason::Late).then_some(Failure::Overtaken);
+            request.not = Some(dispatch.attempt_broken(attempt, reason, failure));
+            error.set_retry(session.response_written().is_none());
             return error;
         }
         let kept = self.workloads.limits.settings.body_replay_bytes;
@@ -501,6 +566,7 @@ impl ProxyHttp for Gateway {
                 }
             }
         };
+        request.seat = None;
         if let Some(mut attempt) = request.attempt.take() {
             let answered = error.is_none().then(monotonic_ns);
             let outcome = match ending {

@@ -26,7 +26,7 @@ pub enum Failure {
     StaleReset,
     /// An answer of 500 or above, one that is no HTTP, or none in time.
     BadAnswer,
-    /// Another instance that was asked later answered first.
+    /// Another instance that was asked later answered first, or was asked since there was no end to the waiting.
     Overtaken,
 }
 

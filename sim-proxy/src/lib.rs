@@ -15,6 +15,7 @@ mod budget;
 pub mod clock;
 pub mod config;
 mod counters;
+mod cut;
 mod dispatch;
 mod exposition;
 mod fast;
@@ -46,6 +47,7 @@ mod stop;
 mod sync;
 pub mod tickets;
 pub mod tls;
+mod waiting;
 mod workloads;
 
 pub use config::ProxyConfig;

@@ -24,7 +24,7 @@ pub enum Outcome {
     Failed,
     /// The user left first; says nothing of the instance.
     Aborted,
-    /// Another instance, asked later, answered first.
+    /// Another instance, asked later, answered first, or was asked in its place since it took too long.
     Overtaken,
 }
 

@@ -1,6 +1,9 @@
 //! How long an answer usually takes, from the workload's own latencies of late: who waits longer is better off asking
 //! a second instance as well.
 //!
+//! Where two can't be asked at once, the first is given up instead, after many times as long (`late`): at the quantile
+//! itself one in a hundred would be done twice for nothing.
+//!
 //! The quantile is of first attempts. One that is overtaken counts with the time that it had by then, so that the
 //! tail isn't cut off where the hedging begins, and the moment doesn't creep forward.
 
@@ -77,7 +80,8 @@ impl Follower {
 
     /// To be called every [`LOOK`].
     fn look(&mut self, routes: &Routes) {
-        routes.overdue().set(self.next(&routes.known()));
+        let after_ns = self.next(&routes.known());
+        routes.overdue().set(after_ns, self.settings.late_factor);
     }
 
     fn next(&mut self, instances: &[Arc<InstanceLive>]) -> Option<u64> {
@@ -144,6 +148,7 @@ mod tests {
     const SETTINGS: HedgeSettings = HedgeSettings {
         quantile: 0.99,
         floor: Duration::from_millis(2),
+        late_factor: 10,
     };
 
     fn instances() -> [Arc<InstanceLive>; 2] {

@@ -64,9 +64,11 @@ pub(crate) fn may_go_again(
         // With nothing else to be had, a fresh connection to the same instance may still do what a stale one
         // couldn't.
         RetryReason::Reset => repeatable && (elsewhere || reused),
-        RetryReason::Timeout | RetryReason::Malformed | RetryReason::Down | RetryReason::Hedge => {
-            repeatable && elsewhere
-        }
+        RetryReason::Timeout
+        | RetryReason::Malformed
+        | RetryReason::Down
+        | RetryReason::Hedge
+        | RetryReason::Late => repeatable && elsewhere,
     }
 }
 
@@ -118,14 +120,7 @@ mod tests {
     #[test]
     fn a_request_goes_again_where_that_may_help_and_harms_nobody() {
         use RetryReason as R;
-        for reason in [
-            R::Connect,
-            R::Reset,
-            R::Timeout,
-            R::Malformed,
-            R::Down,
-            R::Refused,
-        ] {
+        for (reason, _) in R::ALL {
             for bits in 0..8 {
                 let [repeatable, reused, elsewhere] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let expected = match (reason, repeatable, reused, elsewhere) {

@@ -53,7 +53,12 @@ impl Workloads {
     /// One of them, by its place.
     #[inline]
     pub(crate) fn at(&self, place: usize) -> Option<&Dispatch> {
-        self.all.get(place).map(|found| &**found)
+        self.shared(place).map(|found| &**found)
+    }
+
+    /// The same, to keep.
+    pub(crate) fn shared(&self, place: usize) -> Option<&Arc<Dispatch>> {
+        self.all.get(place)
     }
 
     /// The place of the one that a request goes to.

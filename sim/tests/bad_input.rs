@@ -100,6 +100,10 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.hedge.floor_ms = 0", "1 to 60000"],
         ),
         (
+            good.replace("[[server]]", "hedge = { late_factor = 1 }\n[[server]]"),
+            vec!["proxy.hedge.late_factor = 1", "2 to 1000"],
+        ),
+        (
             good.replace("[[server]]", "sticky = { by = \"user\" }\n[[server]]"),
             vec!["proxy.sticky.by = \"user\"", "cookie, header, source"],
         ),

@@ -62,8 +62,17 @@ pub(super) enum Unanswered {
     Broken(Broken),
     /// It has taken longer than nearly all do; it may be waited for again.
     Overdue(Box<Asked>),
+    /// The instance has begun to answer, with an interim one that the user has not been sent. Where
+    /// [`Question::raced`] alone.
+    Begun(Box<Asked>),
     /// The user left.
     Gone,
+}
+
+impl From<Broken> for Unanswered {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
 }
 
 /// The connection to the user.
@@ -84,6 +93,8 @@ pub(super) struct Question<'a> {
     pub(super) answer_fields: &'a [u8],
     /// On a connection of its own: an idle one to this instance has just turned out to be stale.
     pub(super) fresh: bool,
+    /// Another instance is asked as well, so nothing may go to the user before it is clear whose answer it gets.
+    pub(super) raced: bool,
 }
 
 /// A request that an instance has been sent.
@@ -119,7 +130,7 @@ pub(super) async fn send(
     question: Question<'_>,
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
-) -> Result<Asked, Unanswered> {
+) -> Result<Asked, Broken> {
     let to = (target.instance, target.address);
     let idle = if question.fresh {
         pool::forget(to);
@@ -154,7 +165,7 @@ impl Asked {
         keep: impl Fn() -> bool,
         watchdog: &mut Watchdog,
         timeouts: &Timeouts,
-    ) -> Result<Answered, Unanswered> {
+    ) -> Result<Answered, Broken> {
         loop {
             let (read, patience_ns) = (&mut self.read, timeouts.read_ns);
             let got = wire::listen(
@@ -165,8 +176,12 @@ impl Asked {
                 patience_ns,
                 |_| None,
             );
-            let got = got.await;
-            self.judge(got)?;
+            match got.await {
+                Ok(Got::Bytes) => {}
+                Ok(Got::Late) => return Err(late(self.reused)),
+                // Nobody looks for the user here.
+                Ok(Got::End | Got::Elsewhere(_)) | Err(Gone) => return Err(self.broken_off()),
+            }
             while let Some((answer, keep)) = self.head(question, &keep)? {
                 if answer.status >= 200 {
                     return Ok(self.answered(answer, keep));
@@ -179,7 +194,7 @@ impl Asked {
     /// Waits for the head of the answer.
     ///
     /// # Errors
-    /// [`Unanswered::Overdue`] gives the request back: it may be waited for again.
+    /// [`Unanswered::Overdue`] and [`Unanswered::Begun`] give the request back: it may be waited for again.
     pub(super) async fn hear(
         mut self,
         question: Question<'_>,
@@ -192,6 +207,19 @@ impl Asked {
         // Who has had part of an answer has it from this instance.
         let mut begun = false;
         loop {
+            while let Some((answer, keep)) = self.head(question, &keep)? {
+                if answer.status >= 200 {
+                    return Ok(self.answered(answer, keep));
+                }
+                if question.raced {
+                    return Err(Unanswered::Begun(Box::new(self)));
+                }
+                begun = true;
+                wire::write(user.stream, &self.head, watchdog, timeouts.write_ns)
+                    .await
+                    .map_err(|_| Unanswered::Gone)?;
+                self.read.consume(answer.len);
+            }
             let got = wire::listen(
                 &mut self.instance,
                 &mut self.read,
@@ -205,32 +233,26 @@ impl Asked {
                 return Err(Unanswered::Overdue(Box::new(self)));
             }
             self.judge(got)?;
-            while let Some((answer, keep)) = self.head(question, &keep)? {
-                if answer.status >= 200 {
-                    return Ok(self.answered(answer, keep));
-                }
-                begun = true;
-                wire::write(user.stream, &self.head, watchdog, timeouts.write_ns)
-                    .await
-                    .map_err(|_| Unanswered::Gone)?;
-                self.read.consume(answer.len);
-            }
         }
     }
 
     fn judge(&self, got: Result<Got, Gone>) -> Result<(), Unanswered> {
         match got {
             Ok(Got::Bytes) => Ok(()),
-            Ok(Got::End) => Err(broken(
-                Some(failure_of_reset(self.reused)),
-                RetryReason::Reset,
-                self.reused,
-            )),
-            Ok(Got::Late) => Err(late(self.reused)),
-            // The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
-            Ok(Got::Elsewhere(reason)) => Err(broken(None, reason, self.reused)),
+            Ok(Got::End) => Err(self.broken_off().into()),
+            Ok(Got::Late) => Err(late(self.reused).into()),
+            Ok(Got::Elsewhere(reason)) => {
+                // The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
+                let failure = (reason == RetryReason::Late).then_some(Failure::Overtaken);
+                Err(broken(failure, reason, self.reused).into())
+            }
             Err(Gone) => Err(Unanswered::Gone),
         }
+    }
+
+    fn broken_off(&self) -> Broken {
+        let failure = failure_of_reset(self.reused);
+        broken(Some(failure), RetryReason::Reset, self.reused)
     }
 
     /// The next head in what was read, if it is whole, and whether the user is told to keep the connection.
@@ -238,7 +260,7 @@ impl Asked {
         &mut self,
         question: Question<'_>,
         keep: &impl Fn() -> bool,
-    ) -> Result<Option<(Answer, bool)>, Unanswered> {
+    ) -> Result<Option<(Answer, bool)>, Broken> {
         if self.read.is_empty() {
             return Ok(None);
         }
@@ -272,25 +294,25 @@ impl Asked {
     }
 }
 
-fn late(reused: bool) -> Unanswered {
-    Unanswered::Broken(Broken {
+fn late(reused: bool) -> Broken {
+    Broken {
         failure: Some(Failure::BadAnswer),
         reason: RetryReason::Timeout,
         reused,
         late: true,
-    })
+    }
 }
 
-fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Unanswered {
-    Unanswered::Broken(Broken {
+fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Broken {
+    Broken {
         failure,
         reason,
         reused,
         late: false,
-    })
+    }
 }
 
-async fn connect(target: Target, timeouts: &Timeouts) -> Result<TcpStream, Unanswered> {
+async fn connect(target: Target, timeouts: &Timeouts) -> Result<TcpStream, Broken> {
     let connecting = TcpStream::connect(target.address);
     let (error, late) = match timeout(timeouts.connect, connecting).await {
         Ok(Ok(stream)) => {
@@ -302,12 +324,12 @@ async fn connect(target: Target, timeouts: &Timeouts) -> Result<TcpStream, Unans
         Err(_) => (None, true),
     };
     let at_fault = error.is_none_or(|error| is_instance_at_fault(&error));
-    Err(Unanswered::Broken(Broken {
+    Err(Broken {
         failure: at_fault.then_some(Failure::Connect),
         reason: RetryReason::Connect,
         reused: false,
         late,
-    }))
+    })
 }
 
 /// True where failing to connect is the instance's failure. Running out of local ports or file descriptors is not,

@@ -1,5 +1,7 @@
 //! Two attempts at one request: the first has taken longer than nearly all do, so another instance is asked as well,
 //! and whoever answers first has answered (Dean and Barroso 2013, "The Tail at Scale", hedged requests).
+//!
+//! The connection of whoever is left behind is closed, whatever was under way on it.
 
 use super::exchange::{self, Answered, Asked, Broken, Question, Timeouts, Unanswered, User};
 use super::watchdog::Watchdog;
@@ -7,6 +9,8 @@ use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::dispatch::Dispatch;
 use crate::health::Failure;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Who answered.
 pub(super) type Winner = (Attempt, Answered);
@@ -22,62 +26,90 @@ pub(super) enum Neither {
 /// Waits for `first`, which is under way by `asked`, and asks the instance of `second`, which is another one.
 pub(super) async fn race(
     (dispatch, timeouts): (&Dispatch, &Timeouts),
-    (first, asked): (Attempt, Asked),
-    second: Attempt,
+    (first, asked): (Attempt, Box<Asked>),
+    second: Option<Attempt>,
     question: Question<'_>,
     keep: impl Fn() -> bool,
     user: &mut User<'_>,
     watchdog: &mut Watchdog,
 ) -> Result<Winner, Neither> {
+    let Some(second) = second else {
+        let hearing = asked.hear(question, &keep, |_| None, user, watchdog, timeouts);
+        return settle(dispatch, first, Box::pin(hearing).await);
+    };
     let target = second.target();
+    let raced = Question {
+        raced: true,
+        ..question
+    };
     // Boxed, so that requests that don't come here are no larger for it.
     let mut asking = Box::pin(async {
         let mut watchdog = Watchdog::new();
-        let asked = exchange::send(target, question, &mut watchdog, timeouts).await?;
-        let heard = asked.hear_alone(question, &keep, &mut watchdog, timeouts);
+        let asked = exchange::send(target, raced, &mut watchdog, timeouts).await?;
+        let heard = asked.hear_alone(raced, &keep, &mut watchdog, timeouts);
         heard.await
     });
-    let mut hearing = Box::pin(asked.hear(question, &keep, |_| None, user, watchdog, timeouts));
+    let mut hearing = Box::pin(asked.hear(raced, &keep, |_| None, user, watchdog, timeouts));
     let ended = tokio::select! {
         biased;
         heard = &mut hearing => Ended::First(heard),
         heard = &mut asking => Ended::Second(heard),
     };
-    match ended {
-        Ended::First(Ok(answered)) => {
+    // Whose answer it is to be, and what has become of it so far.
+    let (attempt, heard) = match ended {
+        Ended::First(Err(Unanswered::Broken(broken))) => {
+            dispatch.attempt_failed(first, broken.failure);
+            (second, asking.await.map_err(Unanswered::Broken))
+        }
+        Ended::First(heard) => {
             drop(asking);
             dispatch.overtaken(second, monotonic_ns(), false);
-            Ok((first, answered))
+            (first, heard)
         }
-        // It was asked for speed; an error that is fast is no answer while the first may have one.
+        // It was asked for speed; an error that is fast is no answer while the first may have one. But not for ever.
         Ended::Second(Ok(answered)) if answered.answer.status >= 500 => {
-            dispatch.attempt_failed(second, Some(Failure::BadAnswer));
-            settle(dispatch, first, hearing.await)
+            let late_ns = dispatch.routes.overdue().late_ns();
+            let late_ns = first.entered_ns().saturating_add(late_ns);
+            let left = Duration::from_nanos(late_ns.saturating_sub(monotonic_ns()));
+            match timeout(left, &mut hearing).await {
+                Ok(Err(Unanswered::Broken(broken))) => {
+                    dispatch.attempt_failed(first, broken.failure);
+                    (second, Ok(answered))
+                }
+                Ok(heard) => {
+                    dispatch.attempt_failed(second, Some(Failure::BadAnswer));
+                    (first, heard)
+                }
+                Err(_) => {
+                    dispatch.given_up(first, monotonic_ns());
+                    (second, Ok(answered))
+                }
+            }
         }
         Ended::Second(Ok(answered)) => {
             dispatch.overtaken(first, monotonic_ns(), true);
-            Ok((second, answered))
+            (second, Ok(answered))
         }
-        Ended::First(Err(Unanswered::Broken(broken))) => {
-            dispatch.attempt_failed(first, broken.failure);
-            settle(dispatch, second, asking.await)
-        }
-        Ended::Second(Err(Unanswered::Broken(broken))) => {
+        Ended::Second(Err(broken)) => {
             dispatch.attempt_failed(second, broken.failure);
-            settle(dispatch, first, hearing.await)
+            (first, hearing.as_mut().await)
         }
-        Ended::First(Err(_)) => {
-            drop(asking);
-            dispatch.overtaken(second, monotonic_ns(), false);
-            Err(Neither::Gone(first))
+    };
+    drop(hearing);
+    let heard = match heard {
+        // The race is over: it goes on as if there had been none.
+        Err(Unanswered::Begun(asked) | Unanswered::Overdue(asked)) => {
+            let hearing = asked.hear(question, &keep, |_| None, user, watchdog, timeouts);
+            Box::pin(hearing).await
         }
-        Ended::Second(Err(_)) => Err(Neither::Gone(second)),
-    }
+        heard => heard,
+    };
+    settle(dispatch, attempt, heard)
 }
 
 enum Ended {
     First(Result<Answered, Unanswered>),
-    Second(Result<Answered, Unanswered>),
+    Second(Result<Answered, Broken>),
 }
 
 /// The end of the one that is left.
@@ -92,6 +124,8 @@ fn settle(
             dispatch.attempt_failed(attempt, broken.failure);
             Err(Neither::Broken(broken))
         }
-        Err(Unanswered::Gone | Unanswered::Overdue(_)) => Err(Neither::Gone(attempt)),
+        Err(Unanswered::Gone | Unanswered::Overdue(_) | Unanswered::Begun(_)) => {
+            Err(Neither::Gone(attempt))
+        }
     }
 }

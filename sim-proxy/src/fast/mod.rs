@@ -7,7 +7,7 @@
 //! What is common costs one read and one write on either side. No task, channel, header map or lock belongs to a
 //! request; memory and idle connections to instances are the worker's own ([`buffers`], [`pool`]), one timer
 //! serves all the deadlines of a connection ([`watchdog`]), and one task hears for all who wait that their instance is
-//! stopped ([`waiting`]).
+//! stopped ([`crate::waiting`]).
 
 mod answer;
 mod buffers;
@@ -21,7 +21,6 @@ mod refuse;
 mod request;
 mod stop;
 mod via;
-mod waiting;
 mod watchdog;
 mod wire;
 
@@ -37,6 +36,7 @@ use crate::retry::may_go_again;
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::tls::accept::Door;
+use crate::waiting::Seat;
 use crate::workloads::Workloads;
 use async_trait::async_trait;
 use buffers::Buffer;
@@ -55,7 +55,6 @@ use std::task::Context;
 use std::time::Duration;
 use stop::Stop;
 use via::Via;
-use waiting::Seat;
 use watchdog::Watchdog;
 use wire::Got;
 
@@ -417,6 +416,7 @@ impl<'a> Connection<'a> {
             idempotent: head.idempotent,
             answer_fields: &answer_fields,
             fresh: false,
+            raced: false,
         };
         loop {
             let entry = Entry {
@@ -436,22 +436,27 @@ impl<'a> Connection<'a> {
             // Whoever is told that the connection closes asks no more on it.
             let keep = || head.keep_alive && !self.stop.is_on();
             let live = attempt.live().id();
-            // Asked once, and paid for: a request that may not go is better off waiting.
-            let (mut allowed, mut paid) = (true, false);
+            // Asked once for each reason, and paid for: a request that may not go is better off waiting.
+            let (mut refused, mut paid) = (None, false);
             let mut may_leave = |reason| {
-                if !paid && allowed && head.idempotent && dispatch.routes.has_other(live) {
+                if !paid
+                    && refused != Some(reason)
+                    && head.idempotent
+                    && dispatch.routes.has_other(live)
+                {
                     paid = dispatch.may_retry(tries, reason);
-                    allowed = paid;
+                    refused = (!paid).then_some(reason);
                 }
                 paid.then_some(reason)
             };
-            let due_ns = if head.idempotent {
-                attempt
-                    .entered_ns()
-                    .saturating_add(dispatch.routes.overdue().after_ns())
-            } else {
-                u64::MAX
+            let overdue = dispatch.routes.overdue();
+            // A session may be known to its instance alone: another one might answer sooner, but not the same.
+            let (due_reason, after_ns) = match (head.safe, session) {
+                (true, None) => (RetryReason::Hedge, overdue.after_ns()),
+                (true, Some(_)) => (RetryReason::Late, overdue.late_ns()),
+                (false, _) => (RetryReason::Late, u64::MAX),
             };
+            let due_ns = attempt.entered_ns().saturating_add(after_ns);
             let mut user = User {
                 stream,
                 ahead: &mut self.arrived,
@@ -459,13 +464,13 @@ impl<'a> Connection<'a> {
             let (watchdog, timeouts) = (&mut self.watchdog, &self.path.timeouts);
             let heard = match exchange::send(attempt.target(), question, watchdog, timeouts).await {
                 Ok(asked) => {
-                    let mut seat = Seat::new(attempt.live(), due_ns);
+                    let mut seat = Seat::new(due_ns);
                     let elsewhere = |context: &Context<'_>| {
-                        let is_overdue = seat.wait(context);
+                        let is_overdue = seat.wait(attempt.live(), context);
                         if attempt.live().is_down() {
                             may_leave(RetryReason::Down)
                         } else if is_overdue {
-                            may_leave(RetryReason::Hedge)
+                            may_leave(due_reason)
                         } else {
                             None
                         }
@@ -474,7 +479,7 @@ impl<'a> Connection<'a> {
                         asked.hear(question, keep, elsewhere, &mut user, watchdog, timeouts);
                     heard.await
                 }
-                Err(error) => Err(error),
+                Err(broken) => Err(broken.into()),
             };
             match heard {
                 Ok(answered) => {
@@ -483,20 +488,18 @@ impl<'a> Connection<'a> {
                 Err(Unanswered::Gone) => {
                     return aborted(dispatch, attempt);
                 }
-                Err(Unanswered::Overdue(asked)) => {
+                Err(Unanswered::Overdue(asked) | Unanswered::Begun(asked)) => {
                     let entry = Entry {
                         not: Some(live),
                         may_probe: true,
                         first: false,
                         session,
                     };
-                    let Some(second) = dispatch.routes.enter(entry) else {
-                        // The table has become empty meanwhile.
-                        return aborted(dispatch, attempt);
-                    };
+                    // There is none if a table has come in between.
+                    let second = dispatch.routes.enter(entry);
                     let raced = hedge::race(
                         (dispatch, timeouts),
-                        (attempt, *asked),
+                        (attempt, asked),
                         second,
                         question,
                         keep,
@@ -516,7 +519,7 @@ impl<'a> Connection<'a> {
                     return After::Close;
                 }
                 Err(Unanswered::Broken(broken)) => {
-                    let failed_on = dispatch.attempt_failed(attempt, broken.failure);
+                    let failed_on = dispatch.attempt_broken(attempt, broken.reason, broken.failure);
                     let elsewhere = dispatch.routes.has_other(failed_on);
                     not = elsewhere.then_some(failed_on);
                     question.fresh = broken.reused && !elsewhere;

@@ -32,6 +32,9 @@ pub(super) struct Head {
     pub(super) keep_alive: bool,
     /// It may be sent twice (RFC 9110, section 9.2.2).
     pub(super) idempotent: bool,
+    /// It changes nothing (RFC 9110, section 9.2.1), so two at once do no harm. A PUT that is still under way somewhere
+    /// might undo the next one.
+    pub(super) safe: bool,
     /// It is a HEAD: the answer has no body.
     pub(super) is_head: bool,
     /// What it names of its session, where a field does that.
@@ -139,9 +142,10 @@ fn take(
         matcher,
     } = reader;
     let (method, path) = (request.method?, request.path?);
-    let idempotent = match method {
-        "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" => true,
-        "POST" | "PATCH" => false,
+    let (idempotent, safe) = match method {
+        "GET" | "HEAD" | "OPTIONS" => (true, true),
+        "PUT" | "DELETE" => (true, false),
+        "POST" | "PATCH" => (false, false),
         _ => return None,
     };
     // Origin form: the others name a host of their own.
@@ -165,6 +169,7 @@ fn take(
         body: Framing::Length(0),
         keep_alive: true,
         idempotent,
+        safe,
         is_head: method == "HEAD",
         session: None,
         found: Found::None,
@@ -360,7 +365,7 @@ mod tests {
         let (head, out) = whole(&format!("{text}abcGET"));
         assert_eq!(head.len, text.len());
         assert_eq!(head.body, Framing::Length(3));
-        assert!(head.keep_alive && !head.idempotent && !head.is_head);
+        assert!(head.keep_alive && !head.idempotent && !head.safe && !head.is_head);
         assert_eq!(
             out,
             "POST /a?b HTTP/1.1\r\nhOST: x\r\nContent-Length: 3 \r\nEmpty:\r\n\

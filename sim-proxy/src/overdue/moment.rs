@@ -7,12 +7,15 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Overdue {
     /// Time from the pick, ns; `u64::MAX` = never.
     after_ns: AtomicU64,
+    /// The same until it is late.
+    late_ns: AtomicU64,
 }
 
 impl Default for Overdue {
     fn default() -> Self {
         Self {
             after_ns: AtomicU64::new(u64::MAX),
+            late_ns: AtomicU64::new(u64::MAX),
         }
     }
 }
@@ -24,13 +27,21 @@ impl Overdue {
         self.after_ns.load(Ordering::Relaxed)
     }
 
-    /// The same; `None` = it never is.
+    /// Time from a pick until its request is late, ns; `u64::MAX` = it never is.
+    pub(crate) fn late_ns(&self) -> u64 {
+        self.late_ns.load(Ordering::Relaxed)
+    }
+
+    /// Time until it is overdue; `None` = it never is.
     pub(crate) fn known_ns(&self) -> Option<u64> {
         Some(self.after_ns()).filter(|&after_ns| after_ns != u64::MAX)
     }
 
-    pub(super) fn set(&self, after_ns: Option<u64>) {
+    pub(super) fn set(&self, after_ns: Option<u64>, late_factor: u32) {
+        let late_ns = after_ns.map(|ns| ns.saturating_mul(u64::from(late_factor)));
         self.after_ns
             .store(after_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.late_ns
+            .store(late_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }

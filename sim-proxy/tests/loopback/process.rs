@@ -42,6 +42,8 @@ pub(crate) const TLS: &str = "SIM_TEST_PROXY_TLS";
 pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
 /// With any value: there is no listener but the one for TLS.
 pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
+/// See [`sim_proxy::config::HedgeSettings`].
+pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -132,6 +134,9 @@ fn proxy_process() {
     if let Ok(read_timeout) = std::env::var(READ_TIMEOUT_MS) {
         let read_timeout = read_timeout.parse().expect("a number");
         config.upstream.read_timeout = Duration::from_millis(read_timeout);
+    }
+    if let Ok(factor) = std::env::var(LATE_FACTOR) {
+        config.hedge.late_factor = factor.parse().expect("a number");
     }
     config.sticky = std::env::var(STICKY)
         .ok()

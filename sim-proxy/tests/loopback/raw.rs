@@ -11,13 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 /// An instance that sends these bytes, piece by piece, for each request.
-struct Scripted {
-    address: SocketAddr,
+pub(crate) struct Scripted {
+    pub(crate) address: SocketAddr,
     connections: Arc<AtomicU64>,
 }
 
 impl Scripted {
-    async fn start(pieces: &'static [&'static [u8]], close: bool) -> Self {
+    pub(crate) async fn start(pieces: &'static [&'static [u8]], close: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let connections = Arc::<AtomicU64>::default();
@@ -66,7 +66,7 @@ async fn with_script(
 }
 
 /// Sends `request` and reads until `end` or the end.
-async fn ask(stream: &mut TcpStream, request: &str, end: &str) -> String {
+pub(crate) async fn ask(stream: &mut TcpStream, request: &str, end: &str) -> String {
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = Vec::new();
     while !answer.ends_with(end.as_bytes()) || end.is_empty() {

@@ -79,14 +79,20 @@ fn weighted() -> String {
 pub(super) struct HedgeTable {
     pub(super) quantile: f64,
     pub(super) floor_ms: f64,
+    pub(super) late_factor: u32,
 }
 
 impl Default for HedgeTable {
     fn default() -> Self {
-        let HedgeSettings { quantile, floor } = HedgeSettings::default();
+        let HedgeSettings {
+            quantile,
+            floor,
+            late_factor,
+        } = HedgeSettings::default();
         Self {
             quantile,
             floor_ms: floor.as_secs_f64() * 1e3,
+            late_factor,
         }
     }
 }

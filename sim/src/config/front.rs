@@ -65,9 +65,14 @@ pub(super) fn hedge(rules: &Rules<'_>, table: &HedgeTable) -> Result<HedgeSettin
         |ms| (1.0..=60_000.0).contains(&ms),
         "1 to 60000",
     )?;
+    let late_factor = table.late_factor;
+    if !(2..=1_000).contains(&late_factor) {
+        return Err(rules.broken("proxy.hedge.late_factor", late_factor, "must be 2 to 1000"));
+    }
     Ok(HedgeSettings {
         quantile,
         floor: Duration::from_secs_f64(floor_ms / 1e3),
+        late_factor,
     })
 }
 

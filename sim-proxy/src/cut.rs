@@ -1,0 +1,122 @@
+//! How a request of the general path leaves an instance that it waits for.
+//!
+//! Pingora's proxy asks one instance at a time and can't be told to ask another. But it asks anew where a connection
+//! breaks before the answer has begun, if [`crate::gateway`] says so. So whoever looks for the waiting
+//! ([`crate::waiting`]) shuts the connection down, and leaves word why. A time-out of Pingora's would not do: the one
+//! between two reads holds for the body too, and would cut long downloads.
+//!
+//! The file descriptor is Pingora's, and may be another's once its request is over. It is used by the thread alone that
+//! also closes it, while the seat of the request is taken, and only if both ends of the connection are those of then.
+
+use crate::counters::RetryReason;
+use crate::dispatch::Dispatch;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, shutdown,
+};
+use sim_core::name::InstanceId;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+/// A connection on which nothing of an answer has come.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    dispatch: Arc<Dispatch>,
+    instance: InstanceId,
+    connection: Connection,
+    /// Attempts made for the request.
+    tries: u8,
+    /// For this reason it may not.
+    refused: Option<RetryReason>,
+    left: Option<RetryReason>,
+}
+
+/// Which one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connection {
+    pub(crate) fd: RawFd,
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+}
+
+impl Connection {
+    /// The descriptor is still this connection's, and nothing has come on it.
+    fn is_silent(self) -> bool {
+        let is = |found: nix::Result<SockaddrStorage>, known: SocketAddr| {
+            found.is_ok_and(|found| found == SockaddrStorage::from(known))
+        };
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        is(getsockname(self.fd), self.local)
+            && is(getpeername(self.fd), self.peer)
+            && recv(self.fd, &mut [0], peek) == Err(Errno::EAGAIN)
+    }
+}
+
+impl Cut {
+    pub(crate) fn new(
+        dispatch: &Arc<Dispatch>,
+        instance: InstanceId,
+        connection: Connection,
+        tries: u8,
+    ) -> Self {
+        Self {
+            dispatch: dispatch.clone(),
+            instance,
+            connection,
+            tries,
+            refused: None,
+            left: None,
+        }
+    }
+
+    /// Why it was cut.
+    pub(crate) fn left(&self) -> Option<RetryReason> {
+        self.left
+    }
+
+    /// Cuts it, if the request has anywhere else to go and may.
+    pub(crate) fn leave(&mut self, reason: RetryReason) {
+        if self.left.is_some() || self.refused == Some(reason) {
+            return;
+        }
+        if !self.dispatch.routes.has_other(self.instance) || !self.connection.is_silent() {
+            return;
+        }
+        if !self.dispatch.may_retry(self.tries, reason) {
+            self.refused = Some(reason);
+            return;
+        }
+        self.left = Some(reason);
+        // It fails where the instance has just broken the connection: then the request hears of that.
+        shutdown(self.connection.fd, Shutdown::Both).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd as _;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn only_the_connection_of_then_is_silent_and_only_until_something_comes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = listener.local_addr().expect("bound");
+        let here = TcpStream::connect(peer).await.expect("connected");
+        let (mut there, _) = listener.accept().await.expect("accepted");
+        let connection = Connection {
+            fd: here.as_raw_fd(),
+            local: here.local_addr().expect("bound"),
+            peer,
+        };
+        assert!(connection.is_silent());
+        let other = TcpStream::connect(peer).await.expect("connected");
+        let fd = other.as_raw_fd();
+        assert!(!Connection { fd, ..connection }.is_silent());
+        there.write_all(b"H").await.expect("sent");
+        here.readable().await.expect("open");
+        assert!(!connection.is_silent());
+    }
+}
