@@ -3,20 +3,12 @@
 //! The connection then stays open, and its end tells the reader that the node is gone and the flags
 //! stand still. Only the node's own user, and root, are given one; the descriptor can't write.
 
-use crate::LifeFlags;
-use nix::{
-    cmsg_space,
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, getsockopt, recvmsg, sendmsg,
-        sockopt,
-    },
-    unistd::geteuid,
-};
+use crate::{LifeFlags, descriptors};
+use nix::sys::socket::MsgFlags;
 use std::{
-    fs,
-    io::{self, IoSlice, IoSliceMut},
+    fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{
             fs::PermissionsExt as _,
             net::{UnixListener, UnixStream},
@@ -74,21 +66,9 @@ impl Offer {
     /// It is of another user, or gone already.
     pub fn give(&mut self, reader: UnixStream) -> io::Result<()> {
         self.readers.retain(is_open);
-        let peer = getsockopt(&reader, sockopt::PeerCredentials)?.uid();
-        if peer != 0 && peer != geteuid().as_raw() {
-            return Err(io::Error::other(format!(
-                "user {peer} is given no life flags"
-            )));
-        }
+        descriptors::check_peer(&reader)?;
         reader.set_nonblocking(true)?;
-        let descriptors = [self.array.as_raw_fd()];
-        sendmsg::<UnixAddr>(
-            reader.as_raw_fd(),
-            &[IoSlice::new(b"L")],
-            &[ControlMessage::ScmRights(&descriptors)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
+        descriptors::send(&reader, b"L", &[self.array.as_fd()])?;
         self.readers.push(reader);
         Ok(())
     }
@@ -132,26 +112,10 @@ pub fn take(path: &Path) -> io::Result<Taken> {
     })
 }
 
-#[allow(
-    unsafe_code,
-    reason = "a received descriptor is a number until someone owns it"
-)]
 fn receive(node: &UnixStream) -> io::Result<OwnedFd> {
-    let mut byte = [0];
-    let mut buffer = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!([RawFd; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(node.as_raw_fd(), &mut buffer, Some(&mut space), flags)?;
-    let mut received = None;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            for descriptor in descriptors {
-                // SAFETY: the kernel has just made it for this process; nobody else knows of it.
-                received = Some(unsafe { OwnedFd::from_raw_fd(descriptor) });
-            }
-        }
-    }
-    received.ok_or_else(|| io::Error::other("the node gave no descriptor"))
+    let (_, received) = descriptors::receive(node, &mut [0])?;
+    let last = received.into_iter().next_back();
+    last.ok_or_else(|| io::Error::other("the node gave no descriptor"))
 }
 
 /// The other side has not gone.

@@ -4,6 +4,7 @@
 //! The node [`Offer`]s its array to local processes, [`take`] maps it read-only, and from then on
 //! [`LifeFlags::is_down`] costs one load: no system call, no message, nobody to wait for.
 
+pub mod descriptors;
 mod flags;
 mod handover;
 

@@ -41,6 +41,10 @@ pub struct ProxyConfig {
     pub report_interval: Duration,
     /// How long requests in flight may take to end after the stop signal.
     pub drain_timeout: Duration,
+    /// Where a successor asks for the listeners; none: it can't.
+    pub handover_socket: Option<PathBuf>,
+    /// How long what was accepted may take to end once a successor serves.
+    pub upgrade_drain_timeout: Duration,
     /// How long an idle user connection is kept, at least a second.
     pub client_idle_timeout: Duration,
     /// What counts beyond the weights.
@@ -105,6 +109,8 @@ impl ProxyConfig {
             report_interval: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),
             client_idle_timeout: CLIENT_IDLE_TIMEOUT,
+            handover_socket: None,
+            upgrade_drain_timeout: Duration::from_secs(600),
             policy: Policy::default(),
             sticky: None,
             upstream: UpstreamSettings::default(),

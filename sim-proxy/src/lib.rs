@@ -23,6 +23,7 @@ mod forwarded;
 mod framing;
 mod gateway;
 mod grpc;
+mod handover;
 pub mod health;
 mod http2;
 mod life_feed;
@@ -55,6 +56,7 @@ pub use config::ProxyConfig;
 use admin::Admin;
 use fast::FastPath;
 use gateway::Gateway;
+use handover::{Handover, Inheritance, Progress};
 use life_feed::LifeFeed;
 use listener::{Bound, bind, bind_users};
 use overdue::Follow;
@@ -66,7 +68,10 @@ use pingora_core::services::background::background_service;
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
 use session::ControlSessions;
+use sim_api::v1;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use stop::Stop;
 use tls::accept::Door;
@@ -89,6 +94,14 @@ pub enum ProxyError {
         /// The address.
         address: SocketAddr,
         /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no proxy to relieve.
+    #[error("no proxy can be relieved at {path}: {source}", path = path.display())]
+    TakeOver {
+        /// Where it was asked.
+        path: PathBuf,
+        /// What went wrong.
         source: std::io::Error,
     },
     /// Worker threads must be at least one.
@@ -132,6 +145,8 @@ pub struct Proxy {
     users: Vec<(String, TcpListener)>,
     admin: TcpListener,
     door: Option<Arc<Door>>,
+    tables: Vec<v1::RoutingTable>,
+    predecessor: Option<UnixStream>,
 }
 
 impl Proxy {
@@ -139,12 +154,32 @@ impl Proxy {
     ///
     /// # Errors
     /// Where one can't be listened on, or a certificate isn't good.
-    pub fn bind(mut config: ProxyConfig) -> Result<Self, ProxyError> {
+    pub fn bind(config: ProxyConfig) -> Result<Self, ProxyError> {
+        Self::with(config, None)
+    }
+
+    /// Takes the listeners and the tables of the proxy that waits at the handover socket of `config`, which serves on
+    /// until this one does. Addresses that it doesn't listen on are bound.
+    ///
+    /// # Errors
+    /// Where no proxy is there, or an address can't be listened on.
+    pub fn take_over(config: ProxyConfig) -> Result<Self, ProxyError> {
+        let path = config.handover_socket.clone().unwrap_or_default();
+        let inheritance = handover::take(&path);
+        let inheritance = inheritance.map_err(|source| ProxyError::TakeOver { path, source })?;
+        Self::with(config, Some(inheritance))
+    }
+
+    fn with(mut config: ProxyConfig, from: Option<Inheritance>) -> Result<Self, ProxyError> {
+        let (mut inherited, tables, predecessor) = match from {
+            Some(from) => (from.listeners, from.tables, Some(from.predecessor)),
+            None => (Vec::new(), Vec::new(), None),
+        };
         if config.threads == 0 {
             return Err(ProxyError::NoThreads);
         }
-        let users = bind_users(&mut config)?;
-        let admin = bind("proxy.admin", config.admin)?;
+        let users = bind_users(&mut config, &mut inherited)?;
+        let admin = bind("proxy.admin", config.admin, &mut inherited)?;
         // Whoever asked for port 0 got another.
         config.admin = admin.local_addr().unwrap_or(config.admin);
         let door = match &config.tls {
@@ -156,6 +191,8 @@ impl Proxy {
             users,
             admin,
             door,
+            tables,
+            predecessor,
         })
     }
 
@@ -186,9 +223,17 @@ impl Proxy {
             users,
             admin,
             door,
+            tables,
+            predecessor,
         } = self;
         let workloads = Arc::new(Workloads::new(&config));
+        workloads.inherit(tables);
+        let progress = Arc::new(Progress::new(predecessor.is_some()));
         let (stop, stopped) = watch::channel(false);
+        let (idle, idle_closes) = watch::channel(false);
+        // Where one can't be cloned there is no descriptor left, and no successor to hand it to.
+        let listeners = users.iter().map(|(_, listener)| listener).chain([&admin]);
+        let listeners = listeners.flat_map(TcpListener::try_clone).collect();
         // Neither daemon nor upgrade is asked for, so Pingora writes no pid file and no socket.
         let mut server = Server::new_with_opt_and_conf(
             None,
@@ -204,7 +249,13 @@ impl Proxy {
 
         let gateway = Gateway::new(&config, workloads.clone());
         let general = Arc::new(http_proxy(&server.configuration, gateway));
-        let fast = FastPath::new(&config, workloads.clone(), general, door.clone());
+        let fast = FastPath::new(
+            &config,
+            workloads.clone(),
+            general,
+            door.clone(),
+            idle_closes,
+        );
         let mut proxy = listening::Service::new("proxy".to_owned(), fast);
         let buffer = L4BufferSettings::unbuffered().write(CLIENT_WRITE_BUFFER);
         for (address, _) in &users {
@@ -214,6 +265,7 @@ impl Proxy {
             service: proxy,
             listeners: users,
             stop: stopped.clone(),
+            progress: progress.clone(),
         });
 
         let app = Admin {
@@ -227,8 +279,20 @@ impl Proxy {
         server.add_service(Bound {
             service: metrics,
             listeners: vec![(address, admin)],
-            stop: stopped,
+            stop: stopped.clone(),
+            progress: progress.clone(),
         });
+
+        let handover = Handover {
+            path: config.handover_socket.clone(),
+            predecessor: predecessor.into(),
+            listeners: std::sync::Mutex::new(listeners),
+            services: 2,
+            workloads: workloads.clone(),
+            progress: progress.clone(),
+            stopped,
+        };
+        server.add_service(background_service("handover", handover));
 
         if let Some(door) = &door {
             let watch = Watch(door.watched());
@@ -247,10 +311,12 @@ impl Proxy {
         };
         server.add_service(background_service("life flags", feed));
 
-        let drain_timeout = config.drain_timeout;
+        let (drain_timeout, upgrade_drain_timeout) =
+            (config.drain_timeout, config.upgrade_drain_timeout);
         let sessions = ControlSessions {
             config: Arc::new(config),
             workloads: workloads.clone(),
+            progress: progress.clone(),
         };
         server.add_service(background_service("control sessions", sessions));
 
@@ -260,6 +326,9 @@ impl Proxy {
             services: stop,
             workloads,
             drain_timeout,
+            relieved: progress.relieved.subscribe(),
+            upgrade_drain_timeout,
+            idle,
         };
         server.run(RunArgs {
             shutdown_signal: Box::new(stop),

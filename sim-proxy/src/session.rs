@@ -1,9 +1,14 @@
 //! The control sessions, one for each workload: reports go up, tables come down. Whatever happens to one, requests go
 //! on by the last table (static fail).
+//!
+//! Two processes serve at once while one takes over from the other. The control plane must know of both: an instance is
+//! ended once nobody has a request in flight there. So the one that was relieved goes on under a name of its own, and
+//! its successor dials once that has happened.
 
 use crate::clock::monotonic_ns;
 use crate::config::ProxyConfig;
 use crate::dispatch::Dispatch;
+use crate::handover::Progress;
 use crate::report::Ledger;
 use crate::tickets::entropy;
 use crate::workloads::Workloads;
@@ -12,6 +17,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
 use sim_api::v1;
 use sim_api::v1::control_plane_client::ControlPlaneClient;
+use sim_core::name::ProxyName;
 use sim_core::table::WeightTable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,12 +43,15 @@ enum SessionError {
     Closed,
     #[error("the control plane does not answer")]
     Silent,
+    #[error("a successor has taken over")]
+    Relieved,
 }
 
 /// Keeps the sessions up for the life of the process.
 pub(crate) struct ControlSessions {
     pub(crate) config: Arc<ProxyConfig>,
     pub(crate) workloads: Arc<Workloads>,
+    pub(crate) progress: Arc<Progress>,
 }
 
 #[async_trait]
@@ -53,6 +62,7 @@ impl BackgroundService for ControlSessions {
             let session = ControlSession {
                 config: self.config.clone(),
                 dispatch: dispatch.clone(),
+                progress: self.progress.clone(),
             };
             sessions.spawn(session.keep_up(stop.clone()));
         }
@@ -68,10 +78,14 @@ impl BackgroundService for ControlSessions {
 struct ControlSession {
     config: Arc<ProxyConfig>,
     dispatch: Arc<Dispatch>,
+    progress: Arc<Progress>,
 }
 
 impl ControlSession {
     async fn keep_up(self, mut stop: ShutdownWatch) {
+        let mut alone = self.progress.alone.subscribe();
+        // An error is the end of who would say so.
+        alone.wait_for(|&alone| alone).await.map(drop).ok();
         let mut ledger = Ledger::new(monotonic_ns());
         let mut backoff = BACKOFF_MIN;
         loop {
@@ -82,6 +96,10 @@ impl ControlSession {
             };
             let workload = self.dispatch.routes.workload();
             let connected = &self.dispatch.counters.control_connected;
+            if matches!(error, SessionError::Relieved) {
+                connected.store(false, Ordering::Relaxed);
+                continue;
+            }
             if connected.swap(false, Ordering::Relaxed) {
                 tracing::warn!(%workload, %error, "control session lost; serving by the last table");
             } else {
@@ -148,9 +166,14 @@ impl ControlSession {
         let mut tick = interval(self.config.report_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due = false;
+        let mut relieved = self.progress.relieved.subscribe();
+        let was_relieved = *relieved.borrow();
         loop {
             tokio::select! {
                 biased;
+                _ = relieved.wait_for(|&relieved| relieved), if !was_relieved => {
+                    return Err(SessionError::Relieved);
+                }
                 table = tables.message() => {
                     let Some(table) = table.map_err(Box::new)? else { return Ok(()) };
                     self.apply(table);
@@ -174,11 +197,23 @@ impl ControlSession {
             routes, counters, ..
         } = &*self.dispatch;
         let sample = ledger.draft(routes, counters, monotonic_ns());
-        let mut report = sim_api::proxy_report(&self.config.name, routes.workload(), &sample);
+        let name = if *self.progress.relieved.borrow() {
+            &self.relieved_name()
+        } else {
+            &self.config.name
+        };
+        let mut report = sim_api::proxy_report(name, routes.workload(), &sample);
         let tls = self.config.tls.as_ref().map(|tls| tls.listen);
         let users = self.config.listen.or(tls);
         report.listen = users.map_or_else(String::new, |listen| listen.to_string());
         report
+    }
+
+    /// What it is called while it only answers what it had accepted.
+    fn relieved_name(&self) -> ProxyName {
+        let name = format!("{}.{}", self.config.name, std::process::id());
+        // One that is too long already stays as it is.
+        ProxyName::new(&name).unwrap_or_else(|_| self.config.name.clone())
     }
 
     fn apply(&self, table: v1::RoutingTable) {

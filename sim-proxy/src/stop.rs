@@ -1,5 +1,8 @@
 //! When the process stops, and how: listeners and idle connections close at once, requests in
 //! flight may end, a second signal or the drain limit ends what is left.
+//!
+//! Where a successor serves there is time: a request may be on its way on any idle connection, so they stay until
+//! their user has asked once more, has left, or has been idle for too long anyway.
 
 use crate::workloads::Workloads;
 use async_trait::async_trait;
@@ -9,10 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 /// Between two looks at what is still in flight.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// How long a relieved process stays at least, and how often it looks for what is left.
+const RELIEVED_MIN: Duration = Duration::from_secs(1);
+const RELIEVED_STEP: Duration = Duration::from_millis(50);
 
 type StopRequest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -22,17 +29,42 @@ pub(crate) struct Stop {
     pub(crate) services: watch::Sender<bool>,
     pub(crate) workloads: Arc<Workloads>,
     pub(crate) drain_timeout: Duration,
+    /// A successor serves.
+    pub(crate) relieved: watch::Receiver<bool>,
+    pub(crate) upgrade_drain_timeout: Duration,
+    /// Idle connections are to be closed.
+    pub(crate) idle: watch::Sender<bool>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
         let mut signals = Signals::new();
-        tokio::select! {
-            () = signals.next() => {}
-            () = async { self.requested.lock().await.as_mut().await } => {}
-        }
+        let mut requested = self.requested.lock().await;
+        let mut asked = async || {
+            tokio::select! {
+                () = signals.next() => {}
+                () = requested.as_mut() => {}
+            }
+        };
+        let mut relieved = self.relieved.clone();
+        let is_relieved = tokio::select! {
+            () = asked() => false,
+            // An error is the end of who would say so.
+            relieved = relieved.wait_for(|&relieved| relieved) => relieved.is_ok(),
+        };
         self.services.send_replace(true);
+        if is_relieved {
+            tokio::select! {
+                () = self.emptied() => {}
+                () = sleep(self.upgrade_drain_timeout) => {
+                    let open = self.workloads.limits.connections();
+                    tracing::warn!(open, "the time to drain is over");
+                }
+                () = asked() => {}
+            }
+        }
+        self.idle.send_replace(true);
         let drained = async {
             let mut step = interval(DRAIN_STEP);
             loop {
@@ -54,6 +86,18 @@ impl ShutdownSignalWatch for Stop {
         }
         // The services are done; nothing is left to be graceful about.
         ShutdownSignal::FastShutdown
+    }
+}
+
+impl Stop {
+    /// Until no connection is left.
+    async fn emptied(&self) {
+        // One that was accepted at the last moment is counted when its task first runs.
+        sleep(RELIEVED_MIN).await;
+        while self.workloads.limits.connections() > 0 {
+            sleep(RELIEVED_STEP).await;
+        }
+        tracing::info!("the last connection has ended");
     }
 }
 

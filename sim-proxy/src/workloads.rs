@@ -8,7 +8,8 @@ use crate::limits::{Limits, Refusal};
 use crate::matching::{Found, Matcher};
 use crate::routes::Routes;
 use crate::snapshot::Upstream;
-use sim_core::table::Version;
+use sim_api::v1;
+use sim_core::table::{Version, WeightTable};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,6 +45,28 @@ impl Workloads {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Dispatch>> {
         self.all.iter()
+    }
+
+    /// Puts the tables of a predecessor in force.
+    pub(crate) fn inherit(&self, tables: Vec<v1::RoutingTable>) {
+        for table in tables {
+            let table = match WeightTable::try_from(table) {
+                Ok(table) => table,
+                Err(error) => {
+                    let malformed = &self.outside.tables_malformed;
+                    malformed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%error, "inherited table refused");
+                    continue;
+                }
+            };
+            let own = |dispatch: &&Arc<Dispatch>| dispatch.routes.workload() == table.workload();
+            // A workload that the configuration doesn't name any more is none.
+            if let Some(dispatch) = self.all.iter().find(own)
+                && let Err(error) = dispatch.routes.apply(&table)
+            {
+                tracing::error!(%error, "inherited table refused");
+            }
+        }
     }
 
     pub(crate) fn matcher(&self) -> &Matcher {

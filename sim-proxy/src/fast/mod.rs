@@ -68,6 +68,8 @@ pub(crate) struct FastPath {
     timeouts: Timeouts,
     client_idle_ns: u64,
     client_idle_seconds: u64,
+    /// Idle connections are to be closed.
+    idle: ShutdownWatch,
     sticky: Option<Sticky>,
     door: Option<Arc<Door>>,
 }
@@ -97,8 +99,10 @@ impl FastPath {
         workloads: Arc<Workloads>,
         general: Arc<HttpProxy<Gateway>>,
         door: Option<Arc<Door>>,
+        idle: ShutdownWatch,
     ) -> Self {
         Self {
+            idle,
             workloads,
             door,
             general,
@@ -143,7 +147,7 @@ impl ServerApp for FastPath {
             path: self,
             via: Via::of(client, stream.get_ssl().is_some()),
             source: client.map(SessionKey::of_address),
-            stop: Stop::new(shutdown),
+            stop: Stop::new(shutdown, &self.idle),
             watchdog: Watchdog::new(),
             arrived: Buffer::default(),
             since_ns: monotonic_ns(),
@@ -386,7 +390,7 @@ impl<'a> Connection<'a> {
     async fn receive(&mut self, stream: &mut Stream, deadline_ns: u64) -> Got {
         let (idle, stop) = (self.arrived.is_empty(), &mut self.stop);
         let (arrived, watchdog) = (&mut self.arrived, &mut self.watchdog);
-        let stops = |context: &mut Context<'_>| idle && stop.has_come(context);
+        let stops = |context: &mut Context<'_>| idle && stop.closes_idle(context);
         wire::fill(stream, arrived, watchdog, deadline_ns, stops).await
     }
 
@@ -433,8 +437,9 @@ impl<'a> Connection<'a> {
                     .await;
                 return After::Close;
             };
-            // Whoever is told that the connection closes asks no more on it.
-            let keep = || head.keep_alive && !self.stop.is_on();
+            // Whoever is told that the connection closes asks no more on it. Who has asked already has its answer first.
+            let has_asked = !self.arrived.is_empty();
+            let keep = || head.keep_alive && (has_asked || !self.stop.is_on());
             let live = attempt.live().id();
             // Asked once for each reason, and paid for: a request that may not go is better off waiting.
             let (mut refused, mut paid) = (None, false);

@@ -14,6 +14,7 @@ mod routing;
 mod secure;
 mod sessions;
 mod tls;
+mod upgrade;
 mod upstream;
 mod workloads;
 mod world;

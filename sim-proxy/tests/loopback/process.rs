@@ -44,12 +44,18 @@ pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
 pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
 /// See [`sim_proxy::config::HedgeSettings`].
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
+/// Where a successor asks for the listeners.
+pub(crate) const HANDOVER: &str = "SIM_TEST_PROXY_HANDOVER";
+/// Addresses as the proxy at [`HANDOVER`] told them, to be taken over from it.
+pub(crate) const TAKE_OVER: &str = "SIM_TEST_PROXY_TAKE_OVER";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
 pub(crate) struct ProxyProcess {
     /// Of the admin, of users in the clear, over TLS.
     pub(crate) addresses: [Option<SocketAddr>; 3],
+    /// The same as it told them.
+    pub(crate) told: String,
     child: Child,
     /// Open to the end, or the proxy's last words would break it.
     _output: Lines<BufReader<ChildStdout>>,
@@ -72,15 +78,23 @@ impl ProxyProcess {
             .map(|line| line.expect("text"))
             .find_map(|line| line.strip_prefix(ADDRESSES).map(str::to_owned))
             .expect("the proxy tells its addresses");
-        let mut addresses = line
-            .split(' ')
-            .map(|address| (address != "-").then(|| address.parse().expect("an address")));
-        let addresses = std::array::from_fn(|_| addresses.next().expect("three addresses"));
         Self {
-            addresses,
+            addresses: addresses_of(&line),
+            told: line,
             child,
             _output: output,
         }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        // Else `wait` would close it, and the proxy take that for a stop.
+        let _input = self.child.stdin.take();
+        self.child.wait().expect("it ends")
     }
 
     pub(crate) fn terminate(mut self) -> ExitStatus {
@@ -101,6 +115,13 @@ impl Drop for ProxyProcess {
             "the proxy ended with {status}"
         );
     }
+}
+
+fn addresses_of(line: &str) -> [Option<SocketAddr>; 3] {
+    let mut addresses = line
+        .split(' ')
+        .map(|address| (address != "-").then(|| address.parse().expect("an address")));
+    std::array::from_fn(|_| addresses.next().expect("three addresses"))
 }
 
 fn mirror_settings(text: &str) -> MirrorSettings {
@@ -173,7 +194,18 @@ fn proxy_process() {
     if std::env::var_os(TLS_ALONE).is_some() {
         config.listen = None;
     }
-    let proxy = Proxy::bind(config).expect("free ports");
+    config.handover_socket = std::env::var_os(HANDOVER).map(Into::into);
+    let proxy = if let Ok(addresses) = std::env::var(TAKE_OVER) {
+        let [admin, users, secure] = addresses_of(&addresses);
+        config.admin = admin.expect("one of the admin");
+        config.listen = users;
+        if let (Some(tls), Some(secure)) = (&mut config.tls, secure) {
+            tls.listen = secure;
+        }
+        Proxy::take_over(config).expect("a proxy to relieve")
+    } else {
+        Proxy::bind(config).expect("free ports")
+    };
     let or_none = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
     let [users, secure] = [proxy.listen_address(), proxy.tls_address()].map(or_none);
     let admin = proxy.admin_address();
