@@ -341,6 +341,8 @@ impl ProxyHttp for Gateway {
             taking.again();
         } else if request.tries == 1
             && let Some(dispatch) = self.dispatch(request)
+            // Copies speak HTTP/1.1.
+            && dispatch.protocol == Protocol::Http1
         {
             request.taking = Taking::begin(&dispatch.mirror, &dispatch.routes, upstream_request);
         }
