@@ -52,6 +52,13 @@ fn temp_paths(at: &Path, name: &str) -> String {
     paths
 }
 
+/// What users speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Users {
+    Http1,
+    Http2,
+}
+
 /// What is behind a proxy, and what its users would have it do.
 #[derive(Clone, Debug)]
 pub(crate) struct Behind {
@@ -59,16 +66,19 @@ pub(crate) struct Behind {
     pub(crate) instances: Vec<(SocketAddr, u32)>,
     /// How long one of them is waited for, where another may be asked.
     pub(crate) try_timeout_s: u32,
+    /// What Envoy is told of who is before it.
+    pub(crate) users: Users,
     /// Its instances are checked and its weights may change while it runs.
     pub(crate) may_reload: bool,
 }
 
 impl Behind {
     /// One instance alone.
-    pub(crate) fn one(instance: SocketAddr) -> Self {
+    pub(crate) fn one(instance: SocketAddr, users: Users) -> Self {
         Self {
             instances: vec![(instance, 1)],
             try_timeout_s: 60,
+            users,
             may_reload: false,
         }
     }
@@ -199,7 +209,7 @@ static_resources:
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: users
-          codec_type: HTTP1
+          codec_type: {codec}
           generate_request_id: false
           route_config:
             virtual_hosts:
@@ -233,6 +243,11 @@ static_resources:
       endpoints: [ {{ lb_endpoints: [ {endpoints} ] }} ]
 "#,
         users = socket(address),
+        codec = match behind.users {
+            Users::Http1 => "HTTP1",
+            // By what a connection begins with: it is asked by HTTP/1.1 first whether it serves.
+            Users::Http2 => "AUTO",
+        },
         timeout = behind.try_timeout_s,
         retry_on = if behind.may_reload {
             "connect-failure,refused-stream,reset,reset-before-request,gateway-error"

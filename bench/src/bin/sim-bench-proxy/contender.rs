@@ -11,7 +11,7 @@ use bench::peers::Peers;
 use nix::unistd::Pid;
 use sim_tests::world::process::Guarded;
 
-use crate::configurations::{Behind, envoy, haproxy, instance, nginx};
+use crate::configurations::{Behind, Users, envoy, haproxy, instance, nginx};
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin, pin_all, role, spawn};
 use crate::sim;
 
@@ -69,13 +69,33 @@ pub(crate) struct Begun {
 impl Begun {
     /// Once it answers at `path`.
     pub(crate) fn settled(self, path: &str) -> Result<Running> {
-        let proxy = role(self.run.pid(), "proxy")?;
-        Running::settle(self.folder, self.address, proxy, vec![self.run], path)
+        let log = self.folder.path().join(sim::LOG);
+        // Read before the folder goes.
+        let said = || {
+            format!(
+                "sim says:\n{}",
+                fs::read_to_string(&log).unwrap_or_default()
+            )
+        };
+        let mut processes = vec![self.run];
+        let waited = await_answer(&mut processes[0], self.address, path);
+        waited.with_context(said)?;
+        let proxy = role(processes[0].pid(), "proxy")?;
+        Running::settle(self.folder, self.address, proxy, processes, path)
     }
 }
 
 impl Running {
     pub(crate) fn start(contender: Contender, peers: &Peers) -> Result<Self> {
+        Self::start_for(contender, peers, Users::Http1)
+    }
+
+    /// For users who speak HTTP/2 in clear text.
+    pub(crate) fn start_http2(contender: Contender, peers: &Peers) -> Result<Self> {
+        Self::start_for(contender, peers, Users::Http2)
+    }
+
+    fn start_for(contender: Contender, peers: &Peers, users: Users) -> Result<Self> {
         if contender == Contender::Sim {
             return Self::sim(&sim::Setting::own()?);
         }
@@ -83,7 +103,7 @@ impl Running {
         let (at, address, upstream) = (folder.path(), free_address()?, free_address()?);
         let instance = instance(peers, at, &upstream.to_string(), 1)?;
         let instance = spawn("instance", instance)?;
-        let behind = Behind::one(upstream);
+        let behind = Behind::one(upstream, users);
         let command = match contender {
             Contender::Sim | Contender::Nginx => nginx(peers, at, address, &behind)?,
             Contender::Haproxy => haproxy(peers, at, address, &behind)?,

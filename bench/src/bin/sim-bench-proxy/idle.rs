@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bench::peers::Peers;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Map, Value, json};
 
 use crate::contender::{Contender, Running};
@@ -18,8 +17,6 @@ const REQUEST: &str = "GET / HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: bench
      Accept: text/html,application/xhtml+xml\r\nAccept-Encoding: gzip, deflate\r\n\r\n";
 
 pub(crate) fn measure(peers: &Peers) -> Result<Map<String, Value>> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let mut value = json!({});
     for contender in Contender::ALL {
         let proxy = Running::start(contender, peers).with_context(|| contender.name())?;

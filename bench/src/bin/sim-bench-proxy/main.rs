@@ -14,8 +14,10 @@ mod configurations;
 mod contender;
 mod cost;
 mod failure;
+mod h2;
 mod idle;
 mod latency;
+mod pick;
 mod plot;
 mod processes;
 mod sim;
@@ -26,6 +28,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use bench::peers::Peers;
 use clap::{Parser, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Map, Value, json};
 
 #[derive(Parser)]
@@ -61,18 +64,33 @@ enum Part {
     Latency,
     /// Latency against rate: a table and a plot
     Sweep,
+    /// CPU time per request over HTTP/2
+    H2,
+    /// What a pick costs, and how even picks are
+    Pick,
     /// An instance killed, one stopped, weights changed
     Failure,
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Err(error) = many_files() {
+        eprintln!("bench: {error:#}");
+        return std::process::ExitCode::FAILURE;
+    }
+    match run(&arguments) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// Thousands of connections, here and in whatever is started.
+fn many_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("RLIMIT_NOFILE")
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -98,6 +116,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         let file = arguments.json.as_deref();
         results.append(&mut latency::sweep(&peers, arguments.rounds, file)?);
     }
+    if wanted(Part::H2) {
+        results.append(&mut h2::measure(&peers, arguments.rounds)?);
+    }
+    if wanted(Part::Pick) {
+        results.append(&mut pick::measure(arguments.rounds)?);
+    }
     if wanted(Part::Failure) {
         results.append(&mut failure::measure(&peers)?);
     }
@@ -106,6 +130,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         "nginx": peers.version("nginx", "-v"),
         "haproxy": peers.version("haproxy", "-v"),
         "envoy": peers.version("envoy", "--version"),
+        "h2load": peers.version("h2load", "--version"),
         "wrk": peers.version("wrk", "-v"),
     });
     let file = arguments.json.as_deref();

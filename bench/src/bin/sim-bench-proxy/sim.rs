@@ -13,6 +13,9 @@ use toml::{Table, Value};
 
 use crate::processes::spawn;
 
+/// What SIM says, below its folder.
+pub(crate) const LOG: &str = "sim.log";
+
 /// Which SIM.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
@@ -58,6 +61,8 @@ pub(crate) fn start(setting: &Setting, at: &Path, address: SocketAddr) -> Result
     fs::write(&file, table.to_string())?;
     let mut run = Command::new(&setting.program);
     run.arg("run").arg("--config").arg(&file);
+    // Its own words would drown those of the benchmark.
+    run.stderr(fs::File::create(at.join(LOG))?);
     if let Some((library, ns)) = &setting.planted {
         run.env("LD_PRELOAD", library);
         run.env("SIM_PLANTED_NS", ns.to_string());

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_tests::world::process::Guarded;
 
-use crate::configurations::{Behind, envoy, haproxy, instance, nginx};
+use crate::configurations::{Behind, Users, envoy, haproxy, instance, nginx};
 use crate::contender::Contender;
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin_all, spawn};
 
@@ -38,6 +38,7 @@ impl Duo {
         let behind = Behind {
             instances: vec![(first, weights[0]), (second, weights[1])],
             try_timeout_s: 2,
+            users: Users::Http1,
             may_reload: true,
         };
         let instances = [(first, 1), (second, 2)].map(|(address, number)| -> Result<Guarded> {
