@@ -1,6 +1,7 @@
 //! What the benchmarks have in common that are programs of their own (`src/bin`).
 #![allow(clippy::print_stdout, reason = "a benchmark speaks to the terminal")]
 
+pub mod compare;
 pub mod load;
 pub mod open_loop;
 pub mod peers;

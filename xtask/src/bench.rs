@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the criterion benches, gathered into one JSON file, and those that are programs of their own.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
@@ -38,7 +39,7 @@ enum Whole {
     Probes(probes::Arguments),
     /// What SIM adds to a request, in instructions, by callgrind: a gate
     Instructions(instructions::Arguments),
-    /// What a request costs the proxy, beside nginx, `HAProxy` and Envoy
+    /// What a request costs the proxy, beside nginx, `HAProxy`, Envoy and a naive Pingora; a gate for a CI
     Proxy(proxy::Arguments),
 }
 
@@ -94,6 +95,15 @@ fn program(
     json: Option<&Path>,
     rest: &[String],
 ) -> Result<()> {
+    let mut bench = prepare(context, program)?;
+    if let Some(file) = json {
+        bench.arg("--json").arg(file);
+    }
+    process::run(bench.args(rest))
+}
+
+/// Sets up and builds one, and knows how to start it.
+fn prepare(context: &Context, program: &Program) -> Result<Command> {
     let profile = program.profile;
     let mut steps = Steps::new("setup", setup::STEPS + program.peers_steps + 1);
     let prepared = setup::all(context, &mut steps, profile)?;
@@ -103,10 +113,7 @@ fn program(
     let mut bench = context.command(profile.folder(context).join(program.name));
     prepared.tell(&mut bench, context, profile);
     peers.tell(&mut bench);
-    if let Some(file) = json {
-        bench.arg("--json").arg(file);
-    }
-    process::run(bench.args(rest))
+    Ok(bench)
 }
 
 /// Each bench once, in the profile and with the features of the tests: nothing is built anew.

@@ -57,6 +57,13 @@ pub(crate) fn programs(context: &Context, profile: Profile, extent: Extent) -> R
     process::run(&mut command(context, profile, extent))
 }
 
+/// Builds a library that is loaded by name, beside the programs.
+pub(crate) fn library(context: &Context, profile: Profile, package: &str) -> Result<()> {
+    let mut cargo = context.cargo();
+    cargo.args(["build", "--profile", profile.name(), "--package", package]);
+    process::run(&mut cargo)
+}
+
 /// Builds programs and tests, and says where the integration tests of one package are.
 pub(crate) fn tests_of(
     context: &Context,

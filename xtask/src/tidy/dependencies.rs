@@ -74,6 +74,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sim-tests",
         ],
     ),
+    ("sim-planted", &[]),
     ("xtask", &[]),
 ];
 

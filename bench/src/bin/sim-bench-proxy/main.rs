@@ -14,6 +14,7 @@ mod configurations;
 mod contender;
 mod cost;
 mod failure;
+mod gate;
 mod h2;
 mod idle;
 mod latency;
@@ -52,6 +53,8 @@ enum Role {
     /// The workload of SIM
     #[command(hide = true)]
     Instance { listen: String, folder: PathBuf },
+    /// Judge one `sim` against another: exit code 1 if it is slower
+    Gate(gate::Arguments),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,6 +80,9 @@ fn main() -> std::process::ExitCode {
     if let Err(error) = many_files() {
         eprintln!("bench: {error:#}");
         return std::process::ExitCode::FAILURE;
+    }
+    if let Some(Role::Gate(arguments)) = &arguments.role {
+        return gate::run(arguments);
     }
     match run(&arguments) {
         Ok(()) => std::process::ExitCode::SUCCESS,
