@@ -4,12 +4,14 @@ mod eject;
 
 pub use eject::EjectSettings;
 
+use crate::forwarded::ForwardSettings;
 use crate::limits::LimitSettings;
 use crate::matching::Condition;
 use crate::policy::Policy;
 use crate::snapshot::MirrorTo;
 use crate::sticky::Sticky;
 use crate::tls::TlsSettings;
+use crate::trace::TraceSettings;
 use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -51,6 +53,10 @@ pub struct ProxyConfig {
     pub policy: Policy,
     /// What makes requests stay with an instance; none: nothing does.
     pub sticky: Option<Sticky>,
+    /// What instances are told of who asked.
+    pub forward: ForwardSettings,
+    /// How requests are traced; none: what comes of it passes as it is.
+    pub trace: Option<TraceSettings>,
     /// Towards instances.
     pub upstream: UpstreamSettings,
     /// Second attempts.
@@ -113,6 +119,8 @@ impl ProxyConfig {
             upgrade_drain_timeout: Duration::from_secs(600),
             policy: Policy::default(),
             sticky: None,
+            forward: ForwardSettings::default(),
+            trace: None,
             upstream: UpstreamSettings::default(),
             retry: RetrySettings::default(),
             hedge: HedgeSettings::default(),

@@ -1,7 +1,7 @@
 //! The general request path, as Pingora's `ProxyHttp`: for all that the fast one ([`crate::fast`]) leaves to it.
 //!
 //! Of ours it takes no lock, makes no system call, waits for nothing and, on the way that goes
-//! well, allocates nothing but the value of `X-Forwarded-For`; the boxed futures and the boxed
+//! well, allocates nothing but the values of the fields that it adds; the boxed futures and the boxed
 //! peer are the trait's.
 
 use crate::attempt::Attempt;
@@ -18,16 +18,16 @@ use crate::pick::How;
 use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
+use crate::tell::{Teller, target_of};
+use crate::trace::Trace;
 use crate::waiting::Seat;
 use crate::workloads::{Open, Workloads};
-use crate::{forwarded, framing, grpc, http2, refusal};
+use crate::{framing, grpc, http2, refusal};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::HOST;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
-use pingora_core::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _, PeerOptions};
 use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -46,6 +46,7 @@ pub(crate) struct Gateway {
     workloads: Arc<Workloads>,
     client_idle_seconds: u64,
     sticky: Option<Sticky>,
+    teller: Teller,
     http1_options: PeerOptions,
     http2_options: PeerOptions,
 }
@@ -67,6 +68,8 @@ pub(crate) struct Request {
     given: Option<[u8; 16]>,
     /// What is to be copied of it.
     taking: Option<Box<Taking>>,
+    /// Its trace, if traces are told.
+    trace: Option<Trace>,
     refused: Option<Refusal>,
     /// When its body began, and what has come of it.
     body: (u64, u64),
@@ -118,6 +121,7 @@ impl Gateway {
             workloads,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
             sticky: config.sticky.clone(),
+            teller: Teller::new(config),
             http1_options: peer_options,
             http2_options,
         }
@@ -245,6 +249,7 @@ impl ProxyHttp for Gateway {
             session: None,
             given: None,
             taking: None,
+            trace: None,
             refused: None,
             body: (monotonic_ns(), 0),
             call: false,
@@ -266,6 +271,7 @@ impl ProxyHttp for Gateway {
         }
         session.set_read_timeout(Some(self.workloads.limits.settings.body_timeout));
         self.find_session(session, request);
+        request.trace = self.teller.trace(session);
         // Pingora's own default is to keep an idle connection for ever.
         if session.get_keepalive() == Some(0) {
             session.set_keepalive(Some(self.client_idle_seconds));
@@ -330,13 +336,8 @@ impl ProxyHttp for Gateway {
         if session.is_http2() {
             http2::join_cookies(upstream_request)?;
         }
-        let secure = session
-            .digest()
-            .is_some_and(|digest| digest.ssl_digest.is_some());
-        let client = session.client_addr().and_then(|a| a.as_inet());
-        client.map_or(Ok(()), |client| {
-            forwarded::append(upstream_request, client.ip(), secure)
-        })?;
+        let trace = request.trace.as_ref();
+        self.teller.tell(session, trace, upstream_request)?;
         if let Some(taking) = &mut request.taking {
             taking.again();
         } else if request.tries == 1
@@ -606,25 +607,6 @@ impl ProxyHttp for Gateway {
     ) -> bool {
         true
     }
-}
-
-/// Authority and path of a request; where its target names one, it is the authority that goes on (and no other may stand
-/// in `Host`: Pingora sees to that).
-fn target_of(head: &RequestHeader) -> (&[u8], &[u8]) {
-    let (named, path) = match raw_target_authority(head.raw_path()) {
-        RawTargetAuthority::Absolute {
-            authority,
-            path_and_query,
-            ..
-        } => (Some(authority), path_and_query),
-        RawTargetAuthority::None | RawTargetAuthority::AmbiguousAuthority => {
-            (None, head.raw_path())
-        }
-    };
-    // HTTP/2's `:authority`.
-    let named = named.or_else(|| Some(head.uri.authority()?.as_str().as_bytes()));
-    let host = || Some(head.headers.get(HOST)?.as_bytes());
-    (named.or_else(host).unwrap_or_default(), path)
 }
 
 fn side_of(error: &Error) -> ErrorSide {

@@ -8,9 +8,8 @@
 use crate::health::Standing;
 use crate::pick::{How, Pick};
 use crate::snapshot::Upstream;
-use crate::tickets::{entropy, mix};
+use crate::tickets::{draw, mix};
 use sim_core::name::InstanceId;
-use std::cell::Cell;
 use std::net::IpAddr;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -95,10 +94,7 @@ pub fn cookie<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
 /// and nothing else.
 #[must_use]
 pub(crate) fn new_session() -> [u8; 16] {
-    thread_local! {
-        static NEXT: Cell<u64> = Cell::new(entropy());
-    }
-    let drawn = mix(NEXT.replace(NEXT.get().wrapping_add(1)));
+    let drawn = draw();
     let mut digits = *b"0123456789abcdef";
     for (at, digit) in digits.iter_mut().enumerate() {
         *digit = b"0123456789abcdef"[(drawn >> (4 * at)) as usize & 15];

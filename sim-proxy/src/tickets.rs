@@ -11,7 +11,7 @@
 //! any run of N points is even within O(log N), with at most one unfinished block on top, and the
 //! points that a periodic client meets are random.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 
 /// Points of one block: a digit's values, a power of two.
@@ -134,6 +134,14 @@ pub(crate) fn entropy() -> u64 {
 thread_local! {
     static TICKETS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
     static SECONDS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
+}
+
+/// A random number of this thread's own. No secret: who sees one can tell the next.
+pub(crate) fn draw() -> u64 {
+    thread_local! {
+        static NEXT: Cell<u64> = Cell::new(entropy());
+    }
+    mix(NEXT.replace(NEXT.get().wrapping_add(1)))
 }
 
 /// The next point of another sequence of this thread, for second choices: every other point of one sequence wouldn't be

@@ -217,6 +217,17 @@ fn what_a_file_gets_wrong_is_named() {
             ],
         ),
         (
+            good.replace(
+                "[[server]]",
+                "trusted_proxies = [\"::1\", \"10.0.0.1/8\"]\n[[server]]",
+            ),
+            vec!["proxy.trusted_proxies = \"10.0.0.1/8\"", "\"10.0.0.0/8\""],
+        ),
+        (
+            good.replace("[[server]]", "trace = { sample = 1.5 }\n[[server]]"),
+            vec!["proxy.trace.sample = 1.5", "0 to 1"],
+        ),
+        (
             good.replace("bound_ms = 100", "bound_ms = 0"),
             vec!["slo.bound_ms", "above 0"],
         ),

@@ -28,6 +28,7 @@ use crate::clock::{monotonic_ns, nanos};
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
+use crate::forwarded::ForwardSettings;
 use crate::gateway::{self, Gateway};
 use crate::http2::{self, Http2, Preface};
 use crate::limits::{Refusal, Visit};
@@ -36,6 +37,7 @@ use crate::retry::may_go_again;
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::tls::accept::Door;
+use crate::trace::TraceSettings;
 use crate::waiting::Seat;
 use crate::workloads::Workloads;
 use async_trait::async_trait;
@@ -72,6 +74,8 @@ pub(crate) struct FastPath {
     idle: ShutdownWatch,
     sticky: Option<Sticky>,
     door: Option<Arc<Door>>,
+    forward: ForwardSettings,
+    trace: Option<TraceSettings>,
 }
 
 /// What becomes of a connection.
@@ -110,6 +114,8 @@ impl FastPath {
             client_idle_ns: nanos(config.client_idle_timeout),
             client_idle_seconds: config.client_idle_timeout.as_secs(),
             sticky: config.sticky.clone(),
+            forward: config.forward.clone(),
+            trace: config.trace,
         }
     }
 
@@ -143,9 +149,10 @@ impl ServerApp for FastPath {
             self.http2(shutdown).serve(stream).await;
             return None;
         }
+        let is_tls = stream.get_ssl().is_some();
         let mut connection = Connection {
             path: self,
-            via: Via::of(client, stream.get_ssl().is_some()),
+            via: Via::of(client, is_tls, &self.forward),
             source: client.map(SessionKey::of_address),
             stop: Stop::new(shutdown, &self.idle),
             watchdog: Watchdog::new(),
@@ -254,6 +261,7 @@ impl<'a> Connection<'a> {
                         via: &self.via,
                         sticky: self.path.sticky.as_ref(),
                         matcher: self.path.workloads.matcher(),
+                        trace: self.path.trace,
                     };
                     let seen = match preface {
                         Preface::Whole => return Then::Http2,

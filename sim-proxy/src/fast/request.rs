@@ -3,11 +3,13 @@
 //! What is taken here has one reading alone: whatever could be read in two ways, or is rare, is left to the
 //! general path, which refuses or serves it. So this may be stricter than [`crate::framing`], never laxer.
 
-use super::via::Via;
+use super::via::{Came, Via};
+use crate::forwarded::{self, Told};
 use crate::framing::{self, Fault};
 use crate::limits::HEADERS_MAX;
 use crate::matching::{Found, Matcher};
 use crate::sticky::{SessionKey, Sticky};
+use crate::trace::{self, Trace, TraceSettings};
 use std::mem::MaybeUninit;
 
 /// Fields of one head; with more it is a case for the general path.
@@ -41,6 +43,8 @@ pub(super) struct Head {
     pub(super) session: Option<SessionKey>,
     /// Whose it is.
     pub(super) found: Found,
+    /// Its trace, if traces are told.
+    pub(super) trace: Option<Trace>,
 }
 
 /// What is read from a head, and written to the one that goes on.
@@ -49,6 +53,7 @@ pub(super) struct Reader<'a> {
     pub(super) via: &'a Via,
     pub(super) sticky: Option<&'a Sticky>,
     pub(super) matcher: &'a Matcher,
+    pub(super) trace: Option<TraceSettings>,
 }
 
 /// What the bytes read so far are.
@@ -140,6 +145,7 @@ fn take(
         via,
         sticky,
         matcher,
+        trace,
     } = reader;
     let (method, path) = (request.method?, request.path?);
     let (idempotent, safe) = match method {
@@ -161,7 +167,8 @@ fn take(
         return None;
     }
     let mut at = path_end + VERSION_LINE.len();
-    out.reserve(len + via.room());
+    // No host is longer than the head, and it may be told twice.
+    out.reserve(3 * len + via.room() + TRACE_ROOM);
     out.extend_from_slice(&bytes[..at]);
     let mut head = Head {
         len,
@@ -173,10 +180,11 @@ fn take(
         is_head: method == "HEAD",
         session: None,
         found: Found::None,
+        trace: None,
     };
     let (mut lengths, mut codings, mut hosts) = (0_u8, 0_u8, 0_u8);
     let mut host: &[u8] = b"";
-    let (mut forwarded_for, mut forwarded) = (false, false);
+    let (mut came, mut came_traced) = (Came::default(), false);
     for field in request.headers.iter() {
         let end = field_end(bytes, at, field)?;
         let line = &bytes[at..end];
@@ -202,17 +210,17 @@ fn take(
                 head.keep_alive &= keeps(field.value)?;
                 continue;
             }
-            Kind::ForwardedFor => {
-                forwarded_for = true;
-                continue;
+            Kind::Told(told) => {
+                if !via.passes(told, &mut came) {
+                    continue;
+                }
             }
-            Kind::Forwarded => {
-                forwarded = true;
-                continue;
+            Kind::Traced => {
+                came_traced = true;
+                if trace.is_some() {
+                    continue;
+                }
             }
-            // Whoever ended TLS knows; in the clear somebody before us may have.
-            Kind::ForwardedProto if via.names_protocol() => continue,
-            Kind::ForwardedProto => {}
             Kind::HopByHop => continue,
             Kind::Rare => return None,
         }
@@ -230,23 +238,37 @@ fn take(
         let mut fields = request.headers.iter();
         fields.any(|field| field.name.eq_ignore_ascii_case(name) && field.value == value)
     });
-    let values = |wanted: Kind| {
-        let ours = move |field: &&httparse::Header<'_>| kind(field.name) == wanted;
-        request.headers.iter().filter(ours).map(|field| field.value)
+    let told = |wanted: Told| {
+        let fields = request.headers.iter();
+        let of = move |field: &&httparse::Header<'_>| forwarded::told(field.name) == Some(wanted);
+        fields.filter(of).map(|field| field.value)
     };
-    if forwarded_for {
-        via.write_forwarded_for(values(Kind::ForwardedFor), out);
-    } else {
-        via.write_forwarded_for(std::iter::empty(), out);
-    }
-    via.write_forwarded_proto(out);
-    if forwarded {
-        via.write_forwarded(values(Kind::Forwarded), out);
+    via.write(came, told, host, out);
+    if let Some(settings) = trace {
+        let named = |name: &'static str| {
+            let fields = request.headers.iter().filter(move |_| came_traced);
+            let of = move |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case(name);
+            fields.filter(of).map(|field| field.value)
+        };
+        let trace = Trace::of(settings, named(trace::PARENT));
+        write_field(trace::PARENT, &trace.traceparent(), out);
+        if trace.has_state() {
+            named(trace::STATE).for_each(|state| write_field(trace::STATE, state, out));
+        }
+        head.trace = Some(trace);
     }
     out.extend_from_slice(b"\r\n");
     Some(head)
 }
 
+fn write_field(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+/// What a head may grow by for its trace.
+const TRACE_ROOM: usize = 128;
 const VERSION_LINE: &[u8] = b" HTTP/1.1\r\n";
 
 /// What a field means to a proxy.
@@ -257,9 +279,10 @@ enum Kind {
     Length,
     Coding,
     Connection,
-    ForwardedFor,
-    Forwarded,
-    ForwardedProto,
+    /// It tells of the way up to here.
+    Told(Told),
+    /// It tells of the trace.
+    Traced,
     /// It is for us alone, and goes no further.
     HopByHop,
     /// It asks for what the fast path doesn't do.
@@ -275,17 +298,16 @@ fn kind(name: &str) -> Kind {
         6 if is("expect") => Kind::Rare,
         7 if is("upgrade") => Kind::Rare,
         7 if is("trailer") => Kind::Plain,
-        9 if is("forwarded") => Kind::Forwarded,
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::HopByHop,
+        10 if is(trace::STATE) => Kind::Traced,
+        11 if is(trace::PARENT) => Kind::Traced,
         14 if is("content-length") => Kind::Length,
         14 if is("http2-settings") => Kind::HopByHop,
-        15 if is("x-forwarded-for") => Kind::ForwardedFor,
         16 if is("proxy-connection") => Kind::HopByHop,
         17 if is("transfer-encoding") => Kind::Coding,
-        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
         19 if is("proxy-authorization") => Kind::HopByHop,
-        _ => Kind::Plain,
+        _ => forwarded::told(name).map_or(Kind::Plain, Kind::Told),
     }
 }
 
@@ -336,15 +358,25 @@ fn keeps(value: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forwarded::ForwardSettings;
     use proptest::prelude::*;
 
     fn seen(text: &str) -> (Seen, String) {
+        seen_with(text, "192.0.2.7", None)
+    }
+
+    fn seen_with(text: &str, client: &str, trace: Option<TraceSettings>) -> (Seen, String) {
         let mut out = Vec::new();
-        let via = Via::of(Some("10.0.0.7".parse().expect("an address")), false);
+        let settings = ForwardSettings {
+            trusted: vec!["10.0.0.0/8".parse().expect("a network")],
+            forwarded: false,
+        };
+        let via = Via::of(client.parse().ok(), false, &settings);
         let reader = Reader {
             via: &via,
             sticky: None,
             matcher: &Matcher::new([&[][..]]),
+            trace,
         };
         let seen = read(text.as_bytes(), reader, &mut out);
         (seen, String::from_utf8(out).expect("text"))
@@ -369,21 +401,69 @@ mod tests {
         assert_eq!(
             out,
             "POST /a?b HTTP/1.1\r\nhOST: x\r\nContent-Length: 3 \r\nEmpty:\r\n\
-             X-Forwarded-For: 1.1.1.1, 10.0.0.7\r\n\r\n"
+             X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: x\r\n\r\n"
+        );
+    }
+
+    const CLAIMS: &str = "GET / HTTP/1.1\r\nHost: x:8\r\nForwarded: for=a\r\nX-Forwarded-For: a\r\n\
+        forwarded: for=b\r\nX-Forwarded-For: b\r\nX-Forwarded-Proto: https\r\nx-forwarded-host: y\r\n\
+        X-Forwarded-Port: 443\r\nX_Forwarded_For: c\r\nX-Real-IP: d\r\n\r\n";
+
+    #[test]
+    fn a_user_s_word_is_not_taken_for_who_asked() {
+        let (_, out) = whole(CLAIMS);
+        assert_eq!(
+            out,
+            "GET / HTTP/1.1\r\nHost: x:8\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: x:8\r\n\r\n"
+        );
+        let (_, out) = whole("GET / HTTP/1.1\r\nHost: x, y\r\n\r\n");
+        assert!(!out.contains("X-Forwarded-Host"), "{out}");
+    }
+
+    #[test]
+    fn a_trusted_proxy_s_chains_are_continued_in_one_field() {
+        let (_, out) = seen_with(CLAIMS, "10.0.0.7", None);
+        assert_eq!(
+            out,
+            "GET / HTTP/1.1\r\nHost: x:8\r\nX-Forwarded-Proto: https\r\nx-forwarded-host: y\r\n\
+             X-Forwarded-Port: 443\r\nX-Real-IP: d\r\nX-Forwarded-For: a, b, 10.0.0.7\r\n\
+             Forwarded: for=a, for=b, for=10.0.0.7;host=\"x:8\";proto=http\r\n\r\n"
         );
     }
 
     #[test]
-    fn chains_are_continued_in_one_field() {
-        let (_, out) = whole(
-            "GET / HTTP/1.1\r\nHost: x\r\nForwarded: for=a\r\nX-Forwarded-For: a\r\n\
-             forwarded: for=b\r\nX-Forwarded-For: b\r\n\r\n",
+    fn a_trace_passes_untouched_or_is_gone_on_with() {
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        let fields = format!(
+            "TraceState: a=1\r\ntraceparent: 00-{id}-b7ad6b7169203331-01\r\nTracestate: b=2\r\n"
         );
-        assert_eq!(
-            out,
-            "GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: a, b, 10.0.0.7\r\n\
-             Forwarded: for=a, for=b, for=10.0.0.7\r\n\r\n"
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        let (head, out) = whole(&text);
+        assert!(out.contains(&fields) && head.trace.is_none(), "{out}");
+        let of = |text: &str| {
+            let settings = TraceSettings { sample: 1.0 };
+            match seen_with(text, "192.0.2.7", Some(settings)) {
+                (Seen::Whole(head), out) => (head.trace.expect("a trace"), out),
+                (other, _) => panic!("{other:?}"),
+            }
+        };
+        let (trace, out) = of(&text);
+        let passed = format!(
+            "traceparent: 00-{id}-{:016x}-01\r\ntracestate: a=1\r\ntracestate: b=2\r\n\r\n",
+            trace.span
         );
+        assert!(out.ends_with(&passed), "{out}");
+        assert_eq!(out.to_ascii_lowercase().matches("traceparent").count(), 1);
+        for broken in [text.replace("-01", "-1"), text.replace("traceparent", "x")] {
+            let (trace, out) = of(&broken);
+            let begun = format!(
+                "traceparent: 00-{:032x}-{:016x}-01\r\n\r\n",
+                trace.id, trace.span
+            );
+            assert!(out.ends_with(&begun), "{out}");
+            assert!(!out.to_ascii_lowercase().contains("tracestate"), "{out}");
+        }
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! The user's address as the lists of forwarders name it, made once for a connection.
+//! What this hop adds to a request, made once for a connection as far as it can be; see [`crate::forwarded`].
 
-use crate::forwarded::Node;
+use crate::forwarded::{self, ForwardSettings, Node, Told};
 use std::net::IpAddr;
 
-/// What this hop adds to `X-Forwarded-For` and `Forwarded`; see [`crate::forwarded`].
+/// The user of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Via {
     hop: Option<Hop>,
-    /// The user came over TLS.
-    secure: bool,
+    is_trusted: bool,
+    is_tls: bool,
+    /// `Forwarded` is written whether or not it came.
+    forwarded: bool,
 }
 
 #[derive(Debug)]
@@ -18,71 +20,98 @@ struct Hop {
     node: Box<str>,
 }
 
+/// What came of it in a request, from who is trusted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Came {
+    lists: bool,
+    proto: bool,
+    host: bool,
+}
+
 impl Via {
-    /// Of a user at `client`; nothing is added where that isn't known. `secure`: it came over TLS.
-    pub(super) fn of(client: Option<IpAddr>, secure: bool) -> Self {
+    /// Of a user at `client`; nothing of it is told where that isn't known.
+    pub(super) fn of(client: Option<IpAddr>, is_tls: bool, settings: &ForwardSettings) -> Self {
         let hop = client.map(|client| Hop {
             address: client.to_string().into(),
-            node: Node { client, secure }.to_string().into(),
+            node: Node(client).to_string().into(),
         });
-        Self { hop, secure }
-    }
-
-    /// Whether this hop says how the user came, and nobody else does.
-    pub(super) fn names_protocol(&self) -> bool {
-        self.secure
-    }
-
-    /// Bytes that a head may grow by.
-    pub(super) fn room(&self) -> usize {
-        const NAMES: usize = "X-Forwarded-For: , \r\nForwarded: , \r\n".len();
-        let hop = |hop: &Hop| hop.address.len() + hop.node.len();
-        NAMES + FORWARDED_PROTO.len() + self.hop.as_ref().map_or(0, hop)
-    }
-
-    /// The field `X-Forwarded-For` with `values` and this hop.
-    pub(super) fn write_forwarded_for<'a>(
-        &'a self,
-        values: impl Iterator<Item = &'a [u8]>,
-        out: &mut Vec<u8>,
-    ) {
-        let hop = self.hop.as_ref().map(|hop| &*hop.address);
-        write(b"X-Forwarded-For: ", values, hop, out);
-    }
-
-    /// The field `X-Forwarded-Proto`, if it is for this hop to say.
-    pub(super) fn write_forwarded_proto(&self, out: &mut Vec<u8>) {
-        if self.secure {
-            out.extend_from_slice(FORWARDED_PROTO);
+        Self {
+            hop,
+            is_trusted: settings.trusts(client),
+            is_tls,
+            forwarded: settings.forwarded,
         }
     }
 
-    /// The field `Forwarded` with `values` and this hop.
-    pub(super) fn write_forwarded<'a>(
-        &'a self,
-        values: impl Iterator<Item = &'a [u8]>,
+    /// Bytes that a head may grow by, beside its host, which may stand in it twice.
+    pub(super) fn room(&self) -> usize {
+        const FIXED: usize =
+            "X-Forwarded-For: , \r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: \r\n".len()
+                + "Forwarded: , ;host=\"\";proto=https\r\n".len();
+        let hop = |hop: &Hop| hop.address.len() + hop.node.len();
+        FIXED + self.hop.as_ref().map_or(0, hop)
+    }
+
+    /// Whether a field that tells of the way up to here passes as it is; notes that it came.
+    pub(super) fn passes(&self, told: Told, came: &mut Came) -> bool {
+        match told {
+            Told::Disguised => false,
+            _ if !self.is_trusted => false,
+            Told::For | Told::Forwarded => {
+                came.lists = true;
+                false
+            }
+            Told::Proto => {
+                came.proto = true;
+                true
+            }
+            Told::Host => {
+                came.host = true;
+                true
+            }
+            Told::Other => true,
+        }
+    }
+
+    /// Writes the fields. `values` gives what came in one of the two lists.
+    pub(super) fn write<'a, I: Iterator<Item = &'a [u8]>>(
+        &self,
+        came: Came,
+        values: impl Fn(Told) -> I,
+        host: &[u8],
         out: &mut Vec<u8>,
     ) {
-        let hop = self.hop.as_ref().map(|hop| &*hop.node);
-        write(b"Forwarded: ", values, hop, out);
+        let Some(hop) = &self.hop else { return };
+        let came_before = |told| came.lists.then(|| values(told)).into_iter().flatten();
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        write_list(came_before(Told::For), hop.address.as_bytes(), out);
+        out.extend_from_slice(b"\r\n");
+        if !came.proto {
+            out.extend_from_slice(b"X-Forwarded-Proto: ");
+            out.extend_from_slice(forwarded::proto(self.is_tls).as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        let host = Some(host).filter(|host| forwarded::is_plain_host(host));
+        if let Some(host) = host
+            && !came.host
+        {
+            out.extend_from_slice(b"X-Forwarded-Host: ");
+            out.extend_from_slice(host);
+            out.extend_from_slice(b"\r\n");
+        }
+        if self.forwarded || came_before(Told::Forwarded).next().is_some() {
+            out.extend_from_slice(b"Forwarded: ");
+            write_list(came_before(Told::Forwarded), hop.node.as_bytes(), out);
+            forwarded::write_element(host, self.is_tls, out);
+            out.extend_from_slice(b"\r\n");
+        }
     }
 }
 
-const FORWARDED_PROTO: &[u8] = b"X-Forwarded-Proto: https\r\n";
-
-fn write<'a>(
-    name: &[u8],
-    values: impl Iterator<Item = &'a [u8]>,
-    hop: Option<&'a str>,
-    out: &mut Vec<u8>,
-) {
-    let mut before = name;
-    for value in values.chain(hop.map(str::as_bytes)) {
-        out.extend_from_slice(before);
+fn write_list<'a>(values: impl Iterator<Item = &'a [u8]>, last: &[u8], out: &mut Vec<u8>) {
+    for value in values {
         out.extend_from_slice(value);
-        before = b", ";
+        out.extend_from_slice(b", ");
     }
-    if before != name {
-        out.extend_from_slice(b"\r\n");
-    }
+    out.extend_from_slice(last);
 }

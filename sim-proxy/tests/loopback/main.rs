@@ -13,6 +13,7 @@ mod raw;
 mod routing;
 mod secure;
 mod sessions;
+mod telling;
 mod tls;
 mod upgrade;
 mod upstream;

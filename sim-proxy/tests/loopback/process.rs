@@ -12,6 +12,7 @@ use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
 use sim_proxy::sticky::Sticky;
 use sim_proxy::tls::{CertificateFiles, TlsSettings, TlsVersion};
+use sim_proxy::trace::TraceSettings;
 use sim_proxy::{Proxy, ProxyConfig};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::SocketAddr;
@@ -48,6 +49,10 @@ pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 pub(crate) const HANDOVER: &str = "SIM_TEST_PROXY_HANDOVER";
 /// Addresses as the proxy at [`HANDOVER`] told them, to be taken over from it.
 pub(crate) const TAKE_OVER: &str = "SIM_TEST_PROXY_TAKE_OVER";
+/// Networks whose word on who asked is taken, with commas.
+pub(crate) const TRUSTED: &str = "SIM_TEST_PROXY_TRUSTED";
+/// Share of the traces begun here that is sampled.
+pub(crate) const TRACE: &str = "SIM_TEST_PROXY_TRACE";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -194,6 +199,13 @@ fn proxy_process() {
     if std::env::var_os(TLS_ALONE).is_some() {
         config.listen = None;
     }
+    if let Ok(trusted) = std::env::var(TRUSTED) {
+        let networks = trusted.split(',').map(|network| network.parse());
+        config.forward.trusted = networks.collect::<Result<_, _>>().expect("networks");
+    }
+    config.trace = std::env::var(TRACE).ok().map(|sample| TraceSettings {
+        sample: sample.parse().expect("a share"),
+    });
     config.handover_socket = std::env::var_os(HANDOVER).map(Into::into);
     let proxy = if let Ok(addresses) = std::env::var(TAKE_OVER) {
         let [admin, users, secure] = addresses_of(&addresses);

@@ -116,7 +116,10 @@ async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
         let served = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
         served.await.unwrap_or_default();
     } else {
-        let served = http1::Builder::new().serve_connection(io, service);
+        // More fields than any user may send, and what the proxy adds.
+        let served = http1::Builder::new()
+            .max_headers(200)
+            .serve_connection(io, service);
         served.await.unwrap_or_default();
     }
 }

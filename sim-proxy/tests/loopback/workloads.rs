@@ -5,9 +5,14 @@ use crate::process::WORKLOADS;
 use crate::protocol::raw;
 use crate::upstream::Upstream;
 use crate::world::{World, table, table_of};
-use hyper::StatusCode;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2::handshake;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use sim_core::name::WorkloadName;
 use sim_core::table::WeightTable;
+use tokio::net::TcpStream;
 
 /// Beside `web`, which gets what is nobody else's.
 const API: &str = "web;api=*/api|api.example/|*/ x-api:yes";
@@ -74,6 +79,39 @@ async fn a_request_goes_to_the_workload_of_its_host_path_or_field_on_both_paths(
     // Two hosts would be two readings.
     let two_hosts = "GET http://api.example/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     assert!(raw(&world, two_hosts).await.starts_with("HTTP/1.1 400 "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_one_http2_connection_go_each_to_its_workload() {
+    let (world, _control, _ups) = two().await;
+    let stream = TcpStream::connect(world.proxy).await.expect("connected");
+    let (mut user, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
+    tokio::spawn(connection);
+    for (uri, status, body) in [
+        ("http://x/", 200, "w"),
+        ("http://x/api/v1", 200, "a"),
+        ("http://API.example:8080/", 200, "a"),
+        (
+            "http://x/api/..%2fadmin",
+            400,
+            "400 Bad Request: the request is malformed\n",
+        ),
+    ] {
+        let request = Request::get(uri)
+            .body(Empty::<Bytes>::new())
+            .expect("valid");
+        let answer = user.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status(), status, "{uri}");
+        let got = answer
+            .into_body()
+            .collect()
+            .await
+            .expect("whole")
+            .to_bytes();
+        assert_eq!(got, body, "{uri}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

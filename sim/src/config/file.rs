@@ -4,6 +4,7 @@ use super::ConfigError;
 use super::limits::LimitsTable;
 use super::mirror::MirrorTable;
 use super::route::RouteTable;
+use super::tell::TraceTable;
 use super::tls::TlsTable;
 use serde::Deserialize;
 use sim_core::policy::Policy;
@@ -63,6 +64,11 @@ pub(super) struct ProxyTable {
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,
+    #[serde(default)]
+    pub(super) trusted_proxies: Vec<String>,
+    #[serde(default)]
+    pub(super) forwarded: bool,
+    pub(super) trace: Option<TraceTable>,
     #[serde(default)]
     pub(super) mirror: MirrorTable,
     #[serde(default)]

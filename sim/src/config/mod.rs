@@ -7,6 +7,7 @@ mod front;
 mod limits;
 mod mirror;
 mod route;
+mod tell;
 mod tls;
 mod upstream;
 mod validate;
@@ -22,9 +23,11 @@ use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
 use sim_proxy::config::{HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
+use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
 use sim_proxy::tls::{Certificates, TlsSettings};
+use sim_proxy::trace::TraceSettings;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
@@ -58,6 +61,8 @@ pub(crate) struct Front {
     pub(crate) policy: sim_proxy::policy::Policy,
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
+    pub(crate) forward: ForwardSettings,
+    pub(crate) trace: Option<TraceSettings>,
     pub(crate) mirror: MirrorSettings,
     pub(crate) limits: Limits,
 }
@@ -299,6 +304,8 @@ impl Config {
         proxy.tls.clone_from(&self.front.tls);
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
+        proxy.forward.clone_from(&self.front.forward);
+        proxy.trace = self.front.trace;
         proxy.mirror = self.front.mirror;
         proxy.limits = self.front.limits.settings;
         proxy.client_idle_timeout = self.front.limits.idle_timeout;

@@ -2,7 +2,7 @@
 
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
-use super::{Config, ConfigError, Front, Server, front, limits, mirror, tls, workload};
+use super::{Config, ConfigError, Front, Server, front, limits, mirror, tell, tls, workload};
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
@@ -102,6 +102,8 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
             None => None,
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
+        forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
+        trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
         limits: limits::limits(&rules, &file.proxy.limits)?,
     };
@@ -347,6 +349,7 @@ slo = { bound_ms = 100 }
             ("", String::new()),
             ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
             ("proxy.hedge.", "[proxy.hedge]".to_owned()),
+            ("proxy.trace.", "[proxy.trace]".to_owned()),
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("proxy.mirror.", "[proxy.mirror]".to_owned()),
             ("proxy.limits.", "[proxy.limits]".to_owned()),
