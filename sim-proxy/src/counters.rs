@@ -1,5 +1,6 @@
 //! Counters of one workload as a whole, or of requests that reached none. They only rise; readers take differences.
 
+use crate::errors::ErrorClass;
 use crate::http2::Counts as Http2Counts;
 use crate::limits::Refusals;
 use crossbeam_utils::CachePadded;
@@ -59,6 +60,20 @@ impl RetryReason {
         (Self::Hedge, "hedge"),
         (Self::Late, "late"),
     ];
+}
+
+impl From<RetryReason> for ErrorClass {
+    fn from(reason: RetryReason) -> Self {
+        match reason {
+            RetryReason::Connect => Self::Connect,
+            RetryReason::Reset => Self::Reset,
+            RetryReason::Timeout => Self::Timeout,
+            RetryReason::Malformed => Self::Malformed,
+            RetryReason::Down => Self::Down,
+            RetryReason::Hedge | RetryReason::Late => Self::Late,
+            RetryReason::Refused => Self::Refused,
+        }
+    }
 }
 
 /// Where the error of a failed or aborted request came from.

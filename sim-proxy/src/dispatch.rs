@@ -6,6 +6,7 @@ use crate::budget::RetryBudget;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, RetryReason};
+use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::live::Outcome;
 use crate::mirror::Mirror;
@@ -40,12 +41,32 @@ impl Dispatch {
         }
     }
 
+    /// Notes the status of an answer. At its head, not its end: a long download must not keep a recovered instance
+    /// out. `failed`: it is none that the instance should give.
+    pub(crate) fn answered(&self, attempt: &Attempt, status: u16, failed: bool) {
+        let class = if failed {
+            Some(ErrorClass::Status5xx)
+        } else {
+            ErrorClass::of_status(status)
+        };
+        if let Some(class) = class {
+            attempt.live().errors().count(class);
+        }
+        if failed {
+            self.routes.attempt_failed(attempt, Failure::BadAnswer);
+        } else {
+            self.routes.attempt_succeeded(attempt);
+        }
+    }
+
     /// Ends an attempt as failed. `failure` is what that says of its instance, whose id it gives.
     pub(crate) fn attempt_failed(
         &self,
         mut attempt: Attempt,
+        class: ErrorClass,
         failure: Option<Failure>,
     ) -> InstanceId {
+        attempt.live().errors().count(class);
         attempt.end(Outcome::Failed, None);
         if let Some(failure) = failure {
             self.routes.attempt_failed(&attempt, failure);
@@ -65,6 +86,7 @@ impl Dispatch {
 
     /// Ends an attempt that took too long for another's answer, an error, to wait for it any longer.
     pub(crate) fn given_up(&self, mut attempt: Attempt, now_ns: u64) {
+        attempt.live().errors().count(ErrorClass::Late);
         attempt.outlasted(now_ns);
         attempt.end_overtaken(now_ns, true);
     }
@@ -77,8 +99,9 @@ impl Dispatch {
         failure: Option<Failure>,
     ) -> InstanceId {
         if reason != RetryReason::Late {
-            return self.attempt_failed(attempt, failure);
+            return self.attempt_failed(attempt, reason.into(), failure);
         }
+        attempt.live().errors().count(ErrorClass::Late);
         let instance = attempt.live().id();
         self.overtaken(attempt, monotonic_ns(), true);
         instance

@@ -10,6 +10,7 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::cut::{Connection, Cut};
 use crate::dispatch::Dispatch;
+use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::limits::Refusal;
 use crate::live::Outcome;
@@ -216,10 +217,14 @@ impl Gateway {
     fn attempt_failed(
         &self,
         request: &mut Request,
+        class: ErrorClass,
         failure: Option<Failure>,
     ) -> Option<InstanceId> {
         let attempt = request.attempt.take()?;
-        Some(self.dispatch(request)?.attempt_failed(attempt, failure))
+        Some(
+            self.dispatch(request)?
+                .attempt_failed(attempt, class, failure),
+        )
     }
 
     fn has_other(&self, request: &Request, not: Option<InstanceId>) -> bool {
@@ -400,17 +405,15 @@ impl ProxyHttp for Gateway {
         let (Some(attempt), Some(dispatch)) = (&request.attempt, self.dispatch(request)) else {
             return Ok(());
         };
-        // At the head of the answer, not its end: a long download must not keep a recovered
-        // instance out.
         let call = grpc::is_grpc(&answer.headers);
         let said = grpc::status_in(&answer.headers).filter(|_| call);
         let call_failed = said.is_some_and(grpc::is_failure);
         if answer.status.is_server_error() || call_failed {
-            dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
+            dispatch.answered(attempt, answer.status.as_u16(), true);
         } else if call && said.is_none() && attempt.how() == How::Share {
             // The end will tell. Who only asks whether the instance is back doesn't wait for it.
         } else if !answer.status.is_informational() {
-            dispatch.routes.attempt_succeeded(attempt);
+            dispatch.answered(attempt, answer.status.as_u16(), false);
         }
         if let Some(taking) = &mut request.taking
             && !answer.status.is_informational()
@@ -440,11 +443,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         };
         let call_failed = grpc::is_failure(said);
-        if call_failed {
-            dispatch.routes.attempt_failed(attempt, Failure::BadAnswer);
-        } else {
-            dispatch.routes.attempt_succeeded(attempt);
-        }
+        dispatch.answered(attempt, 200, call_failed);
         request.call_failed = call_failed;
         Ok(())
     }
@@ -457,14 +456,14 @@ impl ProxyHttp for Gateway {
         mut error: BError,
     ) -> BError {
         let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
-        request.not = self.attempt_failed(request, failure);
-        let elsewhere = self.has_other(request, request.not);
         let stale = is_stale(&error);
         let reason = if stale {
             RetryReason::Reset
         } else {
             RetryReason::Connect
         };
+        request.not = self.attempt_failed(request, reason.into(), failure);
+        let elsewhere = self.has_other(request, request.not);
         request.not = request.not.filter(|_| elsewhere);
         let possible = may_go_again(reason, true, stale, elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));
@@ -508,7 +507,7 @@ impl ProxyHttp for Gateway {
             failure = None;
         }
         let repeatable = exchange.is_repeatable(reason == RetryReason::Refused);
-        let failed_on = self.attempt_failed(request, failure);
+        let failed_on = self.attempt_failed(request, reason.into(), failure);
         let elsewhere = self.has_other(request, failed_on);
         let possible = may_go_again(reason, repeatable, reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);

@@ -5,8 +5,10 @@
 //! written together; health, which every pick reads and hardly anything writes, stands on
 //! another, so that counting never takes it out of the other cores' caches.
 
+use crate::errors::Errors;
 use crate::health::{Health, Standing};
 use crate::pace::Pace;
+use crate::quantiles::Quantiles;
 use crate::sync::LATENCY_BUCKETS;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
@@ -58,6 +60,8 @@ pub struct InstanceLive {
     /// The flags of the node that watches it, once found. Never taken back: a node that is gone
     /// leaves them as they are, and takes its instances with it.
     life: OnceLock<Arc<LifeFlags>>,
+    errors: Errors,
+    quantiles: Quantiles,
     /// By bucket of [`sim_core::histogram`]; microseconds.
     latency: Box<[AtomicU64]>,
 }
@@ -71,6 +75,8 @@ impl InstanceLive {
             traffic: CachePadded::default(),
             health: CachePadded::default(),
             life: OnceLock::new(),
+            errors: Errors::default(),
+            quantiles: Quantiles::default(),
             latency: std::iter::repeat_with(AtomicU64::default)
                 .take(LATENCY_BUCKETS)
                 .collect(),
@@ -88,6 +94,16 @@ impl InstanceLive {
     #[inline]
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// What went wrong there so far.
+    pub(crate) fn errors(&self) -> &Errors {
+        &self.errors
+    }
+
+    /// How fast it has been of late.
+    pub(crate) fn quantiles(&self) -> &Quantiles {
+        &self.quantiles
     }
 
     /// Reads the kernel's word on it in `flags` from now on.

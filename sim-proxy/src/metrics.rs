@@ -4,6 +4,7 @@ use crate::clock::monotonic_ns;
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::exposition::{Kind, Page};
+use crate::instance_metrics;
 use crate::limits::{Crowd, Limits, Refusal};
 use crate::live::{InstanceLive, Totals};
 use crate::routes::Routes;
@@ -50,6 +51,7 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
         attempts(&mut page, &instances);
         health(&mut page, &instances, &snapshot, now_ns);
         latency(&mut page, &instances);
+        instance_metrics::render(&mut page, instances.iter().map(|(live, _)| &**live));
         mirror.export(&mut page);
         control(&mut page, &snapshot, counters, routes, now_ns);
     }

@@ -15,22 +15,22 @@ use crate::clock::nanos;
 use crate::config::HedgeSettings;
 use crate::dispatch::Dispatch;
 use crate::live::InstanceLive;
+use crate::quantiles::LOOKS_MAX;
 use crate::routes::Routes;
+use crate::window::Window;
 use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
-use sim_core::histogram::bucket_low_micros;
+use sim_core::histogram::LatencyHistogram;
 use sim_core::name::InstanceId;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks that are kept: a minute.
-const LOOKS_MAX: usize = 60;
 /// Answers that a quantile is taken of if so many came within a minute: of the last seconds alone, if they had as many.
 const ANSWERS_WANTED: u64 = 1_000;
 /// With fewer there is none: the highest of a few is no measure of what is late.
@@ -59,22 +59,18 @@ impl BackgroundService for Follow {
     }
 }
 
-/// Latencies counted by bucket, by instance.
-type Reading = HashMap<InstanceId, Box<[u64]>>;
-
 /// Follows the latencies.
 #[derive(Debug)]
 struct Follower {
     settings: HedgeSettings,
-    /// The newest comes last.
-    readings: VecDeque<Reading>,
+    windows: HashMap<InstanceId, Window>,
 }
 
 impl Follower {
     fn new(settings: HedgeSettings) -> Self {
         Self {
             settings,
-            readings: VecDeque::new(),
+            windows: HashMap::new(),
         }
     }
 
@@ -85,57 +81,29 @@ impl Follower {
     }
 
     fn next(&mut self, instances: &[Arc<InstanceLive>]) -> Option<u64> {
+        self.windows
+            .retain(|id, _| instances.iter().any(|live| live.id() == *id));
+        for live in instances {
+            self.windows.entry(live.id()).or_default().look(live);
+        }
         if self.settings.quantile == 0.0 {
             return None;
         }
-        let now: Reading = instances
-            .iter()
-            .map(|live| (live.id(), live.latencies()))
-            .collect();
-        // The shortest time with enough answers.
-        let mut counts = Vec::new();
-        for then in self.readings.iter().rev() {
-            counts = since(&now, then);
-            if counts.iter().sum::<u64>() >= ANSWERS_WANTED {
+        // The shortest time with enough answers, all instances together.
+        let mut counts = LatencyHistogram::default();
+        for ago in 0..LOOKS_MAX {
+            let all = self.windows.values().filter_map(|window| window.ago(ago));
+            all.for_each(|one| counts.merge(one));
+            if counts.count() >= ANSWERS_WANTED {
                 break;
             }
         }
-        self.readings.push_back(now);
-        if self.readings.len() > LOOKS_MAX {
-            self.readings.pop_front();
+        if counts.count() < ANSWERS_MIN {
+            return None;
         }
-        let micros = quantile_micros(&counts, self.settings.quantile)?;
+        let micros = counts.quantile_micros(self.settings.quantile)?;
         Some((micros * 1_000).max(nanos(self.settings.floor)))
     }
-}
-
-/// What was counted between two readings, all instances together.
-fn since(now: &Reading, then: &Reading) -> Vec<u64> {
-    let mut sum = Vec::new();
-    for (instance, counts) in now {
-        sum.resize(counts.len(), 0);
-        let before = then.get(instance);
-        for (at, (sum, count)) in sum.iter_mut().zip(counts).enumerate() {
-            let before = before.and_then(|before| before.get(at)).copied();
-            *sum += count.saturating_sub(before.unwrap_or(0));
-        }
-    }
-    sum
-}
-
-/// Upper end of the bucket that holds the quantile.
-fn quantile_micros(counts: &[u64], quantile: f64) -> Option<u64> {
-    let total: u64 = counts.iter().sum();
-    if total < ANSWERS_MIN {
-        return None;
-    }
-    let rank = (total as f64 * quantile).ceil() as u64;
-    let mut below = 0;
-    let bucket = counts.iter().position(|count| {
-        below += count;
-        below >= rank
-    })?;
-    Some(bucket_low_micros(bucket + 1))
 }
 
 #[cfg(test)]

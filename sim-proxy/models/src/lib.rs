@@ -34,6 +34,9 @@ pub mod attempt;
 #[path = "../../src/config/eject.rs"]
 pub mod config;
 #[rustfmt::skip]
+#[path = "../../src/errors.rs"]
+mod errors;
+#[rustfmt::skip]
 #[path = "../../src/health.rs"]
 pub mod health;
 #[rustfmt::skip]
@@ -48,6 +51,9 @@ pub mod pick;
 #[rustfmt::skip]
 #[path = "../../src/policy.rs"]
 pub mod policy;
+#[rustfmt::skip]
+#[path = "../../src/quantiles.rs"]
+mod quantiles;
 #[rustfmt::skip]
 #[path = "../../src/routes.rs"]
 pub mod routes;

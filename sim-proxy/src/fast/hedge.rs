@@ -8,6 +8,7 @@ use super::watchdog::Watchdog;
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::dispatch::Dispatch;
+use crate::errors::ErrorClass;
 use crate::health::Failure;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -58,7 +59,7 @@ pub(super) async fn race(
     // Whose answer it is to be, and what has become of it so far.
     let (attempt, heard) = match ended {
         Ended::First(Err(Unanswered::Broken(broken))) => {
-            dispatch.attempt_failed(first, broken.failure);
+            dispatch.attempt_broken(first, broken.reason, broken.failure);
             (second, asking.await.map_err(Unanswered::Broken))
         }
         Ended::First(heard) => {
@@ -73,11 +74,15 @@ pub(super) async fn race(
             let left = Duration::from_nanos(late_ns.saturating_sub(monotonic_ns()));
             match timeout(left, &mut hearing).await {
                 Ok(Err(Unanswered::Broken(broken))) => {
-                    dispatch.attempt_failed(first, broken.failure);
+                    dispatch.attempt_broken(first, broken.reason, broken.failure);
                     (second, Ok(answered))
                 }
                 Ok(heard) => {
-                    dispatch.attempt_failed(second, Some(Failure::BadAnswer));
+                    dispatch.attempt_failed(
+                        second,
+                        ErrorClass::Status5xx,
+                        Some(Failure::BadAnswer),
+                    );
                     (first, heard)
                 }
                 Err(_) => {
@@ -91,7 +96,7 @@ pub(super) async fn race(
             (second, Ok(answered))
         }
         Ended::Second(Err(broken)) => {
-            dispatch.attempt_failed(second, broken.failure);
+            dispatch.attempt_broken(second, broken.reason, broken.failure);
             (first, hearing.as_mut().await)
         }
     };
@@ -121,7 +126,7 @@ fn settle(
     match heard {
         Ok(answered) => Ok((attempt, answered)),
         Err(Unanswered::Broken(broken)) => {
-            dispatch.attempt_failed(attempt, broken.failure);
+            dispatch.attempt_broken(attempt, broken.reason, broken.failure);
             Err(Neither::Broken(broken))
         }
         Err(Unanswered::Gone | Unanswered::Overdue(_) | Unanswered::Begun(_)) => {

@@ -7,6 +7,7 @@ use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::counters::{Ending, ErrorSide};
 use crate::dispatch::Dispatch;
+use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::live::Outcome;
 use crate::retry::failure_of_reset;
@@ -29,13 +30,8 @@ impl Connection<'_> {
             mut head,
             keep,
         } = answered;
-        // At the head of the answer, not its end: a long download must not keep a recovered instance out.
         let failed = answer.status >= 500;
-        if failed {
-            dispatch.routes.attempt_failed(&attempt, Failure::BadAnswer);
-        } else {
-            dispatch.routes.attempt_succeeded(&attempt);
-        }
+        dispatch.answered(&attempt, answer.status, failed);
         let bodiless = answer.body.is_over();
         let body = &read[answer.len..];
         let taken = match &mut self.copying {
@@ -46,7 +42,7 @@ impl Connection<'_> {
             }
         };
         let Ok(taken) = taken else {
-            dispatch.attempt_failed(attempt, Some(Failure::BadAnswer));
+            dispatch.attempt_failed(attempt, ErrorClass::Malformed, Some(Failure::BadAnswer));
             dispatch.counters.erred(ErrorSide::Upstream);
             self.write_failure(stream, &dispatch.counters, 502, false)
                 .await;
@@ -84,10 +80,16 @@ impl Connection<'_> {
             match pumped.await {
                 Ok(still_clean) => clean = still_clean,
                 Err(Cut::User) => return aborted(dispatch, attempt),
-                Err(Cut::Late | Cut::Malformed) => {
-                    return cut_off(dispatch, attempt, Failure::BadAnswer);
+                Err(Cut::Late) => {
+                    return cut_off(dispatch, attempt, ErrorClass::Timeout, Failure::BadAnswer);
                 }
-                Err(Cut::Instance) => return cut_off(dispatch, attempt, failure_of_reset(reused)),
+                Err(Cut::Malformed) => {
+                    return cut_off(dispatch, attempt, ErrorClass::Malformed, Failure::BadAnswer);
+                }
+                Err(Cut::Instance) => {
+                    let failure = failure_of_reset(reused);
+                    return cut_off(dispatch, attempt, ErrorClass::Reset, failure);
+                }
             }
         }
         if let Some(copying) = &mut self.copying {
@@ -125,8 +127,8 @@ pub(super) fn aborted(dispatch: &Dispatch, mut attempt: Attempt) -> After {
 }
 
 /// The instance broke off in the middle of its answer.
-fn cut_off(dispatch: &Dispatch, attempt: Attempt, failure: Failure) -> After {
-    dispatch.attempt_failed(attempt, Some(failure));
+fn cut_off(dispatch: &Dispatch, attempt: Attempt, class: ErrorClass, failure: Failure) -> After {
+    dispatch.attempt_failed(attempt, class, Some(failure));
     dispatch.counters.erred(ErrorSide::Upstream);
     dispatch.counters.ended(Ending::Failed);
     After::Cut

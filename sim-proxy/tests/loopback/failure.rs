@@ -1,10 +1,12 @@
 //! What users notice of failing instances: as little as can be.
 
 use crate::process::READ_TIMEOUT_MS;
+use crate::raw::ask;
 use crate::upstream::Upstream;
 use crate::world::{Load, World, pair, table};
 use hyper::{Method, StatusCode};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_instance_costs_no_get_and_is_ejected() {
@@ -141,6 +143,39 @@ async fn answers_of_500_eject_after_five_in_a_row_and_are_passed_on() {
     }
     assert_eq!(user.get("/").await.1, "i2");
     assert_eq!(ups[0].counts.requests(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_kind_of_error_is_counted_at_its_instance() {
+    let (world, _control, [first, second]) = World::with_two(10_000).await;
+    let user = world.client();
+    user.get("/status/404").await;
+    user.get("/status/500").await;
+    user.send(Method::POST, "/swallow", "x")
+        .await
+        .expect("an answer");
+    let general = [("/status/410", "410"), ("/status/501", "501")];
+    for (path, status) in general {
+        let mut user = TcpStream::connect(world.proxy).await.expect("connected");
+        let request = format!("GET {path} HTTP/1.0\r\nHost: a\r\n\r\n");
+        let answer = ask(&mut user, &request, "").await;
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+    }
+    first.kill().await;
+    assert_eq!(user.get("/").await, (StatusCode::OK, "i2".into()));
+    let metrics = world.wait_for(|m| m.has("sim_proxy_latency_seconds")).await;
+    let count = |id: &str, class: &str| {
+        let class = format!("class=\"{class}\"");
+        metrics.sum("sim_proxy_instance_errors_total", &[id, &class])
+    };
+    assert_eq!((count("i1", "4xx"), count("i1", "5xx")), (2.0, 2.0));
+    // The one that swallowed, and the idle connections of those that were there before.
+    assert!(count("i1", "reset") >= 1.0, "{metrics:?}");
+    let broken = count("i1", "connect") + count("i1", "reset");
+    let retried = metrics.sum("sim_proxy_retries_total", &[]);
+    assert_eq!(broken, retried + 1.0, "{metrics:?}");
+    assert_eq!(metrics.sum("sim_proxy_instance_errors_total", &["i2"]), 0.0);
+    assert_eq!(second.counts.requests(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
