@@ -18,3 +18,7 @@ pub(crate) fn take_second_ticket() -> u64 {
 pub(crate) fn entropy() -> u64 {
     0
 }
+
+pub(crate) fn draw() -> u64 {
+    0
+}
