@@ -21,8 +21,10 @@ pub(crate) enum Fault {
     Length,
     /// A transfer coding other than `chunked`, more than one, or one in HTTP/1.0 (section 6.1).
     Coding,
-    /// No host in HTTP/1.1, or more than one (section 3.2).
+    /// No host in HTTP/1.1, or more than one, or one that no name or address can be (section 3.2).
     Host,
+    /// Not a method, a target and a version with one space between each two (section 3), or no target.
+    RequestLine,
     /// Bytes that no head has.
     Bytes,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Fault {
             Self::Length => "the length is not one number",
             Self::Coding => "the transfer coding is not chunked alone",
             Self::Host => "there is not exactly one host",
+            Self::RequestLine => "the first line is not method, target and version",
             Self::Bytes => "it is no HTTP",
         })
     }
@@ -53,6 +56,7 @@ pub(crate) fn check(head: &[u8]) -> Result<(), Fault> {
     // Empty lines before a request are the end of the one before (section 2.2).
     let request = lines.by_ref().find(|line| *line != Ok(&[]));
     let request = request.unwrap_or(Ok(&[]))?;
+    check_request_line(request)?;
     let is_1_0 = request.ends_with(b" HTTP/1.0");
     let (mut lengths, mut codings, mut hosts) = (0_u32, 0_u32, 0_u32);
     for line in lines {
@@ -83,7 +87,12 @@ pub(crate) fn check(head: &[u8]) -> Result<(), Fault> {
                     return Err(Fault::Coding);
                 }
             }
-            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                hosts += 1;
+                if !is_host(value) {
+                    return Err(Fault::Host);
+                }
+            }
             _ => {}
         }
     }
@@ -97,6 +106,33 @@ pub(crate) fn check(head: &[u8]) -> Result<(), Fault> {
         return Err(Fault::Host);
     }
     Ok(())
+}
+
+/// Pingora mends what stands for a target, and what an instance then sees is another one than users sent.
+fn check_request_line(line: &[u8]) -> Result<(), Fault> {
+    let mut words = line.split(|&byte| byte == b' ');
+    let (Some(method), Some(target), Some(_), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(Fault::RequestLine);
+    };
+    let has_form = match target.first() {
+        Some(b'/') => true,
+        Some(b'*') => target.len() == 1,
+        Some(_) => method == b"CONNECT" || target.windows(3).any(|three| three == b"://"),
+        None => false,
+    };
+    if method.is_empty() || !has_form || target.iter().any(u8::is_ascii_control) {
+        return Err(Fault::RequestLine);
+    }
+    Ok(())
+}
+
+/// Nothing, or bytes of a name, an address or a port (RFC 3986, section 3.2.2).
+pub(crate) fn is_host(value: &[u8]) -> bool {
+    let is_of_host =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    value.iter().all(is_of_host)
 }
 
 /// A line without its CR LF.
@@ -124,6 +160,46 @@ mod tests {
         assert_eq!(of("X-Content-Length: 4\r\nX-Content-Length: 5\r\n"), Ok(()));
         assert_eq!(check(b"\r\n\r\nGET / HTTP/1.1\r\nhost:\r\n\r\n"), Ok(()));
         assert_eq!(check(b"GET / HTTP/1.0\r\n\r\n"), Ok(()));
+    }
+
+    #[test]
+    fn a_first_line_is_three_words_and_its_target_is_one() {
+        let of = |line: &str| check(format!("{line}\r\nHost: a\r\n\r\n").as_bytes());
+        for line in [
+            "GET /a?b#c HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "GET http://a/b HTTP/1.1",
+            "CONNECT a:80 HTTP/1.1",
+            "BREW /\u{fc} HTTP/1.1",
+        ] {
+            assert_eq!(of(line), Ok(()), "{line:?}");
+        }
+        for line in [
+            "GET  / HTTP/1.1",
+            "GET / HTTP/1.1 ",
+            "GET /a b HTTP/1.1",
+            " GET / HTTP/1.1",
+            "GET /",
+            "GET a HTTP/1.1",
+            "GET a/b HTTP/1.1",
+            "GET *a HTTP/1.1",
+            "GET /\t HTTP/1.1",
+            "GET /\0 HTTP/1.1",
+            "GET\t/ HTTP/1.1",
+        ] {
+            assert_eq!(of(line), Err(Fault::RequestLine), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        let of = |host: &str| check(format!("GET / HTTP/1.1\r\nHost:{host}\r\n\r\n").as_bytes());
+        for host in ["", " a", "A.b:80", "[::1]:80", "a_b%20", "xn--4ca"] {
+            assert_eq!(of(host), Ok(()), "{host:?}");
+        }
+        for host in ["a b", "a/b", "a@b", "a?b", "a\tb", "\u{fc}", "a\u{0}"] {
+            assert_eq!(of(host), Err(Fault::Host), "{host:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod cache;
 mod ci;
+mod conformance;
 mod context;
 mod demo;
 mod ebpf;
@@ -45,6 +46,8 @@ enum Chore {
     Bench(bench::Arguments),
     /// Run the proxy's protocols between threads in every interleaving
     Loom(loom::Arguments),
+    /// Compare HTTP/1.1 with nginx, `HAProxy`, Envoy and gunicorn, before and behind them
+    Conformance(conformance::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
     VmTest(vm::Arguments),
     /// Check dependency rules, lints, file sizes and words
@@ -71,6 +74,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Ebpf(arguments) => ebpf::run(context, &arguments),
         Chore::Bench(arguments) => bench::run(context, &arguments),
         Chore::Loom(arguments) => loom::run(context, &arguments),
+        Chore::Conformance(arguments) => conformance::run(context, &arguments),
         Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),
     }

@@ -192,6 +192,9 @@ fn take(
         match kind(field.name) {
             Kind::Plain => {}
             Kind::Host => {
+                if !framing::is_host(field.value) {
+                    return None;
+                }
                 hosts = hosts.checked_add(1)?;
                 host = field.value;
             }
@@ -495,13 +498,14 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n\n",
+            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
             "\u{16}\u{3}\u{1}",
         ] {
             assert!(matches!(seen(text).0, Seen::Faulty(_)), "{text:?}");
         }
         for text in [
             "GET / HTTP/1.0\r\nHost: x\r\n\r\n",
-            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
             "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n",
             "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -516,7 +520,7 @@ mod tests {
     fn no_part_of_a_head_is_left_to_others() {
         let head = |fields: usize| {
             let fields = "A: 1\r\n".repeat(fields);
-            format!("GET /a b HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
+            format!("GET /ab HTTP/1.2\r\nHost: x\r\n{fields}\r\n")
         };
         for (fields, whole) in [
             (0, Seen::Other),

@@ -1,0 +1,29 @@
+//! HTTP/1.1 beside other implementations, as real processes: what nginx and SIM make of the same requests
+//! ([`differential`]), and whether two proxies in a row can be brought to see one request more than was sent
+//! ([`smuggling`]). `cargo xtask conformance` sets the others up and runs this.
+
+mod differential;
+mod generator;
+mod peers;
+mod recorder;
+mod smuggling;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// A server that says nothing for this long waits for more.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Sends `bytes`, and returns what comes until the other side closes the connection or waits for more.
+async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let mut stream = TcpStream::connect(to).await.expect("connected");
+    // Whoever refuses the beginning may have closed already.
+    let sent = stream.write_all(bytes).await;
+    while let Ok(Ok(1..)) = timeout(PATIENCE, stream.read_buf(&mut answer)).await {}
+    drop(sent);
+    answer
+}
