@@ -21,6 +21,9 @@ mod attempt;
 #[path = "../../src/config/eject.rs"]
 mod config;
 #[rustfmt::skip]
+#[path = "../../src/errors.rs"]
+mod errors;
+#[rustfmt::skip]
 #[path = "../../src/health.rs"]
 mod health;
 #[rustfmt::skip]
@@ -35,6 +38,9 @@ mod pick;
 #[rustfmt::skip]
 #[path = "../../src/policy.rs"]
 mod policy;
+#[rustfmt::skip]
+#[path = "../../src/quantiles.rs"]
+mod quantiles;
 #[rustfmt::skip]
 #[path = "../../src/routes.rs"]
 mod routes;
