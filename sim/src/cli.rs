@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::config::{Config, ConfigError};
-use crate::{client, launch, logging, roles, sense, supervisor};
+use crate::{client, launch, logging, roles, sense, supervisor, upgrade};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +26,21 @@ enum Verb {
     /// Run the node of one server alone.
     Node(NodeArgs),
     /// Run the proxy alone.
-    Proxy(RoleArgs),
+    Proxy {
+        #[command(flatten)]
+        role: RoleArgs,
+        /// Take over from the proxy that runs with this configuration's runtime_dir: nobody's request fails. Where
+        /// `sim run` runs it, ask that instead: `sim upgrade`.
+        #[arg(long)]
+        take_over: bool,
+    },
+    /// Replace the proxy of a running `sim run` by one from the program and the configuration that are on disk now.
+    /// Nobody's request fails, and no connection is refused.
+    Upgrade {
+        /// Configuration file of the run.
+        #[arg(short, long)]
+        config: PathBuf,
+    },
     /// Check a configuration and say what it means.
     Check {
         /// Configuration file.
@@ -148,7 +162,10 @@ impl Cli {
             }),
             Verb::Control(args) => with_config(&args, roles::control),
             Verb::Node(args) => with_config(&args.role, |config| roles::node(config, &args.server)),
-            Verb::Proxy(args) => with_config(&args, roles::proxy),
+            Verb::Proxy { role, take_over } => {
+                with_config(&role, |config| roles::proxy(&config, take_over))
+            }
+            Verb::Upgrade { config } => upgrade::ask(&config),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

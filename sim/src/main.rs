@@ -9,6 +9,7 @@ mod logging;
 mod roles;
 mod sense;
 mod supervisor;
+mod upgrade;
 
 use clap::Parser;
 use std::process::ExitCode;

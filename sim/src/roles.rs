@@ -60,10 +60,14 @@ pub(crate) fn node(config: Config, server: &str) -> anyhow::Result<()> {
 }
 
 /// `sim proxy`.
-pub(crate) fn proxy(config: Config) -> anyhow::Result<()> {
-    sim_proxy::Proxy::bind(config.proxy()?)
-        .map_err(cannot_start)?
-        .run(std::future::pending());
+pub(crate) fn proxy(config: &Config, take_over: bool) -> anyhow::Result<()> {
+    let settings = config.proxy()?;
+    let proxy = if take_over {
+        sim_proxy::Proxy::take_over(settings)
+    } else {
+        sim_proxy::Proxy::bind(settings)
+    };
+    proxy.map_err(cannot_start)?.run(std::future::pending());
     Ok(())
 }
 

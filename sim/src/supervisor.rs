@@ -5,6 +5,7 @@ use crate::client;
 use crate::config::Config;
 use crate::ending::Ending;
 use crate::roles::{CannotStart, block_on, own_program};
+use crate::upgrade::{self, Event, Upgrades};
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -46,6 +47,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 async fn supervise(config: &Config) -> anyhow::Result<()> {
     let program = own_program()?;
     let mut ending = Ending::listen()?;
+    let mut upgrades = Upgrades::listen(config)
+        .with_context(|| format!("can't listen on {}", config.run_socket().display()))?;
     let mut roles = Vec::new();
     let result = match start_all(config, &program, &mut roles) {
         Ok(()) => {
@@ -61,10 +64,18 @@ async fn supervise(config: &Config) -> anyhow::Result<()> {
                 config.front.admin,
                 config.path.display()
             );
-            watch(&program, &mut roles, &mut ending).await
+            watch(&program, &mut roles, &mut ending, &mut upgrades).await
         }
         Err(error) => Err(error),
     };
+    roles.extend(upgrades.end().into_iter().map(|child| Role {
+        name: "proxy".into(),
+        arguments: Vec::new(),
+        child: Some(child),
+        restart_at: None,
+        restarted: true,
+        starts: Vec::new(),
+    }));
     // Users first, then instances, then the one that everyone reports to.
     end(&mut roles, "proxy").await;
     // The socket may be another run's where this one's control plane could not start.
@@ -126,12 +137,23 @@ fn spawn(program: &PathBuf, arguments: &[String]) -> anyhow::Result<Child> {
         .with_context(|| format!("can't start {}", program.display()))
 }
 
-async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> anyhow::Result<()> {
+async fn watch(
+    program: &PathBuf,
+    roles: &mut [Role],
+    ending: &mut Ending,
+    upgrades: &mut Upgrades,
+) -> anyhow::Result<()> {
     loop {
         let due = roles.iter().filter_map(|role| role.restart_at).min();
         let end = tokio::select! {
             () = ending.asked() => return Ok(()),
             (at, status) = any_end(roles) => Some((at, status?)),
+            event = upgrades.next() => {
+                if let Some(proxy) = roles.iter_mut().find(|role| role.name == "proxy") {
+                    upgrade(program, proxy, upgrades, event).await;
+                }
+                continue;
+            }
             () = at(due) => None,
         };
         let Some((at, status)) = end else {
@@ -168,6 +190,41 @@ async fn watch(program: &PathBuf, roles: &mut [Role], ending: &mut Ending) -> an
             pause.as_secs_f64()
         );
         role.restart_at = Some(Instant::now() + pause);
+    }
+}
+
+/// Does what is next for a proxy that is to be relieved.
+async fn upgrade(program: &PathBuf, proxy: &mut Role, upgrades: &mut Upgrades, event: Event) {
+    match event {
+        Event::Asked(mut asked_by) => {
+            if upgrades.joins(&mut asked_by) {
+                return;
+            }
+            if proxy.child.is_none() {
+                let why = "the proxy does not run; it is started again from what is on disk";
+                return upgrade::answer(asked_by, "error", why).await;
+            }
+            let arguments = [proxy.arguments.as_slice(), &["--take-over".into()]].concat();
+            match spawn(program, &arguments) {
+                Ok(successor) => upgrades.begun(successor, asked_by),
+                Err(error) => upgrade::answer(asked_by, "error", &format!("{error:#}")).await,
+            }
+        }
+        Event::Serves => {
+            if let Some(successor) = upgrades.serves(proxy.child.take()).await {
+                proxy.child = Some(successor);
+                proxy.restart_at = None;
+                proxy.restarted = true;
+            }
+        }
+        Event::Failed(why) => upgrades.failed(&why).await,
+        Event::Ended(pid, Ok(status)) if status.success() => {
+            tracing::info!("proxy {pid}, which was relieved, has ended");
+        }
+        Event::Ended(pid, status) => {
+            let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
+            tracing::warn!("proxy {pid}, which was relieved, ended: {status}");
+        }
     }
 }
 

@@ -92,6 +92,10 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["workload.protocol = \"h3\"", "http1, h2"],
         ),
         (
+            good.replace("[[server]]", "upgrade_drain_s = 0.5\n[[server]]"),
+            vec!["proxy.upgrade_drain_s = 0.5", "1 to 86400"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { quantile = 1.0 }\n[[server]]"),
             vec!["proxy.hedge.quantile = 1", "0.5 to 0.9999"],
         ),

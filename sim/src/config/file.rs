@@ -61,6 +61,8 @@ pub(super) struct ProxyTable {
     pub(super) threads: usize,
     #[serde(default = "weighted")]
     pub(super) policy: String,
+    #[serde(default = "upgrade_drain_s")]
+    pub(super) upgrade_drain_s: f64,
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,
@@ -73,6 +75,10 @@ pub(super) struct ProxyTable {
     pub(super) mirror: MirrorTable,
     #[serde(default)]
     pub(super) limits: LimitsTable,
+}
+
+fn upgrade_drain_s() -> f64 {
+    600.0
 }
 
 fn weighted() -> String {

@@ -32,6 +32,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// One line: which file, which key, what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,8 @@ pub(crate) struct Front {
     pub(crate) forward: ForwardSettings,
     pub(crate) trace: Option<TraceSettings>,
     pub(crate) mirror: MirrorSettings,
+    /// How long a proxy that was relieved may take to end.
+    pub(crate) upgrade_drain: Duration,
     pub(crate) limits: Limits,
 }
 
@@ -213,6 +216,16 @@ impl Config {
         self.runtime_dir.join("control.sock")
     }
 
+    /// Where `sim run` is asked for an upgrade.
+    pub(crate) fn run_socket(&self) -> PathBuf {
+        self.runtime_dir.join("run.sock")
+    }
+
+    /// Where the proxy waits for a successor.
+    pub(crate) fn handover_socket(&self) -> PathBuf {
+        self.runtime_dir.join("proxy.sock")
+    }
+
     /// Where a server's node offers its life flags.
     fn life_socket(&self, server: &Server) -> PathBuf {
         self.runtime_dir
@@ -307,6 +320,8 @@ impl Config {
         proxy.forward.clone_from(&self.front.forward);
         proxy.trace = self.front.trace;
         proxy.mirror = self.front.mirror;
+        proxy.handover_socket = Some(self.handover_socket());
+        proxy.upgrade_drain_timeout = self.front.upgrade_drain;
         proxy.limits = self.front.limits.settings;
         proxy.client_idle_timeout = self.front.limits.idle_timeout;
         proxy.policy = self.front.policy;

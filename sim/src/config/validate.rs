@@ -105,6 +105,12 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
         trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
+        upgrade_drain: Duration::from_secs_f64(rules.number(
+            "proxy.upgrade_drain_s",
+            file.proxy.upgrade_drain_s,
+            |seconds| (1.0..=86_400.0).contains(&seconds),
+            "1 to 86400",
+        )?),
         limits: limits::limits(&rules, &file.proxy.limits)?,
     };
     let taken = apart(&rules, &front)?;
