@@ -4,6 +4,10 @@
 //! well, allocates nothing but the values of the fields that it adds; the boxed futures and the boxed
 //! peer are the trait's.
 
+mod begin;
+
+pub(crate) use begin::noting_begin;
+
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
@@ -19,11 +23,11 @@ use crate::pick::How;
 use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
 use crate::routes::Entry;
 use crate::sticky::{self, SessionKey, Sticky};
-use crate::tell::{Teller, target_of};
+use crate::tell::Teller;
 use crate::trace::Trace;
 use crate::waiting::Seat;
 use crate::workloads::{Open, Workloads};
-use crate::{framing, grpc, http2, refusal};
+use crate::{grpc, http2, refusal};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -34,10 +38,7 @@ use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use sim_core::name::InstanceId;
-use std::cell::Cell;
-use std::future::poll_fn;
 use std::os::fd::RawFd;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -82,25 +83,6 @@ pub(crate) struct Request {
     deadline: Option<Duration>,
 }
 
-thread_local! {
-    /// A request has begun since this was last set.
-    static BEGUN: Cell<bool> = const { Cell::new(false) };
-}
-
-/// The outcome of `general`, a request that is left to Pingora, and whether Pingora took it up: what its parser doesn't
-/// take it answers without a word to anybody.
-pub(crate) async fn noting_begin<T>(general: impl Future<Output = T>) -> (T, bool) {
-    let (mut general, mut begun) = (pin!(general), false);
-    poll_fn(|context| {
-        // Nothing else of this thread runs within a poll.
-        BEGUN.set(false);
-        let polled = general.as_mut().poll(context);
-        begun |= BEGUN.get();
-        polled.map(|outcome| (outcome, begun))
-    })
-    .await
-}
-
 /// Requests at a time on one connection to an instance.
 const STREAMS_MAX: usize = 100;
 /// How often an instance is asked on a connection of HTTP/2 whether it is still there; 5 s later it isn't.
@@ -128,24 +110,6 @@ impl Gateway {
         }
     }
 
-    /// Which session a request belongs to.
-    fn find_session(&self, session: &Session, request: &mut Request) {
-        let Some(sticky) = &self.sticky else { return };
-        if *sticky == Sticky::Source {
-            let client = session.client_addr().and_then(|client| client.as_inet());
-            request.session = client.map(|client| SessionKey::of_address(client.ip()));
-            return;
-        }
-        let mut fields = session.req_header().headers.iter();
-        request.session =
-            fields.find_map(|(name, value)| sticky.named_by(name.as_str(), value.as_bytes()));
-        if request.session.is_none() && matches!(sticky, Sticky::Cookie(_)) {
-            let given = sticky::new_session();
-            request.session = Some(SessionKey::of(&given));
-            request.given = Some(given);
-        }
-    }
-
     /// The workload of a request.
     fn dispatch(&self, request: &Request) -> Option<&Dispatch> {
         self.workloads.at(request.place?)
@@ -155,33 +119,6 @@ impl Gateway {
     fn counters(&self, request: &Request) -> &Counters {
         let dispatch = self.dispatch(request);
         dispatch.map_or(&self.workloads.outside, |dispatch| &dispatch.counters)
-    }
-
-    /// Finds the workload of a request.
-    ///
-    /// # Errors
-    /// Why it is refused.
-    fn find_workload(&self, session: &Session, request: &mut Request) -> Result<(), Refusal> {
-        if let Some(fault) = framing::fault(session) {
-            tracing::debug!(%fault, "request refused");
-            return Err(Refusal::Malformed);
-        }
-        let (head, limits) = (session.req_header(), &self.workloads.limits);
-        let http1 = session.as_http1();
-        let bytes = http1.map_or(0, |http1| http1.get_headers_raw_bytes().len());
-        if let Some(refusal) = limits.head(bytes, head.headers.len()) {
-            return Err(refusal);
-        }
-        let (authority, path) = target_of(head);
-        let has = |name: &str, value: &[u8]| {
-            let mut values = head.headers.get_all(name).iter();
-            values.any(|found| found.as_bytes() == value)
-        };
-        let found = self.workloads.matcher().find(authority, path, has);
-        request.place = Some(self.workloads.place(found)?);
-        let client = session.client_addr().and_then(|client| client.as_inet());
-        let may_ask = limits.may_ask_from(client.map(std::net::SocketAddr::ip));
-        may_ask.then_some(()).ok_or(Refusal::Rate)
     }
 
     /// Takes a seat for a request that changes nothing and has no body, and that waits at a connection which is its own.
@@ -243,7 +180,7 @@ impl ProxyHttp for Gateway {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        BEGUN.set(true);
+        begin::note();
         Request {
             place: None,
             open: None,

@@ -200,7 +200,7 @@ fn proxy_process() {
         config.listen = None;
     }
     if let Ok(trusted) = std::env::var(TRUSTED) {
-        let networks = trusted.split(',').map(|network| network.parse());
+        let networks = trusted.split(',').map(str::parse);
         config.forward.trusted = networks.collect::<Result<_, _>>().expect("networks");
     }
     config.trace = std::env::var(TRACE).ok().map(|sample| TraceSettings {

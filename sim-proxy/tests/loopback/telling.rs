@@ -16,10 +16,10 @@ async fn told(world: &World, fields: &str) -> [BTreeMap<String, String>; 2] {
         let answer = raw(world, &request).await;
         // As Rust shows a header map.
         let (_, map) = answer.split_once("GET {").expect("a head");
-        let mut texts = map.split('"').skip(1).step_by(2).peekable();
+        let texts = map.split('"').skip(1).step_by(2);
         let mut separators = map.split('"').skip(2).step_by(2);
         let mut name = String::new();
-        while let Some(text) = texts.next() {
+        for text in texts {
             match separators.next() {
                 Some(": ") => name = text.to_owned(),
                 _ => {
