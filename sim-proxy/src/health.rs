@@ -12,6 +12,7 @@
 
 use crate::clock::nanos;
 use crate::config::EjectSettings;
+use crate::ramp::Ramp;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// An ejection that ended this long ago and that no request has probed says nothing any more.
@@ -55,6 +56,7 @@ pub struct Health {
     level: AtomicU32,
     restored_at_ns: AtomicU64,
     ejections: AtomicU64,
+    ramp: Ramp,
 }
 
 // Orderings: every access but those of an ejection is Relaxed. Each word is a fact of its own; no other
@@ -68,6 +70,12 @@ impl Health {
     #[inline]
     pub fn is_in(&self) -> bool {
         self.out_until_ns.load(Ordering::Relaxed) == 0
+    }
+
+    /// Its slow start.
+    #[inline]
+    pub(crate) fn ramp(&self) -> &Ramp {
+        &self.ramp
     }
 
     /// Standing at `now_ns`.

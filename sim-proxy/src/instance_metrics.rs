@@ -1,5 +1,6 @@
 //! What `/metrics` says of each instance beyond its counts: how fast it is of late, and what goes wrong there.
 
+use crate::clock::monotonic_ns;
 use crate::errors::ErrorClass;
 use crate::exposition::{Kind, Page};
 use crate::live::InstanceLive;
@@ -26,6 +27,16 @@ pub(crate) fn render<'a>(page: &mut Page, instances: impl Iterator<Item = &'a In
                 }
             }
         }
+    }
+    page.family(
+        "sim_proxy_slow_start_ratio",
+        Kind::Gauge,
+        "Part of its weight that an instance gets; below 1 while it comes back.",
+    );
+    let now_ns = monotonic_ns();
+    for live in &instances {
+        let part = live.health().ramp().part(now_ns) as f64 / u64::MAX as f64;
+        page.sample(&[("instance", &live.id())], part);
     }
     page.family(
         "sim_proxy_instance_errors_total",

@@ -41,6 +41,7 @@ mod pace;
 pub mod pick;
 pub mod policy;
 mod quantiles;
+mod ramp;
 mod refusal;
 mod report;
 mod retry;

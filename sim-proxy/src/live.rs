@@ -127,7 +127,13 @@ impl InstanceLive {
             .is_some_and(|flags| flags.is_down(self.id.0))
     }
 
-    /// It is not ejected, and not down: the common case of a pick.
+    /// It is in, and gets all of its weight: the common case of a pick.
+    #[inline]
+    pub(crate) fn is_whole(&self) -> bool {
+        self.health.ramp().is_over() && self.is_in()
+    }
+
+    /// It is not ejected, and not down.
     #[must_use]
     #[inline]
     pub fn is_in(&self) -> bool {

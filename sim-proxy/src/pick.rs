@@ -4,7 +4,7 @@
 //! proportion to their weights; with none of them left, a ready instance of weight 0 (a warm
 //! shadow) takes over; with all ejected, the one that was to come back first is used, since a
 //! request that may fail is better than one that must. An instance that is not ready is never
-//! picked; one that the kernel says is dead or stopped is treated as ejected for as long.
+//! picked; one that comes back gets a part of its weight at first ([`crate::ramp`]); one that the kernel says is dead or stopped is treated as ejected for as long.
 
 use crate::health::Standing;
 use crate::policy::Policy;
@@ -42,7 +42,7 @@ pub struct Pick {
 pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
     let at = snapshot.share_at(ticket);
     match snapshot.upstreams().get(at) {
-        Some(upstream) if upstream.live.is_in() => Some(Pick {
+        Some(upstream) if upstream.live.is_whole() => Some(Pick {
             at,
             how: How::Share,
         }),
@@ -103,24 +103,35 @@ pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
 /// Picks where `at`, whose share the ticket meets, is not in.
 #[cold]
 fn pick_around(snapshot: &Snapshot, ticket: u64, at: usize, now_ns: u64) -> Option<Pick> {
-    let standing = snapshot
-        .upstreams()
-        .get(at)
-        .map(|u| u.live.standing(now_ns));
-    if standing == Some(Standing::ProbeDue) {
-        return Some(Pick {
-            at,
-            how: How::Probe,
-        });
-    }
+    let upstreams = snapshot.upstreams();
     // The tickets that come here all lie in one share; the place inside it is as even as the
     // ticket was, and runs over the whole range again.
-    pick_among(
-        snapshot.upstreams(),
-        snapshot.place_in_share(ticket, at),
-        now_ns,
-        None,
-    )
+    let place = snapshot.place_in_share(ticket, at);
+    let met = upstreams.get(at);
+    match met.map(|met| (met, met.live.standing(now_ns))) {
+        Some((_, Standing::ProbeDue)) => Some(Pick {
+            at,
+            how: How::Probe,
+        }),
+        Some((met, Standing::In)) => {
+            let part = met.live.health().ramp().part(now_ns);
+            let own = Pick {
+                at,
+                how: How::Share,
+            };
+            if place <= part {
+                return Some(own);
+            }
+            // So does what is held back.
+            let rest = u128::from(place - part) << 64;
+            let rest = (rest / (u128::from(u64::MAX - part) + 1)) as u64;
+            let other = pick_among(upstreams, rest, now_ns, Some(met.instance));
+            other
+                .filter(|pick| matches!(pick.how, How::Share | How::Spare))
+                .or(Some(own))
+        }
+        Some((_, Standing::Out)) | None => pick_among(upstreams, place, now_ns, None),
+    }
 }
 
 fn pick_among(
@@ -132,7 +143,14 @@ fn pick_among(
     let usable = |u: &Upstream| u.ready && Some(u.instance) != not;
     let stands =
         |u: &Upstream, standing| u32::from(usable(u) && u.live.standing(now_ns) == standing);
-    let by_weight = |u: &Upstream| stands(u, Standing::In) * u32::from(u.weight_bp);
+    let by_weight = |u: &Upstream| {
+        if u.weight_bp == 0 {
+            return 0;
+        }
+        let part = u128::from(u.live.health().ramp().part(now_ns));
+        let weight = (part * u128::from(u.weight_bp)) >> 64;
+        stands(u, Standing::In) * (weight as u32 + 1)
+    };
     if let Some(at) = choose(upstreams, ticket, by_weight) {
         return Some(Pick {
             at,

@@ -192,10 +192,23 @@ impl Routes {
         // Relaxed, here and where it is read: who looks finds what the snapshot says.
         self.has_mirror
             .store(snapshot.mirror().is_some(), Ordering::Relaxed);
+        self.start_slowly(&self.current.load(), &snapshot);
         self.current.store(Arc::new(snapshot));
         // Release, after the store: step C of the module's protocol.
         self.published.fetch_add(1, Ordering::Release);
         Ok(true)
+    }
+
+    /// Instances that are ready in `next` and weren't in `present` begin with a part of their weight, if others were.
+    fn start_slowly(&self, present: &Snapshot, next: &Snapshot) {
+        if !present.upstreams().iter().any(|u| u.ready) {
+            return;
+        }
+        let was_ready = |u: &Upstream| present.upstream(u.instance).is_some_and(|u| u.ready);
+        for new in next.upstreams().iter().filter(|u| u.ready && !was_ready(u)) {
+            let ramp = new.live.health().ramp();
+            ramp.begin(next.applied_at_ns(), self.eject.slow_start_new);
+        }
     }
 
     /// Drops the state of `instance` unless it stands in the table again.
@@ -300,7 +313,9 @@ impl Routes {
         let sent_while_out = matches!(attempt.how(), How::Probe | How::Panic);
         // Only the end of an ejection has a time.
         let now_ns = if sent_while_out { monotonic_ns() } else { 0 };
-        if attempt.live().health().succeeded(sent_while_out, now_ns) {
+        let health = attempt.live().health();
+        if health.succeeded(sent_while_out, now_ns) {
+            health.ramp().begin(now_ns, self.eject.slow_start);
             tracing::info!(instance = %attempt.live().id(), "back after ejection");
         }
     }

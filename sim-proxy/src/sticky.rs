@@ -71,6 +71,11 @@ impl SessionKey {
         }
     }
 
+    /// Where it comes in the order in which sessions go back to an instance, of 2^64.
+    fn turn(self, instance: InstanceId) -> u64 {
+        mix(mix(self.0 ^ mix(instance.0)))
+    }
+
     /// When the clock of `instance` rings, at weight 1: exponentially distributed, mean 1.
     fn clock(self, instance: InstanceId) -> f64 {
         let drawn = mix(self.0 ^ mix(instance.0));
@@ -136,7 +141,13 @@ pub(crate) fn pick(
     };
     let standing = |u: &Upstream| u.live.standing(now_ns);
     let own = first(&|_| true)?;
-    match standing(&upstreams[own]) {
+    let home = &upstreams[own];
+    let others = |u: &Upstream| u.instance != home.instance && standing(u) == Standing::In;
+    match standing(home) {
+        // An instance that comes back gets its sessions back one after the other.
+        Standing::In if key.turn(home.instance) > home.live.health().ramp().part(now_ns) => {
+            first(&others).or(Some(own)).map(|at| (at, How::Share))
+        }
         Standing::In => Some((own, How::Share)),
         // A second attempt is no probe.
         Standing::ProbeDue if not.is_none() => Some((own, How::Probe)),

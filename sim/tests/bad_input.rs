@@ -104,6 +104,10 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.hedge.floor_ms = 0", "1 to 60000"],
         ),
         (
+            good.replace("[[server]]", "slow_start_s = -1\n[[server]]"),
+            vec!["proxy.slow_start_s = -1", "0 to 3600"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { late_factor = 1 }\n[[server]]"),
             vec!["proxy.hedge.late_factor = 1", "2 to 1000"],
         ),

@@ -42,6 +42,9 @@ mod policy;
 #[path = "../../src/quantiles.rs"]
 mod quantiles;
 #[rustfmt::skip]
+#[path = "../../src/ramp.rs"]
+mod ramp;
+#[rustfmt::skip]
 #[path = "../../src/routes.rs"]
 mod routes;
 #[rustfmt::skip]

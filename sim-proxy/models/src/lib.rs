@@ -55,6 +55,9 @@ pub mod policy;
 #[path = "../../src/quantiles.rs"]
 mod quantiles;
 #[rustfmt::skip]
+#[path = "../../src/ramp.rs"]
+mod ramp;
+#[rustfmt::skip]
 #[path = "../../src/routes.rs"]
 pub mod routes;
 #[rustfmt::skip]

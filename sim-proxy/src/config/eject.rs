@@ -21,6 +21,10 @@ pub struct EjectSettings {
     pub forget_after: Duration,
     /// How long the probe after an ejection may stay unanswered before another is sent.
     pub probe_window: Duration,
+    /// How long an instance that comes back takes to get all of its weight again; 0 = it gets it at once.
+    pub slow_start: Duration,
+    /// The same for one that has become ready. The control plane warms its shadows itself.
+    pub slow_start_new: Duration,
 }
 
 impl Default for EjectSettings {
@@ -33,6 +37,8 @@ impl Default for EjectSettings {
             max: Duration::from_secs(30),
             forget_after: Duration::from_secs(60),
             probe_window: Duration::from_secs(2),
+            slow_start: Duration::from_secs(5),
+            slow_start_new: Duration::ZERO,
         }
     }
 }

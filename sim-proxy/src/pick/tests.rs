@@ -223,3 +223,52 @@ fn the_part_of_two_ejected_instances_is_shared_too() {
     assert_eq!((counts[0], counts[2]), (0, 0));
     assert!(counts[1].abs_diff(7_595) < 30, "{counts:?}");
 }
+
+proptest! {
+    #[test]
+    fn one_that_comes_back_gets_a_rising_part_of_its_weight_and_the_others_the_rest(
+        first in 500u16..=9_500,
+        seed: u64,
+        elapsed in 0u64..=4_999,
+    ) {
+        let rest = 10_000 - first;
+        let snapshot = snapshot(&[Some(first), Some(rest / 2), Some(rest - rest / 2), Some(0)]);
+        let span = std::time::Duration::from_secs(5);
+        snapshot.upstreams()[0].live.health().ramp().begin(NOW, span);
+        let now_ns = NOW + elapsed * 1_000_000;
+        let part = 0.1 + 0.9 * elapsed as f64 / 5_000.0;
+        let mut tickets = Tickets::new(seed);
+        let mut counts = [0.0; 4];
+        for n in 1..=5_000 {
+            let pick = pick(&snapshot, tickets.take(), now_ns).expect("an instance");
+            prop_assert_eq!(pick.how, How::Share);
+            counts[pick.at] += 1.0;
+            let due = f64::from(n) * f64::from(first) / 1e4 * part;
+            prop_assert!((counts[0] - due).abs() <= 12.0, "{} of {due} after {n}", counts[0]);
+        }
+        let halves: f64 = counts[1] + counts[2];
+        prop_assert!((counts[1] - counts[2]).abs() <= 0.02 * halves + 24.0, "{counts:?}");
+        prop_assert_eq!(counts[3], 0.0);
+        // With nobody else it gets everything.
+        eject(&snapshot, 1, now_ns);
+        eject(&snapshot, 2, now_ns);
+        eject(&snapshot, 3, now_ns);
+        let alone = pick(&snapshot, tickets.take(), now_ns).expect("an instance");
+        prop_assert_eq!(alone.at, 0);
+    }
+}
+
+#[test]
+fn while_the_only_one_with_weight_comes_back_the_warm_shadow_takes_the_rest() {
+    let snapshot = snapshot(&[Some(10_000), Some(0)]);
+    let span = std::time::Duration::from_secs(5);
+    snapshot.upstreams()[0]
+        .live
+        .health()
+        .ramp()
+        .begin(NOW, span);
+    let counts = counts(&snapshot, 1_000, NOW);
+    assert!((80..=120).contains(&counts[0]), "{counts:?}");
+    let whole = self::counts(&snapshot, 1_000, NOW + 10 * HALF_SECOND);
+    assert_eq!(whole, [1_000, 0]);
+}

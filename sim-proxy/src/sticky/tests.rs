@@ -160,3 +160,28 @@ proptest! {
         prop_assert_eq!(cookie(field.as_bytes(), &name), Some(&given[..]));
     }
 }
+
+#[test]
+fn an_instance_that_comes_back_gets_its_sessions_back_one_after_the_other() {
+    let upstreams = upstreams(&[5_000, 5_000]);
+    let before = homes(&upstreams, 4_000);
+    let span = std::time::Duration::from_secs(10);
+    let mut back = 0;
+    let mut last = vec![false; before.len()];
+    for seconds in (0..=10).rev() {
+        // As it is when so many seconds are left.
+        let ramp = upstreams[0].live.health().ramp();
+        ramp.begin(NOW - (10 - seconds) * 1_000_000_000, span);
+        let during = homes(&upstreams, 4_000);
+        let at_home: Vec<_> = during.iter().map(|&at| at == 0).collect();
+        assert!(last.iter().zip(&at_home).all(|(was, is)| !was || *is));
+        let now = at_home.iter().filter(|&&is| is).count();
+        assert!(now > back, "{now} after {back}");
+        (back, last) = (now, at_home);
+        if seconds == 10 {
+            let tenth = now as f64 / before.iter().filter(|&&at| at == 0).count() as f64;
+            assert!((0.07..0.13).contains(&tenth), "{tenth}");
+        }
+    }
+    assert_eq!(homes(&upstreams, 4_000), before);
+}

@@ -1,6 +1,6 @@
 //! What users notice of failing instances: as little as can be.
 
-use crate::process::READ_TIMEOUT_MS;
+use crate::process::{READ_TIMEOUT_MS, SLOW_START_MS};
 use crate::raw::ask;
 use crate::upstream::Upstream;
 use crate::world::{Load, World, pair, table};
@@ -39,7 +39,8 @@ async fn a_warm_shadow_without_weight_takes_over_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_is_back_gets_its_share_again_after_one_probe() {
-    let (world, _control, [first, _second]) = World::with_two(9_500).await;
+    let settings = [(SLOW_START_MS, "0")];
+    let (world, _control, [first, _second]) = World::with_two_and(9_500, &settings).await;
     let address = first.address;
     let load = Load::start(&world, 4, &Method::GET);
     load.run(100).await;
@@ -54,6 +55,32 @@ async fn an_instance_that_is_back_gets_its_share_again_after_one_probe() {
     load.run(100).await;
     assert_eq!(load.end().await.1, 0);
     assert!(back.counts.requests() >= 80);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_back_begins_with_a_part_of_its_share() {
+    let settings = [(SLOW_START_MS, "600000")];
+    let (world, _control, [first, second]) = World::with_two_and(9_500, &settings).await;
+    let address = first.address;
+    let load = Load::start(&world, 4, &Method::GET);
+    load.run(100).await;
+    first.kill().await;
+    world
+        .wait_for(|m| m.sum("sim_proxy_ejected", &["i1"]) == 1.0)
+        .await;
+    let back = Upstream::start_on("i1", address).await;
+    let metrics = world
+        .wait_for(|m| m.sum("sim_proxy_ejected", &["i1"]) == 0.0)
+        .await;
+    let part = metrics.sum("sim_proxy_slow_start_ratio", &["i1"]);
+    assert!((0.1..0.11).contains(&part), "{part}");
+    let before = (back.counts.requests(), second.counts.requests());
+    load.run(1_000).await;
+    assert_eq!(load.end().await.1, 0);
+    let own = back.counts.requests() - before.0;
+    let others = second.counts.requests() - before.1;
+    let share = own as f64 / (own + others) as f64;
+    assert!((0.08..0.12).contains(&share), "{share}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

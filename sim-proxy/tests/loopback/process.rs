@@ -43,6 +43,8 @@ pub(crate) const TLS: &str = "SIM_TEST_PROXY_TLS";
 pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
 /// With any value: there is no listener but the one for TLS.
 pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
+/// How long an instance takes to get all of its weight back after an ejection.
+pub(crate) const SLOW_START_MS: &str = "SIM_TEST_PROXY_SLOW_START_MS";
 /// See [`sim_proxy::config::HedgeSettings`].
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 /// Where a successor asks for the listeners.
@@ -160,6 +162,9 @@ fn proxy_process() {
     if let Ok(read_timeout) = std::env::var(READ_TIMEOUT_MS) {
         let read_timeout = read_timeout.parse().expect("a number");
         config.upstream.read_timeout = Duration::from_millis(read_timeout);
+    }
+    if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
+        config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
     }
     if let Ok(factor) = std::env::var(LATE_FACTOR) {
         config.hedge.late_factor = factor.parse().expect("a number");

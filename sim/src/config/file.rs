@@ -66,6 +66,8 @@ pub(super) struct ProxyTable {
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,
+    pub(super) slow_start_s: Option<f64>,
+    pub(super) slow_start_new_s: Option<f64>,
     #[serde(default)]
     pub(super) trusted_proxies: Vec<String>,
     #[serde(default)]

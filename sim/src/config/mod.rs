@@ -6,6 +6,7 @@ mod file;
 mod front;
 mod limits;
 mod mirror;
+mod returns;
 mod route;
 mod tell;
 mod tls;
@@ -22,7 +23,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
-use sim_proxy::config::{HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
+use sim_proxy::config::{EjectSettings, HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
 use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
@@ -62,6 +63,7 @@ pub(crate) struct Front {
     pub(crate) policy: sim_proxy::policy::Policy,
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
+    pub(crate) eject: EjectSettings,
     pub(crate) forward: ForwardSettings,
     pub(crate) trace: Option<TraceSettings>,
     pub(crate) mirror: MirrorSettings,
@@ -317,6 +319,7 @@ impl Config {
         proxy.tls.clone_from(&self.front.tls);
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
+        proxy.eject = self.front.eject;
         proxy.forward.clone_from(&self.front.forward);
         proxy.trace = self.front.trace;
         proxy.mirror = self.front.mirror;

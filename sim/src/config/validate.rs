@@ -2,7 +2,9 @@
 
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
-use super::{Config, ConfigError, Front, Server, front, limits, mirror, tell, tls, workload};
+use super::{
+    Config, ConfigError, Front, Server, front, limits, mirror, returns, tell, tls, workload,
+};
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
@@ -85,6 +87,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
     let servers = servers(&rules, file.server)?;
     let workloads = workload::all(&rules, file.workload, &servers)?;
     let address = "must be ip:port, such as \"127.0.0.1:8080\"";
+    let eject = returns::eject(&rules, &file.proxy)?;
     let front = Front {
         listen: match &file.proxy.listen {
             Some(listen) => Some(rules.parsed("proxy.listen", listen, address)?),
@@ -102,6 +105,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
             None => None,
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
+        eject,
         forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
         trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
