@@ -71,6 +71,19 @@ impl Plan {
         }
     }
 
+    /// POSTs with a body of 64 bytes in two chunks, else the same.
+    #[must_use]
+    pub fn post_chunked(self, path: &str) -> Self {
+        let piece = "x".repeat(32);
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: bench\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let request = format!("{head}20\r\n{piece}\r\n20\r\n{piece}\r\n0\r\n\r\n");
+        Self {
+            request: request.into_bytes(),
+            ..self
+        }
+    }
+
     /// Sends it, and waits for the end.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod duo;
 mod weights;
 mod whole;
 
+use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -43,44 +44,69 @@ const COMPARED: [Contender; 4] = [
     Contender::Envoy,
 ];
 
+/// What is asked: a GET may be sent again, a POST only as long as no instance has seen it.
+#[derive(Clone, Copy, Debug)]
+enum Method {
+    Get,
+    ChunkedPost,
+}
+
+impl Method {
+    fn plan(self, target: SocketAddr, rate_hz: f64, span: Duration) -> Plan {
+        let plan = Plan::get(target, "/", rate_hz, span);
+        match self {
+            Self::Get => plan,
+            Self::ChunkedPost => plan.post_chunked("/"),
+        }
+    }
+}
+
 /// All rows.
 pub(crate) fn measure(peers: &Peers) -> Result<Map<String, Value>> {
     let mut results = Map::new();
+    for (method, suffix) in [(Method::Get, ""), (Method::ChunkedPost, "_chunked_post")] {
+        let (kills, stops) = rows(peers, method)?;
+        for (key, of) in [
+            ("kill_failed", &kills["sim"]["failed"]),
+            (
+                "kill_last_pick_after_death_ms",
+                &kills["sim"]["last_pick_after_death_ms"],
+            ),
+            (
+                "kill_back_after_restart_ms",
+                &kills["sim"]["back_after_restart_ms"],
+            ),
+            ("stop_requests_over_100_ms", &stops["sim"]["over_100_ms"]),
+            ("stop_failed", &stops["sim"]["failed"]),
+        ] {
+            results.insert(format!("{key}{suffix}"), of.clone());
+        }
+        results.insert(format!("kill_at_2000_rps{suffix}"), kills);
+        results.insert(format!("stop_6_s_at_500_rps{suffix}"), stops);
+    }
+    results.append(&mut weights::measure(peers)?);
+    Ok(results)
+}
+
+/// A death and a stop of each.
+fn rows(peers: &Peers, method: Method) -> Result<(Value, Value)> {
     let (mut kills, mut stops) = (json!({}), json!({}));
     for contender in COMPARED {
         let name = contender.name();
         let row = match contender {
-            Contender::Sim => Whole::start()?.kill(),
-            _ => kill_one(contender, peers),
+            Contender::Sim => Whole::start()?.kill(method),
+            _ => kill_one(contender, peers, method),
         };
         kills[name] = row.with_context(|| format!("kill, {name}"))?;
-        println!("kill: {name}: {}", kills[name]);
+        println!("kill: {method:?}: {name}: {}", kills[name]);
         let row = match contender {
-            Contender::Sim => Whole::start()?.stop(),
-            _ => stop_one(contender, peers),
+            Contender::Sim => Whole::start()?.stop(method),
+            _ => stop_one(contender, peers, method),
         };
         stops[name] = row.with_context(|| format!("stop, {name}"))?;
-        println!("stop: {name}: {}", stops[name]);
+        println!("stop: {method:?}: {name}: {}", stops[name]);
     }
-    for (key, of) in [
-        ("kill_failed_gets", &kills["sim"]["failed"]),
-        (
-            "kill_last_pick_after_death_ms",
-            &kills["sim"]["last_pick_after_death_ms"],
-        ),
-        (
-            "kill_back_after_restart_ms",
-            &kills["sim"]["back_after_restart_ms"],
-        ),
-        ("stop_requests_over_100_ms", &stops["sim"]["over_100_ms"]),
-        ("stop_failed", &stops["sim"]["failed"]),
-    ] {
-        results.insert(key.to_owned(), of.clone());
-    }
-    results.insert("kill_at_2000_rps".to_owned(), kills);
-    results.insert("stop_6_s_at_500_rps".to_owned(), stops);
-    results.append(&mut weights::measure(peers)?);
-    Ok(results)
+    Ok((kills, stops))
 }
 
 /// Begins a load whose first second has passed when this returns.
@@ -116,10 +142,10 @@ fn milliseconds(span: Duration) -> f64 {
 }
 
 /// Kills the one with most of the weight, and starts it again.
-fn kill_one(contender: Contender, peers: &Peers) -> Result<Value> {
+fn kill_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
     let mut duo = Duo::start(contender, peers)?;
     let span = BEFORE + DEAD + AFTER_DEAD;
-    let (_, load) = begin(Plan::get(duo.users, "/", KILL_HZ, span))?;
+    let (_, load) = begin(method.plan(duo.users, KILL_HZ, span))?;
     duo.kill_first();
     std::thread::sleep(DEAD);
     duo.restart_first(peers)?;
@@ -149,10 +175,10 @@ fn back(taken: &Taken, restarted: Instant) -> Option<Duration> {
 }
 
 /// Stops the one with most of the weight for a while.
-fn stop_one(contender: Contender, peers: &Peers) -> Result<Value> {
+fn stop_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
     let duo = Duo::start(contender, peers)?;
     let span = BEFORE + STOPPED + AFTER_STOPPED;
-    let (_, load) = begin(Plan::get(duo.users, "/", STOP_HZ, span))?;
+    let (_, load) = begin(method.plan(duo.users, STOP_HZ, span))?;
     kill(duo.first()?, Signal::SIGSTOP)?;
     std::thread::sleep(STOPPED);
     kill(duo.first()?, Signal::SIGCONT)?;

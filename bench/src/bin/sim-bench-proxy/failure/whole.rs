@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bench::free_address;
-use bench::open_loop::{Plan, Taken};
+use bench::open_loop::Taken;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use sim_tests::load::request::client;
 use tokio::runtime::Runtime;
 
 use super::{
-    AFTER_DEAD, AFTER_STOPPED, BEFORE, DEAD, KILL_HZ, STOP_HZ, STOPPED, begin, finish,
+    AFTER_DEAD, AFTER_STOPPED, BEFORE, DEAD, KILL_HZ, Method, STOP_HZ, STOPPED, begin, finish,
     milliseconds, noticed,
 };
 use crate::sim;
@@ -85,10 +85,10 @@ impl Whole {
     }
 
     /// Kills the primary; SIM itself starts another instance.
-    pub(super) fn kill(mut self) -> Result<Value> {
+    pub(super) fn kill(mut self, method: Method) -> Result<Value> {
         let pid = self.pid()?;
         let span = BEFORE + DEAD + AFTER_DEAD;
-        let (_, load) = begin(Plan::get(self.users, "/", KILL_HZ, span))?;
+        let (_, load) = begin(method.plan(self.users, KILL_HZ, span))?;
         kill(pid, Signal::SIGKILL)?;
         let killed = Instant::now();
         // Till the proxy's table is without it, and the control plane has forgotten it.
@@ -144,10 +144,10 @@ impl Whole {
     }
 
     /// Stops the primary for a while.
-    pub(super) fn stop(self) -> Result<Value> {
+    pub(super) fn stop(self, method: Method) -> Result<Value> {
         let pid = self.pid()?;
         let span = BEFORE + STOPPED + AFTER_STOPPED;
-        let (_, load) = begin(Plan::get(self.users, "/", STOP_HZ, span))?;
+        let (_, load) = begin(method.plan(self.users, STOP_HZ, span))?;
         kill(pid, Signal::SIGSTOP)?;
         std::thread::sleep(STOPPED);
         // It may have been ended meanwhile: who doesn't answer is replaced.

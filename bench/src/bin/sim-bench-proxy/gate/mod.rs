@@ -169,7 +169,7 @@ fn gate(arguments: &Arguments) -> Result<bool> {
         rate_hz: arguments.rate,
     };
     let mut random = Pcg64::seed_from_u64(rand_seed());
-    let (rounds, judgements, verdict) = compare(&settings, &load, &mut random, true)?;
+    let (rounds, judgements, verdict) = compare(&settings, &load, &mut random)?;
     let (results, failed) = describe(&rounds, &judgements, verdict);
     let versions = json!({
         "baseline": settings[0].version(),
@@ -196,31 +196,36 @@ fn compare(
     settings: &[Setting; 2],
     load: &Load<'_>,
     random: &mut Pcg64,
-    speak: bool,
 ) -> Result<(Rounds, Vec<Judgement>, Verdict)> {
     let mut rounds = Vec::new();
     for look in LOOKS {
         while rounds.len() < look {
-            rounds.push(round(settings, load, random)?);
+            let sides = round(settings, load, random)?;
+            say(rounds.len() + 1, &sides);
+            rounds.push(sides);
         }
         let judgements = judged(&rounds);
         let verdict = overall(&judgements);
-        if speak {
-            println!("gate: after {look} rounds: {}", verdict.name());
-            for (figure, found) in FIGURES.iter().zip(&judgements) {
-                println!(
-                    "  {}: x {:.3}, {}",
-                    figure.name,
-                    found.ratio,
-                    found.verdict.name()
-                );
-            }
+        println!("gate: after {look} rounds: {}", verdict.name());
+        for (figure, found) in FIGURES.iter().zip(&judgements) {
+            let said = found.verdict.name();
+            println!("  {}: x {:.3}, {said}", figure.name, found.ratio);
         }
         if verdict != Verdict::Open || Some(&look) == LOOKS.last() {
             return Ok((rounds, judgements, verdict));
         }
     }
     unreachable!("the last look ends it")
+}
+
+fn say(number: usize, [baseline, candidate]: &[Side; 2]) {
+    let ratio = |which: usize| candidate.figures[which] / baseline.figures[which];
+    let ratios = FIGURES.iter().enumerate();
+    let ratios = ratios.map(|(which, figure)| format!("{} x {:.3}", figure.name, ratio(which)));
+    println!(
+        "gate: round {number}: {}",
+        ratios.collect::<Vec<_>>().join(", ")
+    );
 }
 
 fn judged(rounds: &[[Side; 2]]) -> Vec<Judgement> {

@@ -53,10 +53,10 @@ pub(super) fn run(arguments: &Arguments, count: usize) -> Result<bool> {
     let (mut alarms, mut found) = (0, 0);
     for number in 1..=count {
         // In turn, so that a bad hour hits both kinds.
-        let (rounds, _, verdict) = compare(&pair, &load, &mut random, false)?;
+        let (rounds, _, verdict) = compare(&pair, &load, &mut random)?;
         alarms += usize::from(verdict == Verdict::Regressed);
         same_rounds.extend(rounds);
-        let (rounds, _, verdict) = compare(&planted, &load, &mut random, false)?;
+        let (rounds, _, verdict) = compare(&planted, &load, &mut random)?;
         found += usize::from(verdict == Verdict::Regressed);
         slow_rounds.extend(rounds);
         println!("prove: of {number} each: {alarms} false alarms, {found} planted ones found");
