@@ -14,6 +14,8 @@ pub struct Attempt {
     address: SocketAddr,
     how: How,
     entered_ns: u64,
+    /// Attempts that were in flight there when it entered.
+    ahead: u64,
     first: bool,
     /// How long it takes is noted for those that choose by it.
     paced: bool,
@@ -39,13 +41,14 @@ impl Attempt {
         first: bool,
         paced: bool,
     ) -> Self {
-        upstream.live.enter();
+        let ahead = upstream.live.enter();
         let live = upstream.live.clone();
         Self {
             live,
             address: upstream.address,
             how,
             entered_ns: now_ns,
+            ahead,
             first,
             paced,
             ended: false,
@@ -78,6 +81,12 @@ impl Attempt {
     #[must_use]
     pub fn how(&self) -> How {
         self.how
+    }
+
+    /// Attempts that were in flight there when it entered.
+    #[must_use]
+    pub fn ahead(&self) -> u64 {
+        self.ahead
     }
 
     /// When it was picked, by [`crate::clock::monotonic_ns`].

@@ -104,6 +104,8 @@ pub(crate) struct Counters {
     pub(crate) refusals: Refusals,
     pub(crate) no_instance: AtomicU64,
     pub(crate) budget_exhausted: AtomicU64,
+    /// Requests whose time was over before they had an answer.
+    pub(crate) overtime: AtomicU64,
     pub(crate) control_connected: AtomicBool,
     pub(crate) control_sessions: AtomicU64,
     pub(crate) tables_malformed: AtomicU64,

@@ -107,6 +107,15 @@ impl Dispatch {
         instance
     }
 
+    /// Whether the time of a request that is late was over at `deadline_ns`, and counts it.
+    pub(crate) fn is_overtime(&self, deadline_ns: u64) -> bool {
+        let over = monotonic_ns() >= deadline_ns;
+        if over {
+            self.counters.overtime.fetch_add(1, Ordering::Relaxed);
+        }
+        over
+    }
+
     /// Whether a request of which `tries` were made may have another.
     pub(crate) fn may_retry(&self, tries: u8, reason: RetryReason) -> bool {
         if tries >= self.attempts_max {

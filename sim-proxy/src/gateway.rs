@@ -5,10 +5,11 @@
 //! peer are the trait's.
 
 mod begin;
+mod request;
 
 pub(crate) use begin::noting_begin;
+pub(crate) use request::Request;
 
-use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
@@ -17,14 +18,14 @@ use crate::dispatch::Dispatch;
 use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::limits::Refusal;
+use crate::limits::general::{hurry, reached};
 use crate::live::Outcome;
 use crate::mirror::Taking;
 use crate::pick::How;
 use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
-use crate::routes::Entry;
-use crate::sticky::{self, SessionKey, Sticky};
+use crate::routes::{Entry, NoEntry};
+use crate::sticky::{self, Sticky};
 use crate::tell::Teller;
-use crate::trace::Trace;
 use crate::waiting::Seat;
 use crate::workloads::{Open, Workloads};
 use crate::{grpc, http2, refusal};
@@ -51,36 +52,6 @@ pub(crate) struct Gateway {
     teller: Teller,
     http1_options: PeerOptions,
     http2_options: PeerOptions,
-}
-
-/// One request.
-pub(crate) struct Request {
-    /// Place of its workload, once that is found.
-    place: Option<usize>,
-    /// Once it is counted as one that has arrived.
-    open: Option<Open>,
-    tries: u8,
-    attempt: Option<Attempt>,
-    /// While nothing of an answer has come to a request that may be asked elsewhere.
-    seat: Option<Seat>,
-    /// The next attempt goes elsewhere.
-    not: Option<InstanceId>,
-    session: Option<SessionKey>,
-    /// The session is new: the user has to be told its cookie.
-    given: Option<[u8; 16]>,
-    /// What is to be copied of it.
-    taking: Option<Box<Taking>>,
-    /// Its trace, if traces are told.
-    trace: Option<Trace>,
-    refused: Option<Refusal>,
-    /// When its body began, and what has come of it.
-    body: (u64, u64),
-    /// The answer is one of gRPC: its end says how the call went.
-    call: bool,
-    /// By that, it failed.
-    call_failed: bool,
-    /// The caller's own deadline, if it is a call of gRPC.
-    deadline: Option<Duration>,
 }
 
 /// Requests at a time on one connection to an instance.
@@ -164,6 +135,13 @@ impl Gateway {
         )
     }
 
+    /// Whether `error` is that the time of a request is over, which is counted.
+    fn is_over(&self, request: &Request, error: &Error) -> bool {
+        let dispatch = self.dispatch(request);
+        let is_overtime = |dispatch: &Dispatch| dispatch.is_overtime(request.deadline_ns);
+        reached(error) && dispatch.is_some_and(is_overtime)
+    }
+
     fn has_other(&self, request: &Request, not: Option<InstanceId>) -> bool {
         let pair = self.dispatch(request).zip(not);
         pair.is_some_and(|(dispatch, not)| dispatch.routes.has_other(not))
@@ -181,23 +159,7 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Request {
         begin::note();
-        Request {
-            place: None,
-            open: None,
-            tries: 0,
-            attempt: None,
-            seat: None,
-            not: None,
-            session: None,
-            given: None,
-            taking: None,
-            trace: None,
-            refused: None,
-            body: (monotonic_ns(), 0),
-            call: false,
-            call_failed: false,
-            deadline: None,
-        }
+        Request::new()
     }
 
     /// No compression module: bodies pass as they are.
@@ -236,10 +198,17 @@ impl ProxyHttp for Gateway {
             session: request.session,
         };
         request.tries += 1;
-        let Some(attempt) = dispatch.routes.enter(entry) else {
-            let no_instance = &dispatch.counters.no_instance;
-            no_instance.fetch_add(1, Ordering::Relaxed);
-            return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+        let attempt = match dispatch.routes.admit(entry) {
+            Ok(attempt) => attempt,
+            Err(none) => {
+                if none == NoEntry::NoInstance {
+                    let no_instance = &dispatch.counters.no_instance;
+                    no_instance.fetch_add(1, Ordering::Relaxed);
+                } else if entry.first {
+                    request.refused = Some(Refusal::Overload);
+                }
+                return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+            }
         };
         let mut peer = HttpPeer::new(attempt.address(), false, String::new());
         let options = match dispatch.protocol {
@@ -251,6 +220,14 @@ impl ProxyHttp for Gateway {
             // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
             request.deadline = grpc::deadline(&session.req_header().headers);
             peer.options.read_timeout = request.deadline;
+        } else if !session.is_upgrade_req() {
+            let limits = &self.workloads.limits;
+            let now_ns = attempt.entered_ns();
+            if entry.first {
+                request.deadline_ns = limits.answer_deadline_ns(now_ns);
+            }
+            let left_ns = request.deadline_ns.saturating_sub(now_ns);
+            hurry(&mut peer.options, Duration::from_nanos(left_ns));
         }
         request.attempt = Some(attempt);
         Ok(Box::new(peer))
@@ -402,7 +379,8 @@ impl ProxyHttp for Gateway {
         request.not = self.attempt_failed(request, reason.into(), failure);
         let elsewhere = self.has_other(request, request.not);
         request.not = request.not.filter(|_| elsewhere);
-        let possible = may_go_again(reason, true, stale, elsewhere);
+        let over = self.is_over(request, &error);
+        let possible = !over && may_go_again(reason, true, stale, elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));
         error
     }
@@ -443,10 +421,13 @@ impl ProxyHttp for Gateway {
             // The caller's own haste says nothing of the instance.
             failure = None;
         }
+        let over = !exchange.answer_begun && self.is_over(request, &error);
+        // What is left of the time may have been too little for anybody.
+        let failure = failure.filter(|_| !over || request.tries == 1);
         let repeatable = exchange.is_repeatable(reason == RetryReason::Refused);
         let failed_on = self.attempt_failed(request, reason.into(), failure);
         let elsewhere = self.has_other(request, failed_on);
-        let possible = may_go_again(reason, repeatable, reused, elsewhere);
+        let possible = !over && may_go_again(reason, repeatable, reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));
         error
@@ -478,6 +459,7 @@ impl ProxyHttp for Gateway {
             .response_written()
             .map_or(0, |answer| answer.status.as_u16());
         let ending = match error.map(side_of) {
+            Some(_) if request.refused.is_some() => Ending::Refused,
             None if request.attempt.is_none() => {
                 request.refused.get_or_insert(Refusal::Malformed);
                 Ending::Refused

@@ -154,10 +154,10 @@ impl InstanceLive {
         self.health.standing(now_ns)
     }
 
-    /// Enters an attempt. To be followed by one [`InstanceLive::leave`].
-    pub(crate) fn enter(&self) {
+    /// Enters an attempt; how many were there. To be followed by one [`InstanceLive::leave`].
+    pub(crate) fn enter(&self) -> u64 {
         // Acquire: step A of the hand-over protocol of `routes`, see there.
-        self.traffic.in_flight.fetch_add(1, Ordering::Acquire);
+        self.traffic.in_flight.fetch_add(1, Ordering::Acquire)
     }
 
     /// Ends an attempt, after its outcome is counted.

@@ -131,6 +131,12 @@ fn retries(page: &mut Page, counters: &Counters, routes: &Routes) {
         "Requests answered 503 because no instance was ready.",
     )
     .sample(&[], read(&counters.no_instance));
+    page.family(
+        "sim_proxy_request_timeouts_total",
+        Counter,
+        "Requests answered 504 because their time was over, all tries together.",
+    )
+    .sample(&[], read(&counters.overtime));
     if let Some(after_ns) = routes.overdue().known_ns() {
         page.family(
             "sim_proxy_overdue_after_seconds",

@@ -93,6 +93,33 @@ pub fn pick_other(snapshot: &Snapshot, ticket: u64, now_ns: u64, not: InstanceId
     pick_among(snapshot.upstreams(), ticket, now_ns, Some(not))
 }
 
+/// Picks where the pick by weight has as many requests as it may: one that is in and has fewer than `room` in flight.
+#[must_use]
+pub fn pick_with_room(
+    snapshot: &Snapshot,
+    ticket: u64,
+    now_ns: u64,
+    not: Option<InstanceId>,
+    room: u64,
+) -> Option<Pick> {
+    let fits = |u: &Upstream| {
+        let usable = u.ready && Some(u.instance) != not && u.live.in_flight() < room;
+        u32::from(usable && u.live.standing(now_ns) == Standing::In)
+    };
+    let by_weight = |u: &Upstream| fits(u) * u32::from(u.weight_bp);
+    if let Some(at) = choose(snapshot.upstreams(), ticket, by_weight) {
+        return Some(Pick {
+            at,
+            how: How::Share,
+        });
+    }
+    let at = choose(snapshot.upstreams(), ticket, fits)?;
+    Some(Pick {
+        at,
+        how: How::Spare,
+    })
+}
+
 /// True where a ready instance other than `not` is healthy.
 #[must_use]
 pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {

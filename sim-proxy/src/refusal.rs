@@ -35,7 +35,7 @@ fn text_of(status: u16) -> &'static str {
         429 => "429 Too Many Requests: there were too many requests from this address\n",
         500 => "500 Internal Server Error: the proxy failed\n",
         502 => "502 Bad Gateway: the service gave no valid answer\n",
-        503 => "503 Service Unavailable: no instance of the service is ready\n",
+        503 => "503 Service Unavailable: no instance of the service can take the request\n",
         504 => "504 Gateway Timeout: the service did not answer in time\n",
         _ => "",
     }

@@ -23,7 +23,9 @@ use crate::config::EjectSettings;
 use crate::health::{Failure, Standing};
 use crate::live::InstanceLive;
 use crate::overdue::Overdue;
-use crate::pick::{How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other};
+use crate::pick::{
+    How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other, pick_with_room,
+};
 use crate::policy::Policy;
 use crate::snapshot::{MirrorTo, Snapshot, Upstream};
 use crate::sticky::SessionKey;
@@ -66,12 +68,23 @@ pub struct Entry {
     pub session: Option<SessionKey>,
 }
 
+/// Why no attempt was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEntry {
+    /// No instance is ready.
+    NoInstance,
+    /// Each that is in has as many attempts in flight as it may.
+    Full,
+}
+
 /// The routes of one workload: the current snapshot and the instances known.
 #[derive(Debug)]
 pub struct Routes {
     workload: WorkloadName,
     eject: EjectSettings,
     policy: Policy,
+    /// Attempts in flight that an instance may have.
+    room: u64,
     current: CachePadded<ArcSwap<Snapshot>>,
     /// Snapshots published so far.
     published: CachePadded<AtomicU64>,
@@ -93,6 +106,7 @@ impl Routes {
             workload,
             eject,
             policy: Policy::Weighted,
+            room: u64::MAX,
             current: CachePadded::new(ArcSwap::from_pointee(Snapshot::empty(monotonic_ns()))),
             published: CachePadded::default(),
             has_mirror: AtomicBool::default(),
@@ -113,6 +127,13 @@ impl Routes {
     #[must_use]
     pub fn workload(&self) -> &WorkloadName {
         &self.workload
+    }
+
+    /// The same, and an instance has at most `room` attempts in flight, 0 = any number.
+    #[must_use]
+    pub fn with_room(self, room: u64) -> Self {
+        let room = if room == 0 { u64::MAX } else { room };
+        Self { room, ..self }
     }
 
     /// The snapshot in force.
@@ -222,17 +243,34 @@ impl Routes {
     /// Picks an instance and enters an attempt there; `None` where none is ready. A request
     /// waits for nothing here: the loop repeats only if a table came in between.
     #[must_use]
+    #[inline]
     pub fn enter(&self, entry: Entry) -> Option<Attempt> {
+        self.enter_by(entry.first, u64::MAX, |snapshot, now_ns| {
+            self.choose(snapshot, entry, now_ns)
+        })
+    }
+
+    /// Enters an attempt where `choose` says, if fewer than `room` are in flight there.
+    #[inline]
+    fn enter_by(
+        &self,
+        first: bool,
+        room: u64,
+        choose: impl Fn(&Snapshot, u64) -> Option<Pick>,
+    ) -> Option<Attempt> {
         loop {
             // Acquire of C: who has seen this count loads no older snapshot.
             let published = self.published.load(Ordering::Acquire);
             let snapshot = self.current.load();
             let now_ns = monotonic_ns();
-            let choice = self.choose(&snapshot, entry, now_ns)?;
+            let choice = choose(&snapshot, now_ns)?;
             let upstream = snapshot.upstreams().get(choice.at)?;
             // Entered from here on; dropping it is taking the entry back.
             let paced = self.policy.needs_latency();
-            let attempt = Attempt::enter(upstream, choice.how, now_ns, entry.first, paced);
+            let attempt = Attempt::enter(upstream, choice.how, now_ns, first, paced);
+            if attempt.ahead() >= room {
+                continue;
+            }
             // Relaxed: step B. What it must see is what step A, an Acquire, has made visible.
             if self.published.load(Ordering::Relaxed) == published {
                 if choice.how == How::Panic {
@@ -242,6 +280,27 @@ impl Routes {
                 return Some(attempt);
             }
         }
+    }
+
+    /// As [`Routes::enter`], where no instance gets more than it may have in flight: what is too much goes elsewhere.
+    ///
+    /// # Errors
+    /// [`NoEntry`], where there is no elsewhere.
+    pub fn admit(&self, entry: Entry) -> Result<Attempt, NoEntry> {
+        let attempt = self.enter(entry).ok_or(NoEntry::NoInstance)?;
+        if attempt.ahead() < self.room {
+            return Ok(attempt);
+        }
+        drop(attempt);
+        self.enter_with_room(entry).ok_or(NoEntry::Full)
+    }
+
+    #[cold]
+    fn enter_with_room(&self, entry: Entry) -> Option<Attempt> {
+        let (not, room) = (entry.not, self.room);
+        self.enter_by(entry.first, room, |snapshot, now_ns| {
+            pick_with_room(snapshot, take_ticket(), now_ns, not, room)
+        })
     }
 
     fn choose(&self, snapshot: &Snapshot, entry: Entry, now_ns: u64) -> Option<Pick> {
@@ -284,6 +343,17 @@ impl Routes {
     fn has_other_now(&self, not: InstanceId) -> bool {
         let stays = |u: &Upstream| u.ready && u.instance != not && u.live.is_in_now();
         self.current.load().upstreams().iter().any(stays)
+    }
+
+    /// The same, and that one has room for it.
+    #[must_use]
+    pub fn has_room_beside(&self, not: InstanceId) -> bool {
+        let snapshot = self.current.load();
+        let fits = |u: &Upstream| {
+            let usable = u.ready && u.instance != not && u.live.is_in();
+            usable && u.live.in_flight() < self.room
+        };
+        snapshot.upstreams().iter().any(fits)
     }
 
     /// Notes that an attempt failed, and ejects the instance where that is due and it isn't the

@@ -29,7 +29,9 @@ pub(crate) struct Workloads {
 impl Workloads {
     pub(crate) fn new(config: &ProxyConfig) -> Self {
         let dispatch = |workload: &WorkloadSettings| {
-            let routes = Routes::new(workload.name.clone(), config.eject).by(config.policy);
+            let routes = Routes::new(workload.name.clone(), config.eject)
+                .by(config.policy)
+                .with_room(config.limits.upstream_concurrency);
             Arc::new(Dispatch::new(config, routes, workload.protocol))
         };
         let conditions = config.workloads.iter().map(|w| w.conditions.as_slice());

@@ -91,6 +91,8 @@ pub(super) struct Question<'a> {
     pub(super) idempotent: bool,
     /// Fields that the answer gets besides.
     pub(super) answer_fields: &'a [u8],
+    /// When it must have an answer, all tries together.
+    pub(super) deadline_ns: u64,
     /// On a connection of its own: an idle one to this instance has just turned out to be stale.
     pub(super) fresh: bool,
     /// Another instance is asked as well, so nothing may go to the user before it is clear whose answer it gets.
@@ -141,9 +143,16 @@ pub(super) async fn send(
     let reused = idle.is_some();
     let mut instance = match idle {
         Some(instance) => instance,
-        None => connect(target, timeouts).await?,
+        None => connect(target, question.deadline_ns, timeouts).await?,
     };
-    match wire::write(&mut instance, question.bytes, watchdog, timeouts.write_ns).await {
+    let written = wire::write_until(
+        &mut instance,
+        question.bytes,
+        watchdog,
+        timeouts.write_ns,
+        question.deadline_ns,
+    );
+    match written.await {
         // It may have answered before it broke the connection.
         Ok(()) | Err(Stuck::Broken) => {}
         Err(Stuck::Late) => return Err(late(reused)),
@@ -174,6 +183,7 @@ impl Asked {
                 None,
                 watchdog,
                 patience_ns,
+                question.deadline_ns,
                 |_| None,
             );
             match got.await {
@@ -226,6 +236,7 @@ impl Asked {
                 Some((user.stream, user.ahead)),
                 watchdog,
                 timeouts.read_ns,
+                question.deadline_ns,
                 |context| if begun { None } else { elsewhere(context) },
             );
             let got = got.await;
@@ -312,9 +323,14 @@ fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Broken
     }
 }
 
-async fn connect(target: Target, timeouts: &Timeouts) -> Result<TcpStream, Broken> {
+async fn connect(
+    target: Target,
+    deadline_ns: u64,
+    timeouts: &Timeouts,
+) -> Result<TcpStream, Broken> {
     let connecting = TcpStream::connect(target.address);
-    let (error, late) = match timeout(timeouts.connect, connecting).await {
+    let left = Duration::from_nanos(deadline_ns.saturating_sub(target.entered_ns));
+    let (error, late) = match timeout(timeouts.connect.min(left), connecting).await {
         Ok(Ok(stream)) => {
             // Without it an answer may wait for an acknowledgement; the request goes out all the same.
             stream.set_nodelay(true).ok();

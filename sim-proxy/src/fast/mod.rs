@@ -29,12 +29,12 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::forwarded::ForwardSettings;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{Gateway, noting_begin};
 use crate::http2::{self, Http2, Preface};
 use crate::limits::{Refusal, Visit};
 use crate::mirror::Copying;
 use crate::retry::may_go_again;
-use crate::routes::Entry;
+use crate::routes::{Entry, NoEntry};
 use crate::sticky::{self, SessionKey, Sticky};
 use crate::tls::accept::Door;
 use crate::trace::TraceSettings;
@@ -188,7 +188,7 @@ impl ServerApp for FastPath {
                     session.set_pipelined_prefix(prefix);
                     session.set_keepalive(Some(self.client_idle_seconds));
                     let general = self.general.process_new_http(session, shutdown);
-                    let (reused, begun) = gateway::noting_begin(general).await;
+                    let (reused, begun) = noting_begin(general).await;
                     if !begun && !connection.stop.is_on() {
                         // Pingora has answered it.
                         self.workloads.outside.arrived();
@@ -427,6 +427,7 @@ impl<'a> Connection<'a> {
             is_head: head.is_head,
             idempotent: head.idempotent,
             answer_fields: &answer_fields,
+            deadline_ns: u64::MAX,
             fresh: false,
             raced: false,
         };
@@ -438,13 +439,28 @@ impl<'a> Connection<'a> {
                 session,
             };
             tries += 1;
-            let Some(attempt) = dispatch.routes.enter(entry) else {
-                counters.no_instance.fetch_add(1, Ordering::Relaxed);
-                counters.erred(ErrorSide::Internal);
-                self.write_failure(stream, counters, 503, head.is_head)
-                    .await;
-                return After::Close;
+            let attempt = match dispatch.routes.admit(entry) {
+                Ok(attempt) => attempt,
+                Err(NoEntry::Full) if tries == 1 => {
+                    let (refusal, is_head) = (Refusal::Overload, head.is_head);
+                    self.refuse_arrived(stream, counters, refusal, is_head)
+                        .await;
+                    return After::Close;
+                }
+                Err(none) => {
+                    if none == NoEntry::NoInstance {
+                        counters.no_instance.fetch_add(1, Ordering::Relaxed);
+                    }
+                    counters.erred(ErrorSide::Internal);
+                    self.write_failure(stream, counters, 503, head.is_head)
+                        .await;
+                    return After::Close;
+                }
             };
+            if tries == 1 {
+                let limits = &self.path.workloads.limits;
+                question.deadline_ns = limits.answer_deadline_ns(attempt.entered_ns());
+            }
             // Whoever is told that the connection closes asks no more on it. Who has asked already has its answer first.
             let has_asked = !self.arrived.is_empty();
             let keep = || head.keep_alive && (has_asked || !self.stop.is_on());
@@ -455,7 +471,7 @@ impl<'a> Connection<'a> {
                 if !paid
                     && refused != Some(reason)
                     && head.idempotent
-                    && dispatch.routes.has_other(live)
+                    && dispatch.routes.has_room_beside(live)
                 {
                     paid = dispatch.may_retry(tries, reason);
                     refused = (!paid).then_some(reason);
@@ -524,7 +540,12 @@ impl<'a> Connection<'a> {
                             return self.pass(stream, dispatch, attempt, answered).await;
                         }
                         Err(Neither::Gone(attempt)) => return aborted(dispatch, attempt),
-                        Err(Neither::Broken(broken)) => status_of(broken),
+                        Err(Neither::Broken(broken)) => {
+                            if broken.late {
+                                dispatch.is_overtime(question.deadline_ns);
+                            }
+                            status_of(broken)
+                        }
                     };
                     counters.erred(ErrorSide::Upstream);
                     self.write_failure(stream, counters, status, head.is_head)
@@ -532,14 +553,17 @@ impl<'a> Connection<'a> {
                     return After::Close;
                 }
                 Err(Unanswered::Broken(broken)) => {
-                    let failed_on = dispatch.attempt_broken(attempt, broken.reason, broken.failure);
+                    let over = broken.late && dispatch.is_overtime(question.deadline_ns);
+                    // What is left of the time may have been too little for anybody.
+                    let failure = broken.failure.filter(|_| !over || tries == 1);
+                    let failed_on = dispatch.attempt_broken(attempt, broken.reason, failure);
                     let elsewhere = dispatch.routes.has_other(failed_on);
                     not = elsewhere.then_some(failed_on);
                     question.fresh = broken.reused && !elsewhere;
                     let possible =
                         may_go_again(broken.reason, head.idempotent, broken.reused, elsewhere);
                     // Whoever left a stopped instance has paid for it.
-                    if paid || possible && dispatch.may_retry(tries, broken.reason) {
+                    if !over && (paid || possible && dispatch.may_retry(tries, broken.reason)) {
                         continue;
                     }
                     counters.erred(ErrorSide::Upstream);

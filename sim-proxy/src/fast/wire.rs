@@ -63,9 +63,20 @@ fn after(moment_ns: u64, patience_ns: u64) -> u64 {
 /// Writes all of `bytes`. For no longer than `patience_ns` may nothing pass.
 pub(super) async fn write(
     io: &mut (impl AsyncWrite + Unpin + ?Sized),
+    bytes: &[u8],
+    watchdog: &mut Watchdog,
+    patience_ns: u64,
+) -> Result<(), Stuck> {
+    write_until(io, bytes, watchdog, patience_ns, u64::MAX).await
+}
+
+/// The same, and all has to be over at `until_ns`.
+pub(super) async fn write_until(
+    io: &mut (impl AsyncWrite + Unpin + ?Sized),
     mut bytes: &[u8],
     watchdog: &mut Watchdog,
     patience_ns: u64,
+    until_ns: u64,
 ) -> Result<(), Stuck> {
     // It hardly ever has to wait; then the clock isn't read.
     let mut deadline_ns = None;
@@ -78,7 +89,8 @@ pub(super) async fn write(
         if bytes.len() < before {
             deadline_ns = None;
         }
-        let deadline_ns = *deadline_ns.get_or_insert_with(|| after(monotonic_ns(), patience_ns));
+        let patient_ns = || after(monotonic_ns(), patience_ns).min(until_ns);
+        let deadline_ns = *deadline_ns.get_or_insert_with(patient_ns);
         if watchdog.is_over(deadline_ns, context) {
             return Poll::Ready(Err(Stuck::Late));
         }
@@ -118,20 +130,21 @@ fn poll_write_all(
 }
 
 /// Reads an answer's bytes, while looking whether the user is still there (and what it sends ahead), if that is for
-/// this attempt to do, and whether to go `elsewhere`. Whoever answers that sees to it that the task is woken for it.
+/// this attempt to do, and whether to go `elsewhere`. No longer than to `until_ns`, and than `patience_ns` for each read. Whoever answers that sees to it that the task is woken for it.
 pub(super) async fn listen(
     instance: &mut (impl AsyncRead + Unpin),
     answer: &mut Buffer,
     mut user: Option<(&mut Stream, &mut Buffer)>,
     watchdog: &mut Watchdog,
     patience_ns: u64,
+    until_ns: u64,
     mut elsewhere: impl FnMut(&Context<'_>) -> Option<RetryReason>,
 ) -> Result<Got, Gone> {
     let mut deadline_ns = None;
     poll_fn(|context| {
         let read = answer.poll_read(instance, context);
         if read.is_pending() && deadline_ns.is_none() {
-            deadline_ns = Some(after(monotonic_ns(), patience_ns));
+            deadline_ns = Some(after(monotonic_ns(), patience_ns).min(until_ns));
         }
         let deadline_ns = deadline_ns.unwrap_or(u64::MAX);
         Poll::Ready(match read {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here takes a lock or grows with what arrives. Each refusal is counted by its reason.
 
+pub(crate) mod general;
 mod settings;
 mod sources;
 
@@ -35,10 +36,12 @@ pub(crate) enum Refusal {
     NoWorkload,
     /// Its path has two readings, and what is matched by it may be another's.
     DotSegment,
+    /// Each instance has as many as it may.
+    Overload,
 }
 
 impl Refusal {
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Malformed, "malformed"),
         (Self::HeaderBytes, "header_bytes"),
         (Self::Headers, "headers"),
@@ -47,6 +50,7 @@ impl Refusal {
         (Self::Rate, "requests_per_second"),
         (Self::NoWorkload, "no_workload"),
         (Self::DotSegment, "dot_segment"),
+        (Self::Overload, "upstream_concurrency"),
     ];
 
     /// What the user is told.
@@ -57,6 +61,7 @@ impl Refusal {
             Self::HeaderBytes | Self::Headers => 431,
             Self::HeaderTimeout | Self::BodyTimeout => 408,
             Self::Rate => 429,
+            Self::Overload => 503,
         }
     }
 
@@ -126,6 +131,7 @@ pub(crate) struct Limits {
     pub(crate) settings: LimitSettings,
     header_timeout_ns: u64,
     body_timeout_ns: u64,
+    request_timeout_ns: u64,
     connections_max: u64,
     // Relaxed, as are the two below: a count, and nothing is published by it.
     connections: CachePadded<AtomicU64>,
@@ -146,6 +152,7 @@ impl Limits {
             settings,
             header_timeout_ns: nanos(settings.header_timeout),
             body_timeout_ns: nanos(settings.body_timeout),
+            request_timeout_ns: nanos(settings.request_timeout),
             connections_max,
             connections: CachePadded::default(),
             crowds: Default::default(),
@@ -192,6 +199,12 @@ impl Limits {
             (Some(rate), Some(source)) => self.sources.may_ask(source, rate, monotonic_ns()),
             _ => true,
         }
+    }
+
+    /// Until when the head of an answer must have come to a request that was there at `from_ns`, however often it is
+    /// tried.
+    pub(crate) fn answer_deadline_ns(&self, from_ns: u64) -> u64 {
+        from_ns.saturating_add(self.request_timeout_ns)
     }
 
     /// Connections open now.

@@ -32,6 +32,10 @@ pub struct LimitSettings {
     pub requests_per_second: u32,
     /// How many of them at once; none: those of a second.
     pub requests_burst: Option<u32>,
+    /// Attempts in flight at one instance; 0 = any number.
+    pub upstream_concurrency: u64,
+    /// How long the head of an answer may take over all tries, from when the request is there.
+    pub request_timeout: Duration,
     /// Longest body that is kept, so that the request can be sent again; up to [`BODY_REPLAY_BYTES_MAX`].
     pub body_replay_bytes: usize,
 }
@@ -50,6 +54,8 @@ impl Default for LimitSettings {
             connections_per_source: None,
             requests_per_second: 0,
             requests_burst: None,
+            upstream_concurrency: 10_000,
+            request_timeout: Duration::from_secs(60),
             body_replay_bytes: 64 * 1_024,
         }
     }

@@ -168,7 +168,9 @@ proptest! {
         weights[0] += 10_000 - weights.iter().sum::<u16>();
         let snapshot = snapshot(&weights);
         for (upstream, (in_flight, micros)) in snapshot.upstreams().iter().zip(loads) {
-            (0..in_flight).for_each(|_| upstream.live.enter());
+            for _ in 0..in_flight {
+                upstream.live.enter();
+            }
             upstream.live.note_pace(micros, 1_000_000);
         }
         let drawn = [snapshot.share_at(first), snapshot.share_at(second)];

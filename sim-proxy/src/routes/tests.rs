@@ -159,3 +159,43 @@ fn a_drained_instance_stays_drained() {
         worker.join().expect("no panic");
     }
 }
+
+#[test]
+fn no_instance_gets_more_than_it_may_have_while_many_ask() {
+    let routes = Arc::new(routes().with_room(3));
+    routes
+        .apply(&table(1, 1, &[(1, 9_000), (2, 1_000), (3, 0)]))
+        .expect("applied");
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            let routes = routes.clone();
+            std::thread::spawn(move || {
+                let mut entered = Vec::new();
+                for _ in 0..5 {
+                    entered.extend(routes.admit(FIRST));
+                }
+                entered
+            })
+        })
+        .collect();
+    let mut ends: Vec<_> = workers
+        .into_iter()
+        .flat_map(|worker| worker.join().expect("no panic"))
+        .collect();
+    assert!(ends.len() <= 9, "{}", ends.len());
+    // Who met another that was just being turned away may have been turned away as well.
+    let last = loop {
+        match routes.admit(FIRST) {
+            Ok(attempt) => ends.push(attempt),
+            Err(none) => break none,
+        }
+    };
+    assert_eq!(last, NoEntry::Full);
+    let known = routes.known();
+    let in_flight: Vec<_> = known.iter().map(|live| live.totals().in_flight).collect();
+    assert_eq!(in_flight, [3, 3, 3]);
+    assert!(!routes.has_room_beside(InstanceId(1)));
+    drop(ends);
+    assert!(routes.has_room_beside(InstanceId(1)));
+    assert!(routes.admit(FIRST).is_ok());
+}

@@ -1,6 +1,7 @@
 //! What a user may take of the proxy, on both paths, and that each refusal is counted by its reason.
 
-use crate::process::LIMITS;
+use crate::process::{LIMITS, READ_TIMEOUT_MS};
+use crate::upstream::pattern;
 use crate::world::{Metrics, World};
 use sim_proxy::ProxyConfig;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub(crate) fn set(config: &mut ProxyConfig, told: &str) {
             "connections_per_source" => limits.connections_per_source = Some(number),
             "requests_per_second" => limits.requests_per_second = number as u32,
             "requests_burst" => limits.requests_burst = Some(number as u32),
+            "upstream_concurrency" => limits.upstream_concurrency = number,
+            "request_timeout" => limits.request_timeout = time,
             "idle_timeout" => config.client_idle_timeout = time,
             other => panic!("no limit is named {other}"),
         }
@@ -319,4 +322,84 @@ async fn a_flood_of_requests_is_refused_and_other_sources_are_served() {
     refused(&world, "requests_per_second", f64::from(all.1)).await;
     assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), all.0);
     assert!(is_served(&mut connect_from(&world, 3).await).await);
+}
+
+async fn send(world: &World, request: &str) -> TcpStream {
+    let mut user = connect(world).await;
+    user.write_all(request.as_bytes()).await.expect("sent");
+    user
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_instance_may_not_take_goes_to_the_other_and_then_nowhere() {
+    let limits = [(LIMITS, "upstream_concurrency=2")];
+    // All of it is the first one's by weight.
+    let (world, _control, ups) = World::with_two_and(10_000, &limits).await;
+    let request = |version: &str, path: &str| {
+        format!("POST {path} HTTP/{version}\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    };
+    let mut waiting = Vec::new();
+    for version in ["1.1", "1.0", "1.1", "1.0"] {
+        waiting.push(send(&world, &request(version, "/hang")).await);
+    }
+    let metrics = world
+        .wait_for(|m| m.sum("sim_proxy_in_flight", &[]) == 4.0)
+        .await;
+    for instance in ["i1", "i2"] {
+        assert_eq!(metrics.sum("sim_proxy_in_flight", &[instance]), 2.0);
+    }
+    for version in ["1.1", "1.0"] {
+        let answer = ask(&world, &request(version, "/")).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+    }
+    assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), 4);
+    drop(waiting);
+    world
+        .wait_for(|m| m.sum("sim_proxy_in_flight", &[]) == 0.0)
+        .await;
+    refused(&world, "upstream_concurrency", 2.0).await;
+    assert!(is_served(&mut connect(&world).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_a_request_counts_all_its_tries_and_ends_with_the_head_of_its_answer() {
+    let settings = [(LIMITS, "request_timeout=900"), (READ_TIMEOUT_MS, "600")];
+    let (world, _control, ups) = World::with_two_and(5_000, &settings).await;
+    let over = |metrics: &Metrics| metrics.sum("sim_proxy_request_timeouts_total", &[]);
+    for (at, version) in ["1.1", "1.0"].into_iter().enumerate() {
+        let answer = ask(
+            &world,
+            &format!("GET /hang HTTP/{version}\r\nHost: a\r\n\r\n"),
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{version}: {answer}");
+        // Not the second try's own time-out, which is longer than what was left.
+        assert_eq!(over(&world.metrics().await), (at + 1) as f64, "{version}");
+    }
+    assert_eq!(ups[0].counts.requests() + ups[1].counts.requests(), 4);
+    let length = 8_000_000;
+    let request = format!("GET /bytes/{length} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let mut user = send(&world, &request).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let mut answer = Vec::new();
+    user.read_to_end(&mut answer).await.expect("all of it");
+    assert!(answer.ends_with(&pattern(length)));
+    assert_eq!(over(&world.metrics().await), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_not_kept_is_not_sent_again() {
+    let limits = [(LIMITS, "body_replay_bytes=1000")];
+    let (world, _control, ups) = World::with_two_and(5_000, &limits).await;
+    let swallowed = || ups[0].counts.swallowed() + ups[1].counts.swallowed();
+    for (length, tries) in [(1_000, 2), (1_001, 1)] {
+        let before = swallowed();
+        let body = "x".repeat(length);
+        let request =
+            format!("PUT /swallow HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}");
+        let answer = ask(&world, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{length}: {answer}");
+        assert_eq!(swallowed() - before, tries, "{length}");
+    }
 }

@@ -66,7 +66,7 @@ async fn without_a_table_it_says_503_and_is_not_ready() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(
         body,
-        "503 Service Unavailable: no instance of the service is ready\n"
+        "503 Service Unavailable: no instance of the service can take the request\n"
     );
     assert_eq!(world.ready().await, StatusCode::SERVICE_UNAVAILABLE);
     let upstream = crate::upstream::Upstream::start("i1").await;

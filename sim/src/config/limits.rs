@@ -20,6 +20,8 @@ pub(super) struct LimitsTable {
     connections_per_source: Option<u64>,
     requests_per_second: u64,
     requests_burst: Option<u64>,
+    upstream_concurrency: u64,
+    request_timeout_s: f64,
     body_replay_bytes: u64,
     idle_timeout_s: f64,
 }
@@ -37,6 +39,8 @@ impl Default for LimitsTable {
             connections_per_source: limits.connections_per_source,
             requests_per_second: limits.requests_per_second.into(),
             requests_burst: limits.requests_burst.map(u64::from),
+            upstream_concurrency: limits.upstream_concurrency,
+            request_timeout_s: limits.request_timeout.as_secs_f64(),
             body_replay_bytes: limits.body_replay_bytes as u64,
             idle_timeout_s: sim_proxy::config::CLIENT_IDLE_TIMEOUT.as_secs_f64(),
         }
@@ -102,6 +106,12 @@ pub(super) fn limits(rules: &Rules<'_>, table: &LimitsTable) -> Result<Limits, C
             )? as u32,
             requests_burst: maybe("requests_burst", table.requests_burst, 1..=RATE_MAX)?
                 .map(|burst| burst as u32),
+            upstream_concurrency: count(
+                "upstream_concurrency",
+                table.upstream_concurrency,
+                0..=CONNECTIONS_MAX,
+            )?,
+            request_timeout: seconds("request_timeout_s", table.request_timeout_s, 0.01)?,
             body_replay_bytes: count(
                 "body_replay_bytes",
                 table.body_replay_bytes,
