@@ -22,6 +22,7 @@ mod pick;
 mod plot;
 mod processes;
 mod sim;
+mod upgrade;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ enum Part {
     Pick,
     /// An instance killed, one stopped, weights changed
     Failure,
+    /// The proxy replaced by another
+    Upgrade,
 }
 
 fn main() -> std::process::ExitCode {
@@ -130,6 +133,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Failure) {
         results.append(&mut failure::measure(&peers)?);
+    }
+    if wanted(Part::Upgrade) {
+        results.append(&mut upgrade::measure()?);
     }
     let versions = json!({
         "sim": env!("CARGO_PKG_VERSION"),
