@@ -60,6 +60,8 @@ mod window;
 mod workloads;
 
 pub use config::ProxyConfig;
+#[cfg(any(test, feature = "fuzz"))]
+pub use fast::invariants;
 
 use admin::Admin;
 use fast::FastPath;

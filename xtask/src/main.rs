@@ -13,6 +13,7 @@ mod conformance;
 mod context;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod loom;
 mod process;
 mod progress;
@@ -46,6 +47,8 @@ enum Chore {
     Bench(bench::Arguments),
     /// Run the proxy's protocols between threads in every interleaving
     Loom(loom::Arguments),
+    /// Look for bytes that break the HTTP/1.1 readers, by libFuzzer
+    Fuzz(fuzz::Arguments),
     /// Compare HTTP/1.1 with nginx, `HAProxy`, Envoy and gunicorn, before and behind them
     Conformance(conformance::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
@@ -74,6 +77,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Ebpf(arguments) => ebpf::run(context, &arguments),
         Chore::Bench(arguments) => bench::run(context, &arguments),
         Chore::Loom(arguments) => loom::run(context, &arguments),
+        Chore::Fuzz(arguments) => fuzz::run(context, &arguments),
         Chore::Conformance(arguments) => conformance::run(context, &arguments),
         Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),

@@ -14,6 +14,8 @@ mod buffers;
 mod chunks;
 mod exchange;
 mod hedge;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod invariants;
 pub(crate) mod mirrored;
 mod pass;
 mod pool;

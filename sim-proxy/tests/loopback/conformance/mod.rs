@@ -2,6 +2,11 @@
 //! ([`differential`]), and whether two proxies in a row can be brought to see one request more than was sent
 //! ([`smuggling`]). `cargo xtask conformance` sets the others up and runs this.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "what was compared, and what differs, is the result"
+)]
+
 mod differential;
 mod generator;
 mod peers;

@@ -1,0 +1,84 @@
+//! `cargo xtask fuzz`: what must hold of the fast path's readers, for bytes that libFuzzer makes up by what they reach.
+//!
+//! The flags are those of cargo-fuzz without a sanitizer, which a stable compiler has too: there is no unsafe code to
+//! find faults in, and what is looked for are broken invariants. The same ones are property tests, which
+//! `cargo xtask test` runs without a build of their own.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::context::Context;
+use crate::process;
+
+const FOLDER: &str = "sim-proxy/fuzz";
+const TARGETS: [&str; 3] = ["request", "chunks", "answer"];
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
+/// Longest input, bytes.
+const BYTES_MAX: u32 = 2_048;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// For all targets together
+    #[arg(long, value_name = "N", default_value_t = 3_600)]
+    seconds: u64,
+    /// Only this one
+    #[arg(value_parser = TARGETS)]
+    target: Option<String>,
+}
+
+/// Long enough for the compiler, not for an endless loop.
+const GRACE: Duration = Duration::from_secs(120);
+
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let folder = context.root.join(FOLDER);
+    // The versions that are shipped; what it needs beyond them is in its own manifest.
+    let lock = folder.join("Cargo.lock");
+    fs::copy(context.root.join("Cargo.lock"), &lock).with_context(|| lock.display().to_string())?;
+    let host = process::output(context.command("rustc").args(["--print", "host-tuple"]))?;
+    let host = host.trim();
+    let target = context.target.join("fuzz");
+    let mut cargo = context.cargo();
+    cargo.args(["build", "--release", "--bins", "--manifest-path"]);
+    cargo.arg(folder.join("Cargo.toml"));
+    // Naming the target keeps the flags from build scripts.
+    cargo.args(["--target", host, "--target-dir"]).arg(&target);
+    process::run(cargo.env("RUSTFLAGS", FLAGS))?;
+    let targets = TARGETS
+        .iter()
+        .filter(|name| arguments.target.as_ref().is_none_or(|only| only == *name));
+    let count = targets.clone().count() as u64;
+    for name in targets {
+        let program = target.join(host).join("release").join(name);
+        one(context, &program, &target, name, arguments.seconds / count)?;
+    }
+    Ok(())
+}
+
+fn one(context: &Context, program: &Path, target: &Path, name: &str, seconds: u64) -> Result<()> {
+    // What was found to reach something new, kept for the next run.
+    let corpus = target.join("corpus").join(name);
+    fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
+    let found = target.join("found").join(name);
+    fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
+    let mut command = context.command(program);
+    command
+        .arg(&corpus)
+        .arg(context.root.join(FOLDER).join("seeds"));
+    command.arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-max_len={BYTES_MAX}"));
+    command.arg(format!("-artifact_prefix={}/", found.display()));
+    command.args(["-timeout=10", "-print_final_stats=1", "-verbosity=0"]);
+    command.arg(format!(
+        "-dict={}",
+        context.root.join(FOLDER).join("http.dict").display()
+    ));
+    println!("fuzz: {name} for {seconds} s");
+    let status = process::run_within(&mut command, Duration::from_secs(seconds) + GRACE, GRACE)?;
+    process::success(status, &command)
+        .with_context(|| format!("what breaks it is in {}", found.display()))
+}
