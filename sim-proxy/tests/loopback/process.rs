@@ -49,6 +49,8 @@ pub(crate) const SLOW_START_MS: &str = "SIM_TEST_PROXY_SLOW_START_MS";
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 /// Where a successor asks for the listeners.
 pub(crate) const HANDOVER: &str = "SIM_TEST_PROXY_HANDOVER";
+/// How long a relieved proxy may take to end, in milliseconds.
+pub(crate) const UPGRADE_DRAIN_MS: &str = "SIM_TEST_PROXY_UPGRADE_DRAIN_MS";
 /// Addresses as the proxy at [`HANDOVER`] told them, to be taken over from it.
 pub(crate) const TAKE_OVER: &str = "SIM_TEST_PROXY_TAKE_OVER";
 /// Networks whose word on who asked is taken, with commas.
@@ -212,6 +214,9 @@ fn proxy_process() {
         sample: sample.parse().expect("a share"),
     });
     config.handover_socket = std::env::var_os(HANDOVER).map(Into::into);
+    if let Ok(drain) = std::env::var(UPGRADE_DRAIN_MS) {
+        config.upgrade_drain_timeout = Duration::from_millis(drain.parse().expect("a number"));
+    }
     let proxy = if let Ok(addresses) = std::env::var(TAKE_OVER) {
         let [admin, users, secure] = addresses_of(&addresses);
         config.admin = admin.expect("one of the admin");

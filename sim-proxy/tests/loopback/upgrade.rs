@@ -1,7 +1,7 @@
 //! One proxy takes over from another under load: nobody's request fails, and no connection is refused.
 
 use crate::control::{Control, applied};
-use crate::process::{HANDOVER, ProxyProcess, TAKE_OVER};
+use crate::process::{HANDOVER, ProxyProcess, TAKE_OVER, UPGRADE_DRAIN_MS};
 use crate::upstream::Upstream;
 use crate::world::pair;
 use bytes::Bytes;
@@ -35,12 +35,18 @@ struct Line {
 
 impl Line {
     async fn start() -> (Self, Control, [Upstream; 2]) {
+        Self::start_with(&[]).await
+    }
+
+    /// The first of them with `settings`.
+    async fn start_with(settings: &[(&str, &str)]) -> (Self, Control, [Upstream; 2]) {
         let directory = TempDir::new().expect("a directory");
         let socket = directory.path().join("control.sock");
         let handover = directory.path().join("proxy.sock");
         let mut control = Control::start(&socket);
         let path = handover.display().to_string();
-        let present = ProxyProcess::start(&socket, &[(HANDOVER, &path)]);
+        let settings = [&[(HANDOVER, path.as_str())], settings].concat();
+        let present = ProxyProcess::start(&socket, &settings);
         let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
         control.publish(&pair(1, &ups, 5_000)).await;
         let line = Self {
@@ -292,6 +298,23 @@ async fn an_idle_connection_stays_until_its_next_request_is_answered() {
     ended(relieved).await;
     let mut user = TcpStream::connect(line.users()).await.expect("connected");
     assert!(!ask(&mut user, "/").await.contains("Connection: close"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_to_drain_and_a_signal_end_who_is_idle() {
+    let limit = [(UPGRADE_DRAIN_MS, "100")];
+    let (mut line, _control, _ups) = Line::start_with(&limit).await;
+    let mut idle = TcpStream::connect(line.users()).await.expect("connected");
+    ask(&mut idle, "/").await;
+    ended(line.upgrade().await).await;
+    assert_eq!(idle.read(&mut [0]).await.expect("the end"), 0);
+    // The successor has ten minutes, and is told not to wait.
+    let mut idle = TcpStream::connect(line.users()).await.expect("connected");
+    ask(&mut idle, "/").await;
+    let relieved = line.upgrade().await;
+    let terminated = tokio::task::spawn_blocking(move || relieved.terminate());
+    assert!(terminated.await.expect("no panic").success());
+    assert_eq!(idle.read(&mut [0]).await.expect("the end"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
