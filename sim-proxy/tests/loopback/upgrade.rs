@@ -1,7 +1,8 @@
 //! One proxy takes over from another under load: nobody's request fails, and no connection is refused.
 
 use crate::control::{Control, applied};
-use crate::process::{HANDOVER, ProxyProcess, TAKE_OVER, UPGRADE_DRAIN_MS};
+use crate::process::{HANDOVER, ProxyProcess, TAKE_OVER, TLS, UPGRADE_DRAIN_MS};
+use crate::secure::{Authority, Connector, NAME, clear, over_tls};
 use crate::upstream::Upstream;
 use crate::world::pair;
 use bytes::Bytes;
@@ -31,6 +32,8 @@ struct Line {
     handover: PathBuf,
     _directory: TempDir,
     present: ProxyProcess,
+    /// Of those that follow.
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Line {
@@ -54,6 +57,7 @@ impl Line {
             handover,
             _directory: directory,
             present,
+            settings: Vec::new(),
         };
         line.wait_until_it_can_be_relieved().await;
         (line, control, ups)
@@ -66,9 +70,11 @@ impl Line {
     /// Starts a successor and waits until it is alone; who was there before.
     async fn upgrade(&mut self) -> ProxyProcess {
         let (socket, handover) = (self.socket.clone(), self.handover.display().to_string());
-        let addresses = self.present.told.clone();
+        let own = [(HANDOVER, handover), (TAKE_OVER, self.present.told.clone())];
+        let settings = [own.as_slice(), self.settings.as_slice()].concat();
         let started = tokio::task::spawn_blocking(move || {
-            ProxyProcess::start(&socket, &[(HANDOVER, &handover), (TAKE_OVER, &addresses)])
+            let settings: Vec<_> = settings.iter().map(|(k, v)| (*k, v.as_str())).collect();
+            ProxyProcess::start(&socket, &settings)
         });
         let successor = started.await.expect("it takes over");
         assert_eq!(successor.addresses, self.present.addresses);
@@ -133,10 +139,10 @@ fn tell(text: &str) {
 
 /// Requests at a fixed rate, whether the ones before are answered or not: idle connections are used again, one in four
 /// has a body in pieces, and some take long. No request is sent twice.
-async fn send_at_a_rate(to: SocketAddr, seen: Arc<Seen>) {
+async fn send_at_a_rate(by: Connector, to: SocketAddr, seen: Arc<Seen>) {
     let client = Client::builder(TokioExecutor::new())
         .retry_canceled_requests(false)
-        .build_http();
+        .build(by);
     let mut tick = interval(Duration::from_millis(4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut sent = JoinSet::new();
@@ -253,10 +259,16 @@ async fn speak_http2(to: SocketAddr, seen: Arc<Seen>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_in_a_row_under_load_fail_nobody_and_refuse_nobody() {
-    let (mut line, _control, _ups) = Line::start().await;
+    let certificates = Authority::new();
+    let files = certificates.sign("web", &[NAME]).setting();
+    let (mut line, _control, _ups) = Line::start_with(&[(TLS, &files)]).await;
+    line.settings = vec![(TLS, files)];
     let seen = Arc::<Seen>::default();
     let mut users = JoinSet::new();
-    users.spawn(send_at_a_rate(line.users(), seen.clone()));
+    let secure = line.present.addresses[2].expect("over TLS");
+    let over_tls = over_tls(certificates.trusted(), NAME);
+    users.spawn(send_at_a_rate(clear(), line.users(), seen.clone()));
+    users.spawn(send_at_a_rate(over_tls, secure, seen.clone()));
     users.spawn(connect_each_time(line.users(), seen.clone()));
     users.spawn(speak_http2(line.users(), seen.clone()));
     let mut relieved = Vec::new();
