@@ -33,6 +33,13 @@ pub(crate) fn instance(peers: &Peers, at: &Path, listen: &str, number: u64) -> R
     nginx_by(peers, at, "instance", &configuration)
 }
 
+/// An instance of gRPC: this program again.
+pub(crate) fn grpc_instance(listen: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("grpc").arg(listen);
+    Ok(command)
+}
+
 fn nginx_by(peers: &Peers, at: &Path, name: &str, configuration: &str) -> Result<Command> {
     let file = at.join(format!("{name}.conf"));
     fs::write(&file, configuration)?;
@@ -56,7 +63,10 @@ fn temp_paths(at: &Path, name: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Users {
     Http1,
+    /// In clear text, by prior knowledge; the instance speaks HTTP/1.1.
     Http2,
+    /// The same, and the instance is one of gRPC.
+    Grpc,
 }
 
 /// What is behind a proxy, and what its users would have it do.
@@ -66,7 +76,7 @@ pub(crate) struct Behind {
     pub(crate) instances: Vec<(SocketAddr, u32)>,
     /// How long one of them is waited for, where another may be asked.
     pub(crate) try_timeout_s: u32,
-    /// What Envoy is told of who is before it.
+    /// Who is before it, for Envoy, which has to be told.
     pub(crate) users: Users,
     /// Its instances are checked and its weights may change while it runs.
     pub(crate) may_reload: bool,
@@ -173,6 +183,12 @@ const ENVOY_CHECKS: &str = "
     health_checks: [ { timeout: 1s, interval: 1s, unhealthy_threshold: 2, healthy_threshold: 2,
       http_health_check: { path: \"/\" } } ]";
 
+/// How Envoy speaks HTTP/2 to an instance.
+const ENVOY_HTTP2: &str = "typed_extension_protocol_options: {
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      explicit_http_config: { http2_protocol_options: {} } } }";
+
 pub(crate) fn envoy(
     peers: &Peers,
     at: &Path,
@@ -238,15 +254,20 @@ static_resources:
     circuit_breakers: {{ thresholds: [
       {{ max_connections: 16000, max_pending_requests: 16000, max_requests: 16000, max_retries: 1000 }} ] }}
     {checks}
+    {upstream}
     load_assignment:
       cluster_name: instance
       endpoints: [ {{ lb_endpoints: [ {endpoints} ] }} ]
 "#,
         users = socket(address),
+        upstream = match behind.users {
+            Users::Http1 | Users::Http2 => "",
+            Users::Grpc => ENVOY_HTTP2,
+        },
         codec = match behind.users {
             Users::Http1 => "HTTP1",
             // By what a connection begins with: it is asked by HTTP/1.1 first whether it serves.
-            Users::Http2 => "AUTO",
+            Users::Http2 | Users::Grpc => "AUTO",
         },
         timeout = behind.try_timeout_s,
         retry_on = if behind.may_reload {

@@ -11,7 +11,7 @@ use bench::peers::Peers;
 use nix::unistd::Pid;
 use sim_tests::world::process::Guarded;
 
-use crate::configurations::{Behind, Users, envoy, haproxy, instance, nginx};
+use crate::configurations::{Behind, Users, envoy, grpc_instance, haproxy, instance, nginx};
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin, pin_all, role, spawn};
 use crate::sim;
 
@@ -90,18 +90,21 @@ impl Running {
         Self::start_for(contender, peers, Users::Http1)
     }
 
-    /// For users who speak HTTP/2 in clear text.
-    pub(crate) fn start_http2(contender: Contender, peers: &Peers) -> Result<Self> {
-        Self::start_for(contender, peers, Users::Http2)
-    }
-
-    fn start_for(contender: Contender, peers: &Peers, users: Users) -> Result<Self> {
+    /// For users who speak something else.
+    pub(crate) fn start_for(contender: Contender, peers: &Peers, users: Users) -> Result<Self> {
         if contender == Contender::Sim {
-            return Self::sim(&sim::Setting::own()?);
+            return Self::sim(&sim::Setting {
+                grpc: users == Users::Grpc,
+                ..sim::Setting::own()?
+            });
         }
         let folder = tempfile::tempdir()?;
         let (at, address, upstream) = (folder.path(), free_address()?, free_address()?);
-        let instance = instance(peers, at, &upstream.to_string(), 1)?;
+        let listen = upstream.to_string();
+        let instance = match users {
+            Users::Http1 | Users::Http2 => instance(peers, at, &listen, 1)?,
+            Users::Grpc => grpc_instance(&listen)?,
+        };
         let instance = spawn("instance", instance)?;
         let behind = Behind::one(upstream, users);
         let command = match contender {

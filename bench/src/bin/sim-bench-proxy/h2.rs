@@ -1,4 +1,4 @@
-//! CPU time per request over HTTP/2 in clear text, beside Envoy; the instance behind speaks HTTP/1.1 to both.
+//! CPU time per request over HTTP/2 in clear text, and per call of gRPC, beside Envoy.
 
 use std::process::Command;
 
@@ -7,6 +7,7 @@ use bench::peers::Peers;
 use bench::{median, round_to};
 use serde_json::{Map, Value, json};
 
+use crate::configurations::Users;
 use crate::contender::{Contender, Running};
 use crate::processes::OTHER_CPU;
 
@@ -16,11 +17,43 @@ const SECONDS: &str = "3";
 const CONNECTIONS: &str = "8";
 const STREAMS: &str = "8";
 
+/// A message of 64 bytes, not compressed.
+const CALL_BYTES: [u8; 5] = [0, 0, 0, 0, 64];
+
+/// Plain requests, answered by an instance that speaks HTTP/1.1; and calls of gRPC, all the way in HTTP/2.
 pub(crate) fn measure(peers: &Peers, rounds: usize) -> Result<Map<String, Value>> {
+    let folder = tempfile::tempdir()?;
+    let call = folder.path().join("call");
+    std::fs::write(&call, [&CALL_BYTES[..], &[b'x'; 64]].concat())?;
+    let call = call.display().to_string();
+    let fields = ["content-type: application/grpc", "te: trailers"];
+    let [kind, trailers] = fields;
+    let as_call = ["-H", kind, "-H", trailers, "-d", &call];
+    let mut results = compare(peers, rounds, "h2", Users::Http2, "/", &[])?;
+    let path = "/bench.Echo/Call";
+    results.append(&mut compare(
+        peers,
+        rounds,
+        "grpc",
+        Users::Grpc,
+        path,
+        &as_call,
+    )?);
+    Ok(results)
+}
+
+fn compare(
+    peers: &Peers,
+    rounds: usize,
+    name: &str,
+    users: Users,
+    path: &str,
+    arguments: &[&str],
+) -> Result<Map<String, Value>> {
     let mut running = Vec::new();
     for contender in COMPARED {
-        let started = Running::start_http2(contender, peers);
-        running.push(started.with_context(|| contender.name())?);
+        let started = Running::start_for(contender, peers, users);
+        running.push(started.with_context(|| format!("{name}, {}", contender.name()))?);
     }
     let mut taken = [Vec::new(), Vec::new()];
     for round in 0..rounds {
@@ -28,12 +61,12 @@ pub(crate) fn measure(peers: &Peers, rounds: usize) -> Result<Map<String, Value>
             let which = (round + step) % running.len();
             let proxy = &running[which];
             let before = proxy.cpu_ns()?;
-            let answered = load(peers, &format!("http://{}/", proxy.address));
+            let answered = load(peers, &format!("http://{}{path}", proxy.address), arguments);
             let answered = answered.with_context(|| COMPARED[which].name())?;
             let cpu_ns = proxy.cpu_ns()?.saturating_sub(before) as f64;
             taken[which].push(answered / (cpu_ns / 1e9));
         }
-        println!("h2: round {} of {rounds}", round + 1);
+        println!("{name}: round {} of {rounds}", round + 1);
     }
     // Of the same round: what slows one slows the other.
     let ratios = taken[0].iter().zip(&taken[1]);
@@ -42,13 +75,13 @@ pub(crate) fn measure(peers: &Peers, rounds: usize) -> Result<Map<String, Value>
     let [ours, theirs] = taken.map(|all| median(&all).unwrap_or_default().round());
     let each = json!({ "sim": ours, "envoy": theirs, "cpu_ratio_vs_envoy": ratio });
     Ok(Map::from_iter([
-        ("h2_requests_per_cpu_second".to_owned(), each),
-        ("h2_cpu_ratio_vs_envoy".to_owned(), ratio.into()),
+        (format!("{name}_requests_per_cpu_second"), each),
+        (format!("{name}_cpu_ratio_vs_envoy"), ratio.into()),
     ]))
 }
 
 /// Keeps `url` busy; the number of good answers.
-fn load(peers: &Peers, url: &str) -> Result<f64> {
+fn load(peers: &Peers, url: &str, arguments: &[&str]) -> Result<f64> {
     let h2load = peers.command("h2load")?;
     let mut command = Command::new("taskset");
     command.args(["-c", &OTHER_CPU.to_string()]);
@@ -56,6 +89,7 @@ fn load(peers: &Peers, url: &str) -> Result<f64> {
     let variables = h2load.get_envs();
     command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
     command.args(["-t", "1", "-c", CONNECTIONS, "-m", STREAMS, "-D", SECONDS]);
+    command.args(arguments);
     let output = command.arg(url).output().context("h2load")?;
     answered(&String::from_utf8_lossy(&output.stdout))
 }

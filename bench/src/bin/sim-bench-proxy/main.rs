@@ -15,6 +15,7 @@ mod contender;
 mod cost;
 mod failure;
 mod gate;
+mod grpc;
 mod h2;
 mod idle;
 mod latency;
@@ -54,6 +55,9 @@ enum Role {
     /// The workload of SIM
     #[command(hide = true)]
     Instance { listen: String, folder: PathBuf },
+    /// The same, for gRPC
+    #[command(hide = true)]
+    Grpc { listen: std::net::SocketAddr },
     /// Judge one `sim` against another: exit code 1 if it is slower
     Gate(gate::Arguments),
 }
@@ -68,7 +72,7 @@ enum Part {
     Latency,
     /// Latency against rate: a table and a plot
     Sweep,
-    /// CPU time per request over HTTP/2
+    /// CPU time per request over HTTP/2, and per call of gRPC
     H2,
     /// What a pick costs, and how even picks are
     Pick,
@@ -103,6 +107,9 @@ fn many_files() -> Result<()> {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(Role::Grpc { listen }) = &arguments.role {
+        return grpc::serve(*listen);
+    }
     let peers = Peers::locate()?;
     if let Some(Role::Instance { listen, folder }) = &arguments.role {
         // SIM numbers its instances.

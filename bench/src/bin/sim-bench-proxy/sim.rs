@@ -23,6 +23,8 @@ pub(crate) struct Setting {
     pub(crate) program: PathBuf,
     /// Its configuration; none is an instance of ours and nothing to move it to.
     pub(crate) config: Option<PathBuf>,
+    /// The instance of ours is one of gRPC.
+    pub(crate) grpc: bool,
     /// A library that slows its proxy down, and for how long at each `send`.
     pub(crate) planted: Option<(PathBuf, u64)>,
 }
@@ -35,6 +37,7 @@ impl Setting {
         Ok(Self {
             program: program.into(),
             config: None,
+            grpc: false,
             planted: None,
         })
     }
@@ -53,7 +56,7 @@ impl Setting {
 pub(crate) fn start(setting: &Setting, at: &Path, address: SocketAddr) -> Result<Guarded> {
     let text = match &setting.config {
         Some(file) => fs::read_to_string(file).with_context(|| file.display().to_string())?,
-        None => one_instance(at)?,
+        None => one_instance(at, setting.grpc)?,
     };
     let file = at.join("sim.toml");
     let mut table = own_places(&text, at, address, free_address()?)?;
@@ -71,10 +74,10 @@ pub(crate) fn start(setting: &Setting, at: &Path, address: SocketAddr) -> Result
 }
 
 /// An instance of ours, and nothing to move it to.
-fn one_instance(at: &Path) -> Result<String> {
+fn one_instance(at: &Path, grpc: bool) -> Result<String> {
     Ok(format!(
         "[[server]]\nname = \"one\"\ncpus = 2.0\n{}",
-        workload(at, "one", "none")?
+        workload(at, "none", grpc)?
     ))
 }
 
@@ -82,24 +85,26 @@ fn one_instance(at: &Path) -> Result<String> {
 pub(crate) fn two_servers(at: &Path) -> Result<String> {
     Ok(format!(
         "[[server]]\nname = \"one\"\ncpus = 1.0\n[[server]]\nname = \"two\"\ncpus = 1.0\n{}",
-        workload(at, "one", "always")?
+        workload(at, "always", false)?
     ))
 }
 
 /// This program, as an instance; its port is known when it starts.
-fn workload(at: &Path, home: &str, standby: &str) -> Result<String> {
+fn workload(at: &Path, standby: &str, grpc: bool) -> Result<String> {
     let own = std::env::current_exe()?;
-    let command = [
-        own.to_string_lossy().into_owned(),
-        "instance".to_owned(),
-        "{address}:{port}".to_owned(),
-        at.to_string_lossy().into_owned(),
-    ];
+    let mut command = vec![own.to_string_lossy().into_owned()];
+    if grpc {
+        command.extend(["grpc", "{address}:{port}"].map(str::to_owned));
+    } else {
+        let folder = at.to_string_lossy().into_owned();
+        command.extend(["instance".to_owned(), "{address}:{port}".to_owned(), folder]);
+    }
     let variable = |name| std::env::var(name).with_context(|| format!("{name} is not set"));
     let (root, libraries) = (variable("SIM_PEERS")?, variable("SIM_PEERS_LIBRARIES")?);
     let cpus = if standby == "none" { 2.0 } else { 1.0 };
+    let protocol = if grpc { "h2" } else { "http1" };
     Ok(format!(
-        "[[workload]]\nname = \"echo\"\nhome = \"{home}\"\ncpus = {cpus:.1}\nstandby = \"{standby}\"\n\
+        "[[workload]]\nname = \"echo\"\nhome = \"one\"\nprotocol = \"{protocol}\"\ncpus = {cpus:.1}\nstandby = \"{standby}\"\n\
          command = {command:?}\nenvironment = {{ SIM_PEERS = {root:?}, SIM_PEERS_LIBRARIES = {libraries:?} }}\n\
          slo = {{ bound_ms = 100 }}\n",
     ))

@@ -30,6 +30,7 @@ pub(super) fn run(arguments: &Arguments, count: usize) -> Result<bool> {
         Ok(Setting {
             program: arguments.candidate.clone().unwrap_or(own.program),
             config: arguments.config.clone(),
+            grpc: false,
             planted: Some((library.clone(), ns.round() as u64)),
         })
     };
