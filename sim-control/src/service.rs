@@ -370,6 +370,54 @@ mod tests {
         assert!(driver.clock.now() > ahead);
     }
 
+    #[tokio::test]
+    async fn a_proxy_has_a_session_for_each_workload_and_one_s_end_is_not_the_other_s() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut driver = Driver::new(&config(dir.path())).expect("driver");
+        let (inbox, inputs) = mpsc::channel(16);
+        let driving = tokio::spawn(async move { driver.run(inputs).await });
+        let proxy = ProxyName::new("p").expect("valid");
+        let up = |session, workload: &str| {
+            let (link, tables) = mpsc::channel(1);
+            let up = Input::ProxyUp {
+                session,
+                proxy: proxy.clone(),
+                workload: workload.to_owned(),
+                listen: String::new(),
+                link,
+            };
+            (up, tables)
+        };
+        let down = |session, workload: &str| Input::ProxyDown {
+            session,
+            proxy: proxy.clone(),
+            workload: workload.to_owned(),
+        };
+        let served = async || {
+            let (reply, answer) = oneshot::channel();
+            inbox.send(Input::Status { reply }).await.expect("a driver");
+            let proxies = answer.await.expect("answered").proxies;
+            let served = proxies.into_iter().map(|proxy| proxy.workload);
+            served.collect::<Vec<_>>()
+        };
+        let mut links = Vec::new();
+        for (session, workload) in [(1, "web"), (2, "api"), (3, "web")] {
+            let (up, tables) = up(session, workload);
+            inbox.send(up).await.expect("a driver");
+            links.push(tables);
+        }
+        assert_eq!(served().await, ["api", "web"]);
+        // The end of an old session comes late.
+        inbox.send(down(1, "web")).await.expect("a driver");
+        assert_eq!(served().await, ["api", "web"]);
+        inbox.send(down(3, "web")).await.expect("a driver");
+        assert_eq!(served().await, ["api"]);
+        inbox.send(down(2, "api")).await.expect("a driver");
+        assert!(served().await.is_empty());
+        drop(inbox);
+        driving.await.expect("joined").expect("ended well");
+    }
+
     /// Journals `count` records.
     async fn write(driver: &mpsc::Sender<Input>, count: usize) {
         for at in 0..count {

@@ -235,6 +235,10 @@ fn is_below(mut path: &[u8], mut prefix: &[u8]) -> bool {
 /// Whether a segment is `.` or `..` for anybody who decodes before he divides, takes `\` for `/`, or drops what stands
 /// behind a `;`.
 fn has_dot_segment(path: &[u8]) -> bool {
+    // Most paths have neither, and this is one pass without a branch.
+    if !path.iter().any(|byte| b".%".contains(byte)) {
+        return false;
+    }
     // Dots of the segment so far, if it is nothing else.
     let (mut dots, mut rest) = (None, path);
     let is_one = |dots| matches!(dots, Some(1 | 2));

@@ -108,7 +108,7 @@ pub(crate) fn new_session() -> [u8; 16] {
 }
 
 /// The field that gives the session `value` to a user, its line end included. Of the session, since it says nothing that
-/// should outlive the browser; for all paths, as the workload is the same on all.
+/// should outlive the browser; for all paths: workloads of one host share the cookie, and each has an instance for it.
 pub(crate) fn write_set_cookie(name: &str, value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"Set-Cookie: ");
     out.extend_from_slice(set_cookie_value(name, value).as_bytes());

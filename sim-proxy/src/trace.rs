@@ -48,7 +48,7 @@ impl Trace {
     ) -> Self {
         // Two are none.
         let parent = match (parents.next(), parents.next()) {
-            (Some(only), None) => parse(only),
+            (Some(only), None) => parse(only.trim_ascii()),
             _ => None,
         };
         let span = draw_some();
@@ -179,7 +179,7 @@ mod tests {
             spoilt("-01", ""),
             spoilt("-01", "-1"),
             spoilt("-01", "-01-x"),
-            spoilt("-01", "-01 "),
+            spoilt("-01", "-01 x"),
             spoilt("-01", "-0g"),
             spoilt("00-", "ff-"),
             spoilt("00-", "0-"),

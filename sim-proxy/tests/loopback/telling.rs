@@ -59,6 +59,14 @@ async fn a_user_can_t_claim_to_be_another() {
         assert_eq!(of_who_asked(&told), expected);
         assert_eq!(told["x-kept"], "1");
     }
+    // Nor keep from the instance who he is, by naming the field as none of its business.
+    for version in ["1.1", "1.0"] {
+        let request = format!(
+            "GET /head HTTP/{version}\r\nHost: a\r\nConnection: close, X-Forwarded-For\r\n\r\n"
+        );
+        let answer = raw(&world, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
