@@ -62,6 +62,22 @@ impl Config {
             "proxy",
             format!("{}, split {}{sticky}", self.front.urls(), self.front.policy),
         );
+        let mirror = &self.front.mirror;
+        if let Some(to) = mirror.fixed {
+            let of = if mirror.unsafe_methods {
+                "all requests"
+            } else {
+                "GET, HEAD and OPTIONS"
+            };
+            let compared = if mirror.compare {
+                ", answers compared"
+            } else {
+                ""
+            };
+            let percent = f64::from(to.share_bp) / 100.0;
+            let text = format!("{percent} % of {of} to {}{compared}", to.address);
+            line("mirror", text);
+        }
         line("metrics", format!("http://{}/metrics", self.front.admin));
         for server in &self.servers {
             let spec = &server.spec;
@@ -94,6 +110,12 @@ impl Config {
     /// What is allowed but rarely meant.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if self.front.mirror.unsafe_methods {
+            notes.push(
+                "proxy.mirror.unsafe_methods: what a copied request does is done twice, unless the service knows Sim-Mirror"
+                    .into(),
+            );
+        }
         self.workloads
             .iter()
             .for_each(|w| commands(&w.spec, &mut notes));
