@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 
 use crate::build::Profile;
 use crate::context::Context;
-use crate::progress::{Steps, seconds};
-use crate::{bench, conformance, demo, process, test, tidy};
+use crate::progress::seconds;
+use crate::{bench, demo, process, test, tidy};
 
 /// The flat control and one run of the main job for each of two seeds.
 const DEMOS: [&[&str]; 3] = [
@@ -49,10 +49,6 @@ pub(crate) fn run(context: &Context) -> Result<()> {
         process::run(&mut clippy)
     })?;
     let prepared = step(&mut times, "test", || test::run_prepared(context, &[]))?;
-    step(&mut times, "conformance", || {
-        let mut steps = Steps::new("conformance", 3);
-        conformance::run_prepared(context, &prepared, &mut steps, &conformance::SHORT)
-    })?;
     step(&mut times, "bench smoke", || bench::smoke(context))?;
     step(&mut times, "bench instructions", || {
         bench::instructions::run(context, &Default::default())

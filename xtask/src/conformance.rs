@@ -3,10 +3,10 @@
 use anyhow::{Context as _, Result};
 
 use crate::build::{self, Profile};
-use crate::context::Context;
+use crate::context::{Context, REQUIRE_PRIVILEGED};
 use crate::process;
 use crate::progress::Steps;
-use crate::setup::{self, Prepared};
+use crate::setup;
 
 /// The tests of that program are the ones meant.
 const PACKAGE: &str = "sim-proxy";
@@ -23,26 +23,10 @@ pub(crate) struct Arguments {
     seed: u64,
 }
 
-/// What CI runs.
-pub(crate) const SHORT: Arguments = Arguments {
-    count: 5_000,
-    seed: 1,
-};
-
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let mut steps = Steps::new("setup", setup::STEPS + 3);
     let prepared = setup::all(context, &mut steps, Profile::Dev)?;
-    run_prepared(context, &prepared, &mut steps, arguments)
-}
-
-/// The same where all is set up but the peers.
-pub(crate) fn run_prepared(
-    context: &Context,
-    prepared: &Prepared,
-    steps: &mut Steps,
-    arguments: &Arguments,
-) -> Result<()> {
-    let peers = setup::proxies(context, steps)?;
+    let peers = setup::proxies(context, &mut steps)?;
     println!("{}", steps.heading("tests"));
     let programs = build::tests_of(context, Profile::Dev, PACKAGE)?;
     let program = programs
@@ -52,9 +36,10 @@ pub(crate) fn run_prepared(
     let mut command = context.command(&program.path);
     command.current_dir(context.root.join(PACKAGE));
     // One after the other: each has the machine's ports and time to itself.
-    command.args(["--ignored", "--nocapture", "--test-threads", "1", TESTS]);
+    command.args(["--nocapture", "--test-threads", "1", TESTS]);
     command.env("SIM_CONFORMANCE_COUNT", arguments.count.to_string());
     command.env("SIM_CONFORMANCE_SEED", arguments.seed.to_string());
+    command.env(REQUIRE_PRIVILEGED, "1");
     prepared.tell(&mut command, context, Profile::Dev);
     peers.tell(&mut command);
     process::run(&mut command)

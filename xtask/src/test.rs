@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Result, bail};
 
 use crate::build::{self, Extent, Profile};
-use crate::context::{Context, find_program};
+use crate::context::{Context, find_program, privileged_required};
 use crate::process;
 use crate::progress::Steps;
 use crate::setup::{self, Prepared};
@@ -26,8 +26,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
 
 /// Runs the tests and returns what setup prepared, for what comes next.
 pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepared> {
-    let mut steps = Steps::new("setup", setup::STEPS + 1);
+    let mut steps = Steps::new("setup", setup::STEPS + 3);
     let prepared = setup::all(context, &mut steps, Profile::Dev)?;
+    let peers = match setup::proxies(context, &mut steps) {
+        Ok(peers) => Some(peers),
+        Err(error) if privileged_required() => return Err(error),
+        // The tests beside them say that they are left out.
+        Err(_) => None,
+    };
     println!("{}", steps.heading("programs and tests"));
     build::programs(context, Profile::Dev, Extent::ProgramsAndTests)?;
 
@@ -35,6 +41,9 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
     let mut failed = Vec::new();
     for mut command in commands(context, filter) {
         prepared.tell(&mut command, context, Profile::Dev);
+        if let Some(peers) = &peers {
+            peers.tell(&mut command);
+        }
         println!("test: {}", process::describe(&command));
         let (status, lines) = process::run_and_pick(&mut command, skips())?;
         skipped.extend(lines);

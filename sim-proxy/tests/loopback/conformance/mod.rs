@@ -1,6 +1,7 @@
 //! HTTP/1.1 beside other implementations, as real processes: what nginx and SIM make of the same requests
 //! ([`differential`]), and whether two proxies in a row can be brought to see one request more than was sent
-//! ([`smuggling`]). `cargo xtask conformance` sets the others up and runs this.
+//! ([`smuggling`]). `cargo xtask conformance` runs more of it than
+//! `cargo xtask test` does.
 
 #![allow(
     clippy::print_stdout,
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// A server that says nothing for this long waits for more.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends `bytes`, and returns what comes until the other side closes the connection or waits for more.
 async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {

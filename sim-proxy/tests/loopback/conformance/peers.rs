@@ -1,5 +1,4 @@
-//! Other proxies, and gunicorn, as processes on loopback, before and behind ours. `cargo xtask conformance` says where
-//! they are.
+//! Other proxies, and gunicorn, as processes on loopback, before and behind ours. `cargo xtask` says where they are.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -72,6 +71,25 @@ impl Peer {
         let seen = fs::read_to_string(self.folder.path().join("seen")).unwrap_or_default();
         seen.lines().map(str::to_owned).collect()
     }
+}
+
+/// Where each of them is. Without one nothing is compared, which is said, or a failure where nothing may be left out.
+pub(super) fn are_there() -> bool {
+    let names = [
+        "SIM_PEERS",
+        "SIM_PEERS_LIBRARIES",
+        "SIM_PEERS_ENVOY",
+        "SIM_HTTPBIN_VENV",
+    ];
+    let missing = names.iter().find(|name| std::env::var_os(name).is_none());
+    let Some(missing) = missing else { return true };
+    let is_required = std::env::var_os("SIM_REQUIRE_PRIVILEGED").is_some_and(|value| value == "1");
+    assert!(
+        !is_required,
+        "{missing} is not set: `cargo xtask test` sets it"
+    );
+    println!("SKIPPED: {missing} is not set: `cargo xtask test` sets it");
+    false
 }
 
 fn variable(name: &str) -> PathBuf {
