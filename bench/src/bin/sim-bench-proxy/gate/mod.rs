@@ -23,11 +23,15 @@ use crate::contender::Running;
 use crate::processes::OTHER_CPU;
 use crate::sim::Setting;
 
-/// One turn.
-const TURN: Duration = Duration::from_millis(500);
-const WARM: Duration = Duration::from_millis(100);
+/// One turn: short, so that whatever else the machine does hits both.
+const TURN: Duration = Duration::from_millis(200);
+const WARM: Duration = Duration::from_millis(50);
+/// Opened at each turn, which costs the proxy too.
+const CONNECTIONS: usize = 16;
 /// Whose turn it is; a toss may swap them. Drifts of the machine drop out, also those that bend.
 const TURNS: [usize; 8] = [0, 1, 1, 0, 1, 0, 0, 1];
+/// So often in a round.
+const REPEATED: usize = 3;
 
 const FIGURES: [Figure; 3] = [
     Figure {
@@ -258,10 +262,11 @@ fn round(settings: &[Setting; 2], load: &Load<'_>, random: &mut Pcg64) -> Result
     let running = [baseline.settled(load.path)?, candidate.settled(load.path)?];
     let mut latencies_us = [Vec::new(), Vec::new()];
     let (mut cpu_ns, mut sent, mut failed) = ([0; 2], [0; 2], [0; 2]);
-    for turn in TURNS {
+    for turn in [TURNS; REPEATED].concat() {
         let which = turn ^ swapped;
         let plan = Plan {
             warm: WARM,
+            connections: CONNECTIONS,
             seed: random.random(),
             cpu: Some(OTHER_CPU),
             ..Plan::get(running[which].address, load.path, load.rate_hz, TURN)
