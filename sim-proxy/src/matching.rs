@@ -235,8 +235,9 @@ fn is_below(mut path: &[u8], mut prefix: &[u8]) -> bool {
 /// Whether a segment is `.` or `..` for anybody who decodes before he divides, takes `\` for `/`, or drops what stands
 /// behind a `;`.
 fn has_dot_segment(path: &[u8]) -> bool {
-    // Most paths have neither, and this is one pass without a branch.
-    if !path.iter().any(|byte| b".%".contains(byte)) {
+    // Hardly a path has either, and to see that takes a fraction of the time.
+    let begins = |pair: &[u8]| pair[1] == b'.' && matches!(pair[0], b'/' | b'\\');
+    if !path.contains(&b'%') && !path.windows(2).any(begins) {
         return false;
     }
     // Dots of the segment so far, if it is nothing else.
