@@ -14,6 +14,13 @@ pub fn monotonic_ns() -> u64 {
     })
 }
 
+/// Time since 1970, ns, as the system has it. Read in user space as well.
+#[must_use]
+pub(crate) fn wall_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, nanos)
+}
+
 /// `span` in nanoseconds, at most `u64::MAX`.
 #[must_use]
 pub(crate) fn nanos(span: Duration) -> u64 {

@@ -4,6 +4,7 @@ mod eject;
 
 pub use eject::EjectSettings;
 
+use crate::access_log::AccessLogSettings;
 use crate::forwarded::ForwardSettings;
 use crate::limits::LimitSettings;
 use crate::matching::Condition;
@@ -69,6 +70,8 @@ pub struct ProxyConfig {
     pub mirror: MirrorSettings,
     /// What one user may take.
     pub limits: LimitSettings,
+    /// Which requests are logged, and where; none: nowhere.
+    pub access_log: Option<AccessLogSettings>,
 }
 
 /// One workload behind the proxy.
@@ -127,6 +130,7 @@ impl ProxyConfig {
             eject: EjectSettings::default(),
             mirror: MirrorSettings::default(),
             limits: LimitSettings::default(),
+            access_log: None,
         }
     }
 }

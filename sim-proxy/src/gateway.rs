@@ -5,6 +5,7 @@
 //! peer are the trait's.
 
 mod begin;
+mod logged;
 mod request;
 
 pub(crate) use begin::noting_begin;
@@ -229,6 +230,7 @@ impl ProxyHttp for Gateway {
             let left_ns = request.deadline_ns.saturating_sub(now_ns);
             hurry(&mut peer.options, Duration::from_nanos(left_ns));
         }
+        request.instance = Some(attempt.live().id());
         request.attempt = Some(attempt);
         Ok(Box::new(peer))
     }
@@ -497,6 +499,7 @@ impl ProxyHttp for Gateway {
             };
             attempt.end(outcome, answered);
         }
+        self.log(session, request, ending);
         if let Some(open) = &mut request.open {
             open.close();
         }

@@ -9,6 +9,7 @@
 //! sequence, counters go to the instance's [`live`] state, failures to its [`health`].
 //! The control session swaps snapshots; a request never waits for it.
 
+pub mod access_log;
 mod admin;
 pub mod attempt;
 mod budget;
@@ -63,6 +64,7 @@ pub use config::ProxyConfig;
 #[cfg(any(test, feature = "fuzz"))]
 pub use fast::invariants;
 
+use access_log::{AccessLog, Rotation, Writer};
 use admin::Admin;
 use fast::FastPath;
 use gateway::Gateway;
@@ -114,6 +116,14 @@ pub enum ProxyError {
         /// What went wrong.
         source: std::io::Error,
     },
+    /// The access log can't be opened.
+    #[error("proxy.access_log.path {}: {source}", path.display())]
+    AccessLog {
+        /// Its file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Worker threads must be at least one.
     #[error("proxy.threads 0: at least 1 is needed")]
     NoThreads,
@@ -157,6 +167,7 @@ pub struct Proxy {
     door: Option<Arc<Door>>,
     tables: Vec<v1::RoutingTable>,
     predecessor: Option<UnixStream>,
+    access_log: Option<(AccessLog, Writer)>,
 }
 
 impl Proxy {
@@ -196,7 +207,12 @@ impl Proxy {
             Some(tls) => Some(Arc::new(Door::new(tls, config.listen.is_none())?)),
             None => None,
         };
+        let access_log = config.access_log.clone().map(|settings| {
+            let path = settings.to.path();
+            AccessLog::open(settings).map_err(|source| ProxyError::AccessLog { path, source })
+        });
         Ok(Self {
+            access_log: access_log.transpose()?,
             config,
             users,
             admin,
@@ -235,8 +251,13 @@ impl Proxy {
             door,
             tables,
             predecessor,
+            access_log,
         } = self;
-        let workloads = Arc::new(Workloads::new(&config));
+        // Once all else is over, its last lines are written.
+        let (access_log, _writer) = access_log.unzip();
+        let access_log = access_log.map(Arc::new);
+        let workloads = Workloads::new(&config).logged_to(access_log.clone());
+        let workloads = Arc::new(workloads);
         workloads.inherit(tables);
         let progress = Arc::new(Progress::new(predecessor.is_some()));
         let (stop, stopped) = watch::channel(false);
@@ -307,6 +328,10 @@ impl Proxy {
         if let Some(door) = &door {
             let watch = Watch(door.watched());
             server.add_service(background_service("certificates", watch));
+        }
+
+        if let Some(log) = access_log {
+            server.add_service(background_service("access log", Rotation { log }));
         }
 
         let follow = Follow {

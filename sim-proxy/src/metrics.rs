@@ -1,5 +1,6 @@
 //! What `/metrics` says.
 
+use crate::access_log::AccessLog;
 use crate::clock::monotonic_ns;
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
@@ -58,6 +59,9 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
     page.label(&[]);
     requests(&mut page, &workloads.outside);
     connections(&mut page, &workloads.limits);
+    if let Some(log) = &workloads.access_log {
+        logged(&mut page, log);
+    }
     workloads.outside.http2.export(&mut page);
     page.family(
         "sim_proxy_requests_unmatched_total",
@@ -171,6 +175,22 @@ fn connections(page: &mut Page, limits: &Limits) {
         "Connections without a limit by source, because the places for sources that they may have were taken.",
     )
     .sample(&[], limits.untracked());
+}
+
+fn logged(page: &mut Page, log: &AccessLog) {
+    let tally = log.tally();
+    page.family(
+        "sim_proxy_access_log_lines_total",
+        Kind::Counter,
+        "Lines written to the access log.",
+    )
+    .sample(&[], tally.written.load(Ordering::Relaxed));
+    page.family(
+        "sim_proxy_access_log_dropped_total",
+        Kind::Counter,
+        "Lines that were to be there and are not: the writer was too slow, or could not write.",
+    )
+    .sample(&[], tally.dropped.load(Ordering::Relaxed));
 }
 
 fn attempts(page: &mut Page, instances: &[Reading]) {

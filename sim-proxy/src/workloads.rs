@@ -1,6 +1,7 @@
 //! The workloads behind one proxy. Each has its own routes, retry budget and counters, and is told its tables in a
 //! session of its own; a request is matched to one of them before anything else is decided.
 
+use crate::access_log::AccessLog;
 use crate::config::{ProxyConfig, WorkloadSettings};
 use crate::counters::Counters;
 use crate::dispatch::Dispatch;
@@ -22,6 +23,7 @@ pub(crate) struct Workloads {
     pub(crate) outside: Counters,
     /// Of users, whatever they ask for.
     pub(crate) limits: Limits,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
     unmatched: AtomicU64,
     dot_segments: AtomicU64,
 }
@@ -40,9 +42,15 @@ impl Workloads {
             matcher: Matcher::new(conditions),
             outside: Counters::default(),
             limits: Limits::new(config.limits),
+            access_log: None,
             unmatched: AtomicU64::default(),
             dot_segments: AtomicU64::default(),
         }
+    }
+
+    /// The same, and requests leave entries in `log`.
+    pub(crate) fn logged_to(self, access_log: Option<Arc<AccessLog>>) -> Self {
+        Self { access_log, ..self }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Dispatch>> {

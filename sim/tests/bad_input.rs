@@ -236,6 +236,24 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.trace.sample = 1.5", "0 to 1"],
         ),
         (
+            good.replace("[[server]]", "access_log = { path = \"log\" }\n[[server]]"),
+            vec!["proxy.access_log.path = \"log\"", "absolute path"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "access_log = { path = \"/no/such/log\" }\n[[server]]",
+            ),
+            vec!["proxy.access_log.path: /no/such/log", "can't be written"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "access_log = { path = \"stdout\", sample = 2 }\n[[server]]",
+            ),
+            vec!["proxy.access_log.sample = 2", "0 to 1"],
+        ),
+        (
             good.replace("bound_ms = 100", "bound_ms = 0"),
             vec!["slo.bound_ms", "above 0"],
         ),

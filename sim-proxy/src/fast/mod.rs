@@ -17,6 +17,7 @@ mod hedge;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod invariants;
 pub(crate) mod mirrored;
+mod note;
 mod pass;
 mod pool;
 mod refuse;
@@ -47,6 +48,7 @@ use buffers::Buffer;
 use bytes::BytesMut;
 use exchange::{Broken, Question, Timeouts, Unanswered, User};
 use hedge::Neither;
+use note::Note;
 use pass::aborted;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
@@ -165,6 +167,7 @@ impl ServerApp for FastPath {
             copying: None,
             open: None,
             visit: &visit,
+            note: Note::of(client),
         };
         loop {
             match connection.serve(&mut stream).await {
@@ -234,6 +237,7 @@ struct Connection<'a> {
     /// What the request that has arrived, and isn't over, is counted by.
     open: Option<&'a Counters>,
     visit: &'a Visit<'a>,
+    note: Note,
 }
 
 impl Drop for Connection<'_> {
@@ -363,6 +367,9 @@ impl<'a> Connection<'a> {
                         self.open = None;
                         counters.erred(ErrorSide::Downstream);
                         counters.ended(Ending::Aborted);
+                        self.note.ending = Some(Ending::Aborted);
+                        let question = self.refused_question();
+                        self.log_refused(question, counters);
                         return Then::Close;
                     }
                 }
@@ -373,8 +380,11 @@ impl<'a> Connection<'a> {
             self.arrived.consume(length);
             self.begun_ns = None;
             self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
+            let bytes_in = (length - head.len) as u64;
+            self.note.begin();
             let after = self.answer(stream, dispatch, head, &question).await;
             self.open = None;
+            self.log(dispatch, &question, bytes_in, after);
             if let Some(copying) = self.copying.take() {
                 dispatch.mirror.offer_question(*copying, &question);
             }
@@ -459,6 +469,7 @@ impl<'a> Connection<'a> {
                     return After::Close;
                 }
             };
+            self.note.asked(attempt.target(), tries);
             if tries == 1 {
                 let limits = &self.path.workloads.limits;
                 question.deadline_ns = limits.answer_deadline_ns(attempt.entered_ns());
@@ -528,6 +539,7 @@ impl<'a> Connection<'a> {
                     };
                     // There is none if a table has come in between.
                     let second = dispatch.routes.enter(entry);
+                    self.note.hedged = second.is_some();
                     let raced = hedge::race(
                         (dispatch, timeouts),
                         (attempt, asked),

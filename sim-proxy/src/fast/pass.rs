@@ -1,7 +1,7 @@
 //! The way back: an answer on its way to the user, and the end of a request.
 
 use super::exchange::Answered;
-use super::wire::{self, Cut, Patience};
+use super::wire::{self, Cut, Notes, Patience};
 use super::{After, Connection, USER_PATIENCE_NS, pool};
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
@@ -32,6 +32,7 @@ impl Connection<'_> {
         } = answered;
         let failed = answer.status >= 500;
         dispatch.answered(&attempt, answer.status, failed);
+        self.note.answered(attempt.live().id(), answer.status);
         let bodiless = answer.body.is_over();
         let body = &read[answer.len..];
         let taken = match &mut self.copying {
@@ -64,6 +65,7 @@ impl Connection<'_> {
         if written.is_err() {
             return aborted(dispatch, attempt);
         }
+        self.note.bytes_out = taken as u64;
         if !answer.body.is_over() {
             let pumped = wire::pump(
                 &mut instance,
@@ -75,7 +77,10 @@ impl Connection<'_> {
                     read_ns: self.path.timeouts.read_ns,
                     write_ns: USER_PATIENCE_NS,
                 },
-                self.copying.as_deref_mut(),
+                Notes {
+                    copying: self.copying.as_deref_mut(),
+                    passed: &mut self.note.bytes_out,
+                },
             );
             match pumped.await {
                 Ok(still_clean) => clean = still_clean,
@@ -113,6 +118,7 @@ impl Connection<'_> {
         };
         attempt.end(outcome, Some(now_ns));
         dispatch.counters.ended(ending);
+        self.note.ending = Some(ending);
         if keep { After::Keep } else { After::Close }
     }
 }

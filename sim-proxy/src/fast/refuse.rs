@@ -53,6 +53,9 @@ impl<'a> Connection<'a> {
         refusal: Refusal,
         is_head: bool,
     ) -> Then {
+        // What is there of it is gone afterwards.
+        let question = self.refused_question();
+        self.note.ending = Some(Ending::Refused);
         if refusal.is_late() {
             counters.erred(ErrorSide::Downstream);
         }
@@ -60,6 +63,7 @@ impl<'a> Connection<'a> {
             counters.refused(refusal);
         })
         .await;
+        self.log_refused(question, counters);
         Then::Close
     }
 
@@ -71,6 +75,7 @@ impl<'a> Connection<'a> {
         status: u16,
         is_head: bool,
     ) {
+        self.note.ending = Some(Ending::Failed);
         let count = || counters.ended(Ending::Failed);
         self.write_page(stream, status, is_head, count).await;
     }
@@ -84,7 +89,10 @@ impl<'a> Connection<'a> {
         is_head: bool,
         count: impl FnOnce(),
     ) {
+        self.note.status = status;
         let page = refusal::page(status, is_head);
+        let body = page.split_once("\r\n\r\n");
+        self.note.bytes_out = body.map_or(0, |(_, body)| body.len() as u64);
         let watchdog = &mut self.watchdog;
         let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
         count();

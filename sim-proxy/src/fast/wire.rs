@@ -211,6 +211,15 @@ pub(super) struct Patience {
     pub(super) write_ns: u64,
 }
 
+/// Who is told what passes.
+#[derive(Debug)]
+pub(super) struct Notes<'a> {
+    /// Of what the user gets, if it is to be compared.
+    pub(super) copying: Option<&'a mut Copying>,
+    /// Bytes so far.
+    pub(super) passed: &'a mut u64,
+}
+
 /// Passes the `rest` of a body on, which `copying` sees. `Ok(true)`: and the instance sent nothing beyond it.
 pub(super) async fn pump(
     instance: &mut (impl AsyncRead + Unpin),
@@ -219,8 +228,12 @@ pub(super) async fn pump(
     rest: &mut Rest,
     watchdog: &mut Watchdog,
     patience: Patience,
-    mut copying: Option<&mut Copying>,
+    notes: Notes<'_>,
 ) -> Result<bool, Cut> {
+    let Notes {
+        mut copying,
+        passed,
+    } = notes;
     let mut clean = true;
     // Of what was read: what the user has not taken yet.
     let (mut left, mut sent) = (Buffer::default(), 0);
@@ -232,6 +245,7 @@ pub(super) async fn pump(
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Cut::User)),
                     Poll::Ready(Ok(count)) => {
                         sent += count;
+                        *passed += count as u64;
                         moved_ns = monotonic_ns();
                     }
                     Poll::Pending
@@ -272,6 +286,7 @@ pub(super) async fn pump(
                     Poll::Ready(Err(_)) => return Err(Cut::User),
                     Poll::Pending => 0,
                 };
+                *passed += count as u64;
                 if count < taken {
                     left.room().extend_from_slice(&passing[count..]);
                 }

@@ -19,6 +19,8 @@ pub(crate) struct Request {
     pub(super) open: Option<Open>,
     pub(super) tries: u8,
     pub(super) attempt: Option<Attempt>,
+    /// Who was asked last.
+    pub(super) instance: Option<InstanceId>,
     /// While nothing of an answer has come to a request that may be asked elsewhere.
     pub(super) seat: Option<Seat>,
     /// The next attempt goes elsewhere.
@@ -51,6 +53,7 @@ impl Request {
             open: None,
             tries: 0,
             attempt: None,
+            instance: None,
             seat: None,
             not: None,
             session: None,

@@ -1,5 +1,6 @@
 //! The proxy as users, instances and the control plane see it, over real sockets.
 
+mod access_log;
 mod conformance;
 mod control;
 mod failure;

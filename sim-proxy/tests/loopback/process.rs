@@ -6,6 +6,7 @@ use crate::world::workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
+use sim_proxy::access_log::{AccessLogSettings, Destination};
 use sim_proxy::config::{MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
@@ -57,6 +58,8 @@ pub(crate) const TAKE_OVER: &str = "SIM_TEST_PROXY_TAKE_OVER";
 pub(crate) const TRUSTED: &str = "SIM_TEST_PROXY_TRUSTED";
 /// Share of the traces begun here that is sampled.
 pub(crate) const TRACE: &str = "SIM_TEST_PROXY_TRACE";
+/// Path of the access log.
+pub(crate) const ACCESS_LOG: &str = "SIM_TEST_PROXY_ACCESS_LOG";
 /// Marks the line that tells the parent the addresses.
 const ADDRESSES: &str = "addresses: ";
 
@@ -104,6 +107,10 @@ impl ProxyProcess {
         // Else `wait` would close it, and the proxy take that for a stop.
         let _input = self.child.stdin.take();
         self.child.wait().expect("it ends")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
     }
 
     pub(crate) fn terminate(mut self) -> ExitStatus {
@@ -191,6 +198,14 @@ fn proxy_process() {
     if let Ok(limits) = std::env::var(LIMITS) {
         crate::limits::set(&mut config, &limits);
     }
+    let log = std::env::var(ACCESS_LOG).ok();
+    config.access_log = log.map(|path| AccessLogSettings {
+        to: Destination::File(path.into()),
+        sample: 1.0,
+        always_failed: true,
+        slow: None,
+        query: false,
+    });
     if let Ok(protocol) = std::env::var(PROTOCOL) {
         let known = PROTOCOLS.iter().find(|(_, name)| *name == protocol);
         for workload in &mut config.workloads {

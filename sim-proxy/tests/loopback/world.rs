@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use nix::sys::signal::Signal;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use std::collections::BTreeMap;
@@ -138,6 +139,10 @@ impl World {
             ),
         };
         User::by(connector, to)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Sends SIGTERM and waits for the end.

@@ -1,6 +1,7 @@
 //! The file as written.
 
 use super::ConfigError;
+use super::access_log::AccessLogTable;
 use super::limits::LimitsTable;
 use super::mirror::MirrorTable;
 use super::route::RouteTable;
@@ -77,6 +78,7 @@ pub(super) struct ProxyTable {
     pub(super) mirror: MirrorTable,
     #[serde(default)]
     pub(super) limits: LimitsTable,
+    pub(super) access_log: Option<AccessLogTable>,
 }
 
 fn upgrade_drain_s() -> f64 {

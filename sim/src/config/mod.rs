@@ -1,5 +1,6 @@
 //! The configuration: TOML in, validated values out. Nothing else of the program sees raw ones.
 
+mod access_log;
 mod addresses;
 mod describe;
 mod file;
@@ -23,6 +24,7 @@ use sim_core::workload::WorkloadSpec;
 use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
+use sim_proxy::access_log::{AccessLogSettings, Destination};
 use sim_proxy::config::{EjectSettings, HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
 use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
@@ -70,6 +72,7 @@ pub(crate) struct Front {
     /// How long a proxy that was relieved may take to end.
     pub(crate) upgrade_drain: Duration,
     pub(crate) limits: Limits,
+    pub(crate) access_log: Option<AccessLogSettings>,
 }
 
 /// A workload and which requests are its.
@@ -200,6 +203,15 @@ impl Config {
         if let Some(tls) = &self.front.tls {
             Certificates::read(tls).map_err(|fault| self.problem(fault.to_string()))?;
         }
+        let log = self.front.access_log.as_ref().map(|log| &log.to);
+        if let Some(Destination::File(path)) = log
+            && let Err(error) = access_log::check(path)
+        {
+            return Err(self.problem(format!(
+                "proxy.access_log.path: {} can't be written ({error}); give a file in a directory that you may write",
+                path.display()
+            )));
+        }
         for (key, dir) in [
             ("data_dir", &self.data_dir),
             ("runtime_dir", &self.runtime_dir),
@@ -325,6 +337,7 @@ impl Config {
         proxy.mirror = self.front.mirror;
         proxy.handover_socket = Some(self.handover_socket());
         proxy.upgrade_drain_timeout = self.front.upgrade_drain;
+        proxy.access_log.clone_from(&self.front.access_log);
         proxy.limits = self.front.limits.settings;
         proxy.client_idle_timeout = self.front.limits.idle_timeout;
         proxy.policy = self.front.policy;

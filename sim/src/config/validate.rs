@@ -3,7 +3,8 @@
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
 use super::{
-    Config, ConfigError, Front, Server, front, limits, mirror, returns, tell, tls, workload,
+    Config, ConfigError, Front, Server, access_log, front, limits, mirror, returns, tell, tls,
+    workload,
 };
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
@@ -116,6 +117,10 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
             "1 to 86400",
         )?),
         limits: limits::limits(&rules, &file.proxy.limits)?,
+        access_log: match file.proxy.access_log {
+            Some(table) => Some(access_log::access_log(&rules, table)?),
+            None => None,
+        },
     };
     let taken = apart(&rules, &front)?;
     metrics_apart(&rules, &servers, &taken)?;
@@ -363,6 +368,7 @@ slo = { bound_ms = 100 }
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("proxy.mirror.", "[proxy.mirror]".to_owned()),
             ("proxy.limits.", "[proxy.limits]".to_owned()),
+            ("proxy.access_log.", "[proxy.access_log]".to_owned()),
             ("proxy.tls.", "[proxy.tls]".to_owned()),
             (
                 "proxy.tls.certificate.",
