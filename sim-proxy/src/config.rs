@@ -1,8 +1,10 @@
 //! What a proxy is told: validated values alone. The TOML they come from is read by crate `sim`.
 
 mod eject;
+mod hold;
 
 pub use eject::EjectSettings;
+pub use hold::HoldSettings;
 
 use crate::access_log::AccessLogSettings;
 use crate::forwarded::ForwardSettings;
@@ -64,6 +66,8 @@ pub struct ProxyConfig {
     pub retry: RetrySettings,
     /// Asking a second instance before the first has failed.
     pub hedge: HedgeSettings,
+    /// Waiting while no instance is ready; none: nobody waits.
+    pub hold: Option<HoldSettings>,
     /// Passive ejection.
     pub eject: EjectSettings,
     /// Copies of requests whose answers are thrown away.
@@ -127,6 +131,7 @@ impl ProxyConfig {
             upstream: UpstreamSettings::default(),
             retry: RetrySettings::default(),
             hedge: HedgeSettings::default(),
+            hold: None,
             eject: EjectSettings::default(),
             mirror: MirrorSettings::default(),
             limits: LimitSettings::default(),

@@ -8,9 +8,10 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, RetryReason};
 use crate::errors::ErrorClass;
 use crate::health::Failure;
+use crate::hold::Hold;
 use crate::live::Outcome;
 use crate::mirror::Mirror;
-use crate::routes::Routes;
+use crate::routes::{Entry, NoEntry, Routes};
 use sim_core::name::InstanceId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +24,8 @@ pub(crate) struct Dispatch {
     pub(crate) mirror: Arc<Mirror>,
     /// What the instances speak.
     pub(crate) protocol: Protocol,
+    /// Where requests wait while no instance is ready.
+    pub(crate) hold: Hold,
     budget: RetryBudget,
     attempts_max: u8,
 }
@@ -36,8 +39,17 @@ impl Dispatch {
             counters: Counters::default(),
             mirror: Arc::new(mirror),
             protocol,
+            hold: Hold::new(config.hold),
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,
+        }
+    }
+
+    /// Lets a request that waits in, or not; `None`: no instance is ready.
+    pub(crate) fn admit_again(&self, entry: Entry) -> Option<Result<Attempt, NoEntry>> {
+        match self.routes.admit(entry) {
+            Err(NoEntry::NoInstance) => None,
+            admitted => Some(admitted),
         }
     }
 

@@ -199,7 +199,12 @@ impl ProxyHttp for Gateway {
             session: request.session,
         };
         request.tries += 1;
-        let attempt = match dispatch.routes.admit(entry) {
+        let mut admitted = dispatch.routes.admit(entry);
+        if let Err(NoEntry::NoInstance) = admitted {
+            let held = dispatch.hold.wait(|| dispatch.admit_again(entry)).await;
+            admitted = held.unwrap_or(admitted);
+        }
+        let attempt = match admitted {
             Ok(attempt) => attempt,
             Err(none) => {
                 if none == NoEntry::NoInstance {

@@ -27,6 +27,7 @@ mod gateway;
 mod grpc;
 mod handover;
 pub mod health;
+mod hold;
 mod http2;
 mod instance_metrics;
 mod life_feed;

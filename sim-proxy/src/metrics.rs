@@ -37,6 +37,7 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
         routes,
         counters,
         mirror,
+        hold,
         ..
     } in workloads.iter().map(|dispatch| &**dispatch)
     {
@@ -49,6 +50,7 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
         let instances: Vec<Reading> = routes.known().into_iter().map(read).collect();
         requests(&mut page, counters);
         retries(&mut page, counters, routes);
+        hold.export(&mut page);
         attempts(&mut page, &instances);
         health(&mut page, &instances, &snapshot, now_ns);
         latency(&mut page, &instances);

@@ -227,7 +227,12 @@ impl ControlSession {
             }
         };
         match self.dispatch.routes.apply(&table) {
-            Ok(true) => tracing::debug!(version = %table.version(), "table applied"),
+            Ok(true) => {
+                if table.shares().iter().any(|share| share.ready) {
+                    self.dispatch.hold.release();
+                }
+                tracing::debug!(version = %table.version(), "table applied");
+            }
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "table refused"),
         }

@@ -108,6 +108,14 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.slow_start_s = -1", "0 to 3600"],
         ),
         (
+            good.replace("[[server]]", "hold = { requests_max = 0 }\n[[server]]"),
+            vec!["proxy.hold.requests_max = 0", "1 to 1000000"],
+        ),
+        (
+            good.replace("[[server]]", "hold = { wait_ms = 600001 }\n[[server]]"),
+            vec!["proxy.hold.wait_ms = 600001", "1 to 600000"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { late_factor = 1 }\n[[server]]"),
             vec!["proxy.hedge.late_factor = 1", "2 to 1000"],
         ),

@@ -49,7 +49,7 @@ use bytes::BytesMut;
 use exchange::{Broken, Question, Timeouts, Unanswered, User};
 use hedge::Neither;
 use note::Note;
-use pass::aborted;
+use pass::{aborted, gone};
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
 use pingora_core::server::ShutdownWatch;
@@ -451,7 +451,15 @@ impl<'a> Connection<'a> {
                 session,
             };
             tries += 1;
-            let attempt = match dispatch.routes.admit(entry) {
+            let mut admitted = dispatch.routes.admit(entry);
+            if let Err(NoEntry::NoInstance) = admitted {
+                let waiting = Box::pin(dispatch.hold.wait(|| dispatch.admit_again(entry)));
+                match wire::while_here(stream, &mut self.arrived, waiting).await {
+                    Ok(held) => admitted = held.unwrap_or(admitted),
+                    Err(_) => return gone(dispatch),
+                }
+            }
+            let attempt = match admitted {
                 Ok(attempt) => attempt,
                 Err(NoEntry::Full) if tries == 1 => {
                     let (refusal, is_head) = (Refusal::Overload, head.is_head);

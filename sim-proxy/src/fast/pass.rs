@@ -127,6 +127,11 @@ impl Connection<'_> {
 pub(super) fn aborted(dispatch: &Dispatch, mut attempt: Attempt) -> After {
     attempt.outlasted(monotonic_ns());
     attempt.end(Outcome::Aborted, None);
+    gone(dispatch)
+}
+
+/// The same before there was an attempt.
+pub(super) fn gone(dispatch: &Dispatch) -> After {
     dispatch.counters.erred(ErrorSide::Downstream);
     dispatch.counters.ended(Ending::Aborted);
     After::Close

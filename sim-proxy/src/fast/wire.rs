@@ -169,6 +169,20 @@ pub(super) async fn listen(
     .await
 }
 
+/// Waits for something while the user is there.
+pub(super) async fn while_here<T>(
+    user: &mut Stream,
+    ahead: &mut Buffer,
+    mut waiting: impl Future<Output = T> + Unpin,
+) -> Result<T, Gone> {
+    poll_fn(|context| match Pin::new(&mut waiting).poll(context) {
+        Poll::Ready(found) => Poll::Ready(Ok(found)),
+        Poll::Pending if is_gone(user, ahead, context) => Poll::Ready(Err(Gone)),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
 /// The user is.
 #[derive(Debug)]
 pub(super) struct Gone;

@@ -6,6 +6,7 @@ mod control;
 mod failure;
 mod grpc;
 mod hedging;
+mod holding;
 mod http2;
 mod limits;
 mod mirroring;

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
 use sim_proxy::access_log::{AccessLogSettings, Destination};
-use sim_proxy::config::{MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings};
+use sim_proxy::config::{HoldSettings, MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings};
 use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
@@ -46,6 +46,8 @@ pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
 pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
 /// How long an instance takes to get all of its weight back after an ejection.
 pub(crate) const SLOW_START_MS: &str = "SIM_TEST_PROXY_SLOW_START_MS";
+/// `REQUESTS:MS`: how many requests may wait while no instance is ready, and how long; none unless told.
+pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
 /// See [`sim_proxy::config::HedgeSettings`].
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 /// Where a successor asks for the listeners.
@@ -174,6 +176,13 @@ fn proxy_process() {
     }
     if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
         config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
+    }
+    if let Ok(hold) = std::env::var(HOLD) {
+        let (requests, ms) = hold.split_once(':').expect("two numbers");
+        config.hold = Some(HoldSettings {
+            requests_max: requests.parse().expect("a number"),
+            wait_max: Duration::from_millis(ms.parse().expect("a number")),
+        });
     }
     if let Ok(factor) = std::env::var(LATE_FACTOR) {
         config.hedge.late_factor = factor.parse().expect("a number");

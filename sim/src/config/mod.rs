@@ -5,6 +5,7 @@ mod addresses;
 mod describe;
 mod file;
 mod front;
+mod hold;
 mod limits;
 mod mirror;
 mod returns;
@@ -25,7 +26,9 @@ use sim_node::NodeConfig;
 use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
 use sim_proxy::access_log::{AccessLogSettings, Destination};
-use sim_proxy::config::{EjectSettings, HedgeSettings, MirrorSettings, Protocol, WorkloadSettings};
+use sim_proxy::config::{
+    EjectSettings, HedgeSettings, HoldSettings, MirrorSettings, Protocol, WorkloadSettings,
+};
 use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
@@ -66,6 +69,7 @@ pub(crate) struct Front {
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
     pub(crate) eject: EjectSettings,
+    pub(crate) hold: Option<HoldSettings>,
     pub(crate) forward: ForwardSettings,
     pub(crate) trace: Option<TraceSettings>,
     pub(crate) mirror: MirrorSettings,
@@ -332,6 +336,7 @@ impl Config {
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
         proxy.eject = self.front.eject;
+        proxy.hold = self.front.hold;
         proxy.forward.clone_from(&self.front.forward);
         proxy.trace = self.front.trace;
         proxy.mirror = self.front.mirror;

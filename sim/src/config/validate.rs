@@ -3,8 +3,8 @@
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
 use super::{
-    Config, ConfigError, Front, Server, access_log, front, limits, mirror, returns, tell, tls,
-    workload,
+    Config, ConfigError, Front, Server, access_log, front, hold, limits, mirror, returns, tell,
+    tls, workload,
 };
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
@@ -89,6 +89,10 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
     let workloads = workload::all(&rules, file.workload, &servers)?;
     let address = "must be ip:port, such as \"127.0.0.1:8080\"";
     let eject = returns::eject(&rules, &file.proxy)?;
+    let hold = match &file.proxy.hold {
+        Some(table) => Some(hold::hold(&rules, table)?),
+        None => None,
+    };
     let front = Front {
         listen: match &file.proxy.listen {
             Some(listen) => Some(rules.parsed("proxy.listen", listen, address)?),
@@ -107,6 +111,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
         eject,
+        hold,
         forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
         trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
@@ -364,6 +369,7 @@ slo = { bound_ms = 100 }
             ("", String::new()),
             ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
             ("proxy.hedge.", "[proxy.hedge]".to_owned()),
+            ("proxy.hold.", "[proxy.hold]".to_owned()),
             ("proxy.trace.", "[proxy.trace]".to_owned()),
             ("proxy.sticky.", "[proxy.sticky]".to_owned()),
             ("proxy.mirror.", "[proxy.mirror]".to_owned()),
