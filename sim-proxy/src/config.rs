@@ -1,8 +1,10 @@
 //! What a proxy is told: validated values alone. The TOML they come from is read by crate `sim`.
 
+mod check;
 mod eject;
 mod hold;
 
+pub use check::{CheckKind, CheckSettings};
 pub use eject::EjectSettings;
 pub use hold::HoldSettings;
 
@@ -66,6 +68,8 @@ pub struct ProxyConfig {
     pub retry: RetrySettings,
     /// Asking a second instance before the first has failed.
     pub hedge: HedgeSettings,
+    /// Active checks; none: nobody is asked.
+    pub check: Option<CheckSettings>,
     /// Waiting while no instance is ready; none: nobody waits.
     pub hold: Option<HoldSettings>,
     /// Passive ejection.
@@ -131,6 +135,7 @@ impl ProxyConfig {
             upstream: UpstreamSettings::default(),
             retry: RetrySettings::default(),
             hedge: HedgeSettings::default(),
+            check: None,
             hold: None,
             eject: EjectSettings::default(),
             mirror: MirrorSettings::default(),

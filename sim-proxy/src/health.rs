@@ -10,6 +10,7 @@
 //! on one route) eject healthy instances. The damage is bounded: the last one is never ejected,
 //! and a good answer ends an ejection.
 
+use crate::checked::Checked;
 use crate::clock::nanos;
 use crate::config::EjectSettings;
 use crate::ramp::Ramp;
@@ -17,6 +18,9 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// An ejection that ended this long ago and that no request has probed says nothing any more.
 const UNPROBED_NS: u64 = 5_000_000_000;
+
+/// Ejections in a row that a check may end early: more, and it says well what requests say isn't.
+const EARLY_LEVEL_MAX: u32 = 2;
 
 /// How an attempt failed, by what it says about the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,7 @@ pub struct Health {
     restored_at_ns: AtomicU64,
     ejections: AtomicU64,
     ramp: Ramp,
+    checked: Checked,
 }
 
 // Orderings: every access but those of an ejection is Relaxed. Each word is a fact of its own; no other
@@ -70,6 +75,17 @@ impl Health {
     #[inline]
     pub fn is_in(&self) -> bool {
         self.out_until_ns.load(Ordering::Relaxed) == 0
+    }
+
+    /// What active checks say of it.
+    #[inline]
+    pub(crate) fn checked(&self) -> &Checked {
+        &self.checked
+    }
+
+    /// It is ejected, and was not so often of late that nothing but its time should end that.
+    pub(crate) fn may_return_early(&self) -> bool {
+        !self.is_in() && self.level.load(Ordering::Relaxed) <= EARLY_LEVEL_MAX
     }
 
     /// Its slow start.

@@ -28,6 +28,7 @@ pub(crate) fn render<'a>(page: &mut Page, instances: impl Iterator<Item = &'a In
             }
         }
     }
+    checks(page, &instances);
     page.family(
         "sim_proxy_slow_start_ratio",
         Kind::Gauge,
@@ -48,5 +49,37 @@ pub(crate) fn render<'a>(page: &mut Page, instances: impl Iterator<Item = &'a In
             let count = live.errors().of(class);
             page.sample(&[("instance", &live.id()), ("class", &name)], count);
         }
+    }
+}
+
+fn checks(page: &mut Page, instances: &[&InstanceLive]) {
+    page.family(
+        "sim_proxy_checks_total",
+        Kind::Counter,
+        "Active checks (proxy.check), by outcome.",
+    );
+    for live in instances {
+        let [passed, failed, _] = live.checked().counts();
+        for (outcome, count) in [("passed", passed), ("failed", failed)] {
+            page.sample(&[("instance", &live.id()), ("outcome", &outcome)], count);
+        }
+    }
+    page.family(
+        "sim_proxy_check_falls_total",
+        Kind::Counter,
+        "How often active checks took an instance out.",
+    );
+    for live in instances {
+        let [.., falls] = live.checked().counts();
+        page.sample(&[("instance", &live.id())], falls);
+    }
+    page.family(
+        "sim_proxy_check_out",
+        Kind::Gauge,
+        "1 = taken out by active checks now.",
+    );
+    for live in instances {
+        let is_out = u8::from(live.checked().is_out());
+        page.sample(&[("instance", &live.id())], is_out);
     }
 }

@@ -13,6 +13,8 @@ pub mod access_log;
 mod admin;
 pub mod attempt;
 mod budget;
+mod check;
+mod checked;
 pub mod clock;
 pub mod config;
 mod counters;
@@ -67,6 +69,7 @@ pub use fast::invariants;
 
 use access_log::{AccessLog, Rotation, Writer};
 use admin::Admin;
+use check::Checks;
 use fast::FastPath;
 use gateway::Gateway;
 use handover::{Handover, Inheritance, Progress};
@@ -340,6 +343,14 @@ impl Proxy {
             workloads: workloads.clone(),
         };
         server.add_service(background_service("latency quantiles", follow));
+
+        if let Some(settings) = config.check.clone() {
+            let checks = Checks {
+                settings,
+                workloads: workloads.clone(),
+            };
+            server.add_service(background_service("checks", checks));
+        }
 
         let feed = LifeFeed {
             sockets: config.life_sockets.clone(),

@@ -5,6 +5,7 @@
 //! written together; health, which every pick reads and hardly anything writes, stands on
 //! another, so that counting never takes it out of the other cores' caches.
 
+use crate::checked::Checked;
 use crate::errors::Errors;
 use crate::health::{Health, Standing};
 use crate::pace::Pace;
@@ -96,6 +97,11 @@ impl InstanceLive {
         &self.health
     }
 
+    /// What active checks say of it.
+    pub(crate) fn checked(&self) -> &Checked {
+        self.health.checked()
+    }
+
     /// What went wrong there so far.
     pub(crate) fn errors(&self) -> &Errors {
         &self.errors
@@ -137,18 +143,18 @@ impl InstanceLive {
     #[must_use]
     #[inline]
     pub fn is_in(&self) -> bool {
-        self.health.is_in() && !self.is_down()
+        self.health.is_in() && !self.health.checked().is_out() && !self.is_down()
     }
 
     /// The same for certain, see [`Health::is_in_now`].
     pub(crate) fn is_in_now(&self) -> bool {
-        self.health.is_in_now() && !self.is_down()
+        self.health.is_in_now() && !self.health.checked().is_out_now() && !self.is_down()
     }
 
     /// Standing at `now_ns`.
     #[must_use]
     pub fn standing(&self, now_ns: u64) -> Standing {
-        if self.is_down() {
+        if self.is_down() || self.health.checked().is_out() {
             return Standing::Out;
         }
         self.health.standing(now_ns)

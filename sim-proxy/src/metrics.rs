@@ -260,7 +260,7 @@ fn health(page: &mut Page, instances: &[Reading], snapshot: &Snapshot, now_ns: u
     for (live, _) in instances {
         page.sample(
             &[("instance", &live.id())],
-            u8::from(live.health().is_ejected(now_ns)),
+            u8::from(live.health().is_ejected(now_ns) || live.checked().is_out()),
         );
     }
     page.family(

@@ -203,7 +203,11 @@ fn pick_among(
         .iter()
         .enumerate()
         .filter(|(_, u)| usable(u))
-        .min_by_key(|(_, u)| (u.live.is_down(), u.live.health().out_until_ns()))?;
+        .min_by_key(|(_, u)| {
+            let health = u.live.health();
+            let is_out = health.checked().is_out();
+            (u.live.is_down(), is_out, health.out_until_ns())
+        })?;
     Some(Pick {
         at,
         how: How::Panic,

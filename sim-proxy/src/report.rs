@@ -76,7 +76,9 @@ impl Ledger {
                 failed: totals.first.failed.saturating_sub(told.first.failed),
                 latency: totals.latency_since(told),
                 in_flight: totals.in_flight,
-                ejected: live.health().is_ejected(now_ns) || live.is_down(),
+                ejected: live.health().is_ejected(now_ns)
+                    || live.checked().is_out()
+                    || live.is_down(),
             });
             if totals.in_flight == 0 && snapshot.upstream(live.id()).is_none() {
                 finished.push(live.id());

@@ -378,6 +378,30 @@ impl Routes {
         }
     }
 
+    /// Whether an instance is ejected, or taken out by its checks.
+    pub(crate) fn is_out(&self, live: &InstanceLive) -> bool {
+        !live.health().is_in() || live.checked().is_out()
+    }
+
+    /// Notes that an instance has failed its checks, and takes it out unless it is the last one that is in.
+    pub(crate) fn check_fell(&self, live: &InstanceLive, why: &str) {
+        let instance = live.id();
+        if self.has_other(instance) && live.checked().take_out(|| self.has_other_now(instance)) {
+            tracing::warn!(%instance, why, "taken out by its checks");
+        }
+    }
+
+    /// Notes that an instance has passed its checks, and brings it back. `is_answered`: that is proof enough to end an
+    /// ejection before its time.
+    pub(crate) fn check_rose(&self, live: &InstanceLive, is_answered: bool) {
+        let (health, now_ns) = (live.health(), monotonic_ns());
+        let ended = is_answered && health.may_return_early() && health.succeeded(true, now_ns);
+        if live.checked().bring_back() || ended {
+            health.ramp().begin(now_ns, self.eject.slow_start);
+            tracing::info!(instance = %live.id(), "back by its checks");
+        }
+    }
+
     /// Notes that an attempt got a good answer.
     pub fn attempt_succeeded(&self, attempt: &Attempt) {
         let sent_while_out = matches!(attempt.how(), How::Probe | How::Panic);

@@ -116,6 +116,45 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.hold.wait_ms = 600001", "1 to 600000"],
         ),
         (
+            good.replace("[[server]]", "check = { by = \"ping\" }\n[[server]]"),
+            vec!["proxy.check.by = \"ping\"", "http, tcp, grpc"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "check = { by = \"tcp\", path = \"/\" }\n[[server]]",
+            ),
+            vec!["proxy.check.path = \"/\"", "must not be there"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "check = { by = \"http\", path = \"a b\" }\n[[server]]",
+            ),
+            vec!["proxy.check.path = \"a b\"", "must begin with /"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "check = { by = \"http\", status = 99 }\n[[server]]",
+            ),
+            vec!["proxy.check.status = 99", "200 to 599"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "check = { by = \"grpc\", fall = 0 }\n[[server]]",
+            ),
+            vec!["proxy.check.fall = 0", "1 to 100"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "check = { by = \"tcp\", interval_ms = 1 }\n[[server]]",
+            ),
+            vec!["proxy.check.interval_ms = 1", "10 to 600000"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { late_factor = 1 }\n[[server]]"),
             vec!["proxy.hedge.late_factor = 1", "2 to 1000"],
         ),

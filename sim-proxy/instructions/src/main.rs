@@ -21,6 +21,9 @@ mod attempt;
 #[path = "../../src/config/eject.rs"]
 mod config;
 #[rustfmt::skip]
+#[path = "../../src/checked.rs"]
+mod checked;
+#[rustfmt::skip]
 #[path = "../../src/errors.rs"]
 mod errors;
 #[rustfmt::skip]

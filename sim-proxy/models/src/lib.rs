@@ -34,6 +34,9 @@ pub mod attempt;
 #[path = "../../src/config/eject.rs"]
 pub mod config;
 #[rustfmt::skip]
+#[path = "../../src/checked.rs"]
+mod checked;
+#[rustfmt::skip]
 #[path = "../../src/errors.rs"]
 mod errors;
 #[rustfmt::skip]

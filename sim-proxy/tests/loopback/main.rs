@@ -1,6 +1,7 @@
 //! The proxy as users, instances and the control plane see it, over real sockets.
 
 mod access_log;
+mod checking;
 mod conformance;
 mod control;
 mod failure;

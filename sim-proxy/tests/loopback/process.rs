@@ -7,7 +7,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
 use sim_proxy::access_log::{AccessLogSettings, Destination};
-use sim_proxy::config::{HoldSettings, MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings};
+use sim_proxy::config::{
+    CheckKind, CheckSettings, HoldSettings, MirrorSettings, PROTOCOLS, Protocol, WorkloadSettings,
+};
 use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
@@ -46,6 +48,8 @@ pub(crate) const STRICT_SNI: &str = "SIM_TEST_PROXY_STRICT_SNI";
 pub(crate) const TLS_ALONE: &str = "SIM_TEST_PROXY_TLS_ALONE";
 /// How long an instance takes to get all of its weight back after an ejection.
 pub(crate) const SLOW_START_MS: &str = "SIM_TEST_PROXY_SLOW_START_MS";
+/// `http:PATH:MS`: a check of that path at this interval; two in a row count.
+pub(crate) const CHECK: &str = "SIM_TEST_PROXY_CHECK";
 /// `REQUESTS:MS`: how many requests may wait while no instance is ready, and how long; none unless told.
 pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
 /// See [`sim_proxy::config::HedgeSettings`].
@@ -176,6 +180,21 @@ fn proxy_process() {
     }
     if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
         config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
+    }
+    if let Ok(check) = std::env::var(CHECK) {
+        let (kind, ms) = check.rsplit_once(':').expect("an interval");
+        let path = kind.strip_prefix("http:").expect("a path");
+        let interval = Duration::from_millis(ms.parse().expect("a number"));
+        config.check = Some(CheckSettings {
+            kind: CheckKind::Http {
+                path: path.into(),
+                status: 200,
+            },
+            interval,
+            timeout: 10 * interval,
+            rise: 2,
+            fall: 2,
+        });
     }
     if let Ok(hold) = std::env::var(HOLD) {
         let (requests, ms) = hold.split_once(':').expect("two numbers");

@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::access_log::AccessLogTable;
+use super::check::CheckTable;
 use super::hold::HoldTable;
 use super::limits::LimitsTable;
 use super::mirror::MirrorTable;
@@ -68,6 +69,7 @@ pub(super) struct ProxyTable {
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,
+    pub(super) check: Option<CheckTable>,
     pub(super) hold: Option<HoldTable>,
     pub(super) slow_start_s: Option<f64>,
     pub(super) slow_start_new_s: Option<f64>,

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod addresses;
+mod check;
 mod describe;
 mod file;
 mod front;
@@ -27,7 +28,8 @@ use sim_node::cgroup::Hierarchy;
 use sim_proxy::ProxyConfig;
 use sim_proxy::access_log::{AccessLogSettings, Destination};
 use sim_proxy::config::{
-    EjectSettings, HedgeSettings, HoldSettings, MirrorSettings, Protocol, WorkloadSettings,
+    CheckSettings, EjectSettings, HedgeSettings, HoldSettings, MirrorSettings, Protocol,
+    WorkloadSettings,
 };
 use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
@@ -69,6 +71,7 @@ pub(crate) struct Front {
     pub(crate) sticky: Option<Sticky>,
     pub(crate) hedge: HedgeSettings,
     pub(crate) eject: EjectSettings,
+    pub(crate) check: Option<CheckSettings>,
     pub(crate) hold: Option<HoldSettings>,
     pub(crate) forward: ForwardSettings,
     pub(crate) trace: Option<TraceSettings>,
@@ -336,6 +339,7 @@ impl Config {
         proxy.threads = self.front.threads;
         proxy.hedge = self.front.hedge;
         proxy.eject = self.front.eject;
+        proxy.check.clone_from(&self.front.check);
         proxy.hold = self.front.hold;
         proxy.forward.clone_from(&self.front.forward);
         proxy.trace = self.front.trace;

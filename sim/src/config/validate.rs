@@ -3,8 +3,8 @@
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
 use super::{
-    Config, ConfigError, Front, Server, access_log, front, hold, limits, mirror, returns, tell,
-    tls, workload,
+    Config, ConfigError, Front, Server, access_log, check, front, hold, limits, mirror, returns,
+    tell, tls, workload,
 };
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
@@ -111,6 +111,10 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         },
         hedge: front::hedge(&rules, &file.proxy.hedge)?,
         eject,
+        check: match file.proxy.check {
+            Some(table) => Some(check::check(&rules, table)?),
+            None => None,
+        },
         hold,
         forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
         trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
@@ -368,6 +372,7 @@ slo = { bound_ms = 100 }
         let tables = [
             ("", String::new()),
             ("proxy.", "[proxy]\nlisten = \"127.0.0.1:1\"".to_owned()),
+            ("proxy.check.", "[proxy.check]\nby = \"tcp\"".to_owned()),
             ("proxy.hedge.", "[proxy.hedge]".to_owned()),
             ("proxy.hold.", "[proxy.hold]".to_owned()),
             ("proxy.trace.", "[proxy.trace]".to_owned()),
