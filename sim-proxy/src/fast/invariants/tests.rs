@@ -79,7 +79,7 @@ fn what_is_compared_is_reached() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(ProptestConfig::with_cases(200_000))]
 
     #[test]
     fn any_request_is_read_in_one_way(start in prop::sample::select(&PIECES[..4]), bytes in bytes()) {
