@@ -4,6 +4,7 @@ use super::{Gateway, Request};
 use crate::access_log::{Entry, Question};
 use crate::clock::{monotonic_ns, wall_ns};
 use crate::counters::Ending;
+use crate::trace::{self, Trace};
 use http::{HeaderValue, Version};
 use pingora_proxy::Session;
 
@@ -20,11 +21,16 @@ impl Gateway {
         let (asked, answered) = (session.req_header(), session.response_written());
         let field = |name: &str| asked.headers.get(name).map(HeaderValue::as_bytes);
         let authority = || asked.uri.authority().map(|host| host.as_str().as_bytes());
+        // The trace that went on, which may have begun here.
+        let traceparent = request.trace.as_ref().map(Trace::traceparent);
+        let traceparent = traceparent.as_ref().map(|text| &text[..]);
         let question = Question::new(
             asked.method.as_str().as_bytes(),
             field("host").or_else(authority).unwrap_or_default(),
             asked.raw_path(),
-            field("traceparent").unwrap_or_default(),
+            traceparent
+                .or_else(|| field(trace::PARENT))
+                .unwrap_or_default(),
             log.with_query(),
         );
         let client = session.client_addr().and_then(|client| client.as_inet());

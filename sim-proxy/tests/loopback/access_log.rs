@@ -1,6 +1,7 @@
 //! The access log as it is read: lines of JSON, of both paths, whatever becomes of a request.
 
-use crate::process::{ACCESS_LOG, LIMITS};
+use crate::process::{ACCESS_LOG, LIMITS, TRACE};
+use crate::protocol::raw;
 use crate::world::World;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -189,4 +190,22 @@ async fn a_log_that_nobody_reads_costs_lines_that_are_counted_and_no_request() {
     let dropped = sum("sim_proxy_access_log_dropped_total");
     assert!(dropped > 0.0);
     assert!(dropped + sum("sim_proxy_access_log_lines_total") < 10_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_that_begins_here_is_in_the_log_as_the_instance_was_told_it() {
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("log");
+    let settings = [(ACCESS_LOG, file.to_str().expect("text")), (TRACE, "0.5")];
+    let (world, _control, _ups) = World::with_two_and(10_000, &settings).await;
+    for (count, version) in (1..).zip(["1.1", "1.0"]) {
+        let request = format!("GET /head HTTP/{version}\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let answer = raw(&world, &request).await;
+        let (_, told) = answer
+            .split_once("\"traceparent\": \"00-")
+            .expect("a trace");
+        written(&world, f64::from(count)).await;
+        let lines = lines(&file);
+        assert_eq!(lines[lines.len() - 1]["trace_id"], told[..32]);
+    }
 }
