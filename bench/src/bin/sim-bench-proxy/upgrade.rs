@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use bench::open_loop::{Plan, Taken};
+use bench::open_loop::{Outcome, Plan, Taken};
 use bench::{free_address, round_to};
 use serde_json::{Map, Value, json};
 
@@ -75,7 +75,16 @@ pub(crate) fn measure() -> Result<Map<String, Value>> {
 
 fn noticed(taken: &Taken) -> Value {
     let slowest = taken.shots.iter().map(|shot| shot.latency).max();
+    // Refused or broken is the upgrade's doing; a status is an answer, such as that of a proxy with too much to do.
+    let of = |wanted: fn(Outcome) -> bool| {
+        let outcomes = taken.shots.iter().map(|shot| shot.outcome);
+        outcomes.filter(|&outcome| wanted(outcome)).count()
+    };
     json!({
+        "broken_or_refused": of(|outcome| outcome == Outcome::Broken),
+        "late": of(|outcome| outcome == Outcome::Late),
+        "answered_503": of(|outcome| outcome == Outcome::Status(503)),
+        "answered_504": of(|outcome| outcome == Outcome::Status(504)),
         "requests": taken.shots.len(),
         "failed": taken.failed(),
         "closed_idle": taken.closed_idle,
