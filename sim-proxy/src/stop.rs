@@ -17,8 +17,9 @@ use tokio::time::{interval, sleep, timeout};
 /// Between two looks at what is still in flight.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
-/// How long a relieved process stays at least, and how often it looks for what is left.
-const RELIEVED_MIN: Duration = Duration::from_secs(1);
+/// How long a relieved process stays at least (what it accepted last may not have had a turn yet on a busy machine), and
+/// how often it looks for what is left.
+const RELIEVED_MIN: Duration = Duration::from_secs(5);
 const RELIEVED_STEP: Duration = Duration::from_millis(50);
 
 type StopRequest = Pin<Box<dyn Future<Output = ()> + Send>>;
