@@ -10,6 +10,7 @@
 //! stopped ([`crate::waiting`]).
 
 mod answer;
+mod app;
 mod buffers;
 mod chunks;
 mod exchange;
@@ -32,7 +33,7 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::dispatch::Dispatch;
 use crate::forwarded::ForwardSettings;
-use crate::gateway::{Gateway, noting_begin};
+use crate::gateway::Gateway;
 use crate::http2::{self, Http2, Preface};
 use crate::limits::{Refusal, Visit};
 use crate::mirror::Copying;
@@ -43,15 +44,12 @@ use crate::tls::accept::Door;
 use crate::trace::TraceSettings;
 use crate::waiting::Seat;
 use crate::workloads::Workloads;
-use async_trait::async_trait;
 use buffers::Buffer;
-use bytes::BytesMut;
 use exchange::{Broken, Question, Timeouts, Unanswered, User};
 use hedge::Neither;
 use note::Note;
 use pass::{aborted, gone};
-use pingora_core::apps::{HttpServerApp, ServerApp};
-use pingora_core::protocols::{ALPN, Stream, http::ServerSession};
+use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use request::{Framing, Head, Reader};
@@ -130,84 +128,6 @@ impl FastPath {
             idle: Duration::from_secs(self.client_idle_seconds),
             shutdown,
         }
-    }
-}
-
-#[async_trait]
-impl ServerApp for FastPath {
-    async fn process_new(
-        self: &Arc<Self>,
-        mut stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
-        let client = stream.get_socket_digest();
-        let client = client.and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip()));
-        let visit = self.workloads.limits.enter(client)?;
-        if let Some(door) = &self.door
-            && door.is_for(&stream)
-        {
-            // Boxed, so that connections in the clear are no larger for it.
-            stream = Box::pin(door.accept(stream)).await?;
-        }
-        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            self.http2(shutdown).serve(stream).await;
-            return None;
-        }
-        let is_tls = stream.get_ssl().is_some();
-        let mut connection = Connection {
-            path: self,
-            via: Via::of(client, is_tls, &self.forward),
-            source: client.map(SessionKey::of_address),
-            stop: Stop::new(shutdown, &self.idle),
-            watchdog: Watchdog::new(),
-            arrived: Buffer::default(),
-            since_ns: monotonic_ns(),
-            begun_ns: None,
-            is_new: true,
-            copying: None,
-            open: None,
-            visit: &visit,
-            note: Note::of(client),
-        };
-        loop {
-            match connection.serve(&mut stream).await {
-                Then::Cut => return None,
-                Then::Http2 => {
-                    let Some(stream) = http2::rewound(stream, &connection.arrived) else {
-                        self.workloads.outside.http2.ended(http2::End::Protocol);
-                        return None;
-                    };
-                    drop(connection);
-                    self.http2(shutdown).serve(stream).await;
-                    return None;
-                }
-                Then::Close => {
-                    connection.say_goodbye(&mut stream).await;
-                    return None;
-                }
-                Then::General => {
-                    let prefix = BytesMut::from(&*connection.arrived);
-                    connection.arrived = Buffer::default();
-                    connection.begun_ns = None;
-                    let mut session = ServerSession::new_http1(stream);
-                    session.set_pipelined_prefix(prefix);
-                    session.set_keepalive(Some(self.client_idle_seconds));
-                    let general = self.general.process_new_http(session, shutdown);
-                    let (reused, begun) = noting_begin(general).await;
-                    if !begun && !connection.stop.is_on() {
-                        // Pingora has answered it.
-                        self.workloads.outside.arrived();
-                        self.workloads.outside.refused(Refusal::Malformed);
-                    }
-                    (stream, _) = reused?.consume();
-                    connection.since_ns = monotonic_ns();
-                }
-            }
-        }
-    }
-
-    async fn cleanup(&self) {
-        self.general.http_cleanup().await;
     }
 }
 
