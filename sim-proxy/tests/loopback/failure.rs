@@ -2,15 +2,27 @@
 
 use crate::process::{READ_TIMEOUT_MS, SLOW_START_MS};
 use crate::raw::ask;
+use crate::secure::{Way, each_way};
 use crate::upstream::Upstream;
-use crate::world::{Load, World, pair, table};
+use crate::world::{Load, World, table};
 use hyper::{Method, StatusCode};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_instance_costs_no_get_and_is_ejected() {
-    let (world, _control, [first, second]) = World::with_two(9_500).await;
+each_way! {
+    a_killed_instance_costs_no_get_and_is_ejected
+    a_warm_shadow_without_weight_takes_over_at_once
+    an_instance_that_is_back_gets_its_share_again_after_one_probe
+    a_post_whose_body_may_have_been_acted_on_is_never_sent_twice
+    an_idempotent_request_is_sent_to_the_other_instance_once_and_no_further
+    a_post_that_was_never_sent_goes_to_the_other_instance
+    an_instance_that_hangs_is_given_up_and_the_other_asked
+    answers_of_500_eject_after_five_in_a_row_and_are_passed_on
+    a_stop_is_quick_when_idle_and_lets_requests_in_flight_end
+}
+
+async fn a_killed_instance_costs_no_get_and_is_ejected(way: Way) {
+    let (world, _control, [first, second]) = World::with_two_by(way, 9_500, &[]).await;
     let load = Load::start(&world, 16, &Method::GET);
     load.run(1_000).await;
     first.kill().await;
@@ -25,9 +37,8 @@ async fn a_killed_instance_costs_no_get_and_is_ejected() {
     assert!(second.counts.requests() >= 1_000);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_warm_shadow_without_weight_takes_over_at_once() {
-    let (world, _control, [first, second]) = World::with_two(10_000).await;
+async fn a_warm_shadow_without_weight_takes_over_at_once(way: Way) {
+    let (world, _control, [first, second]) = World::with_two_by(way, 10_000, &[]).await;
     let load = Load::start(&world, 8, &Method::GET);
     load.run(200).await;
     assert_eq!(second.counts.requests(), 0);
@@ -37,10 +48,9 @@ async fn a_warm_shadow_without_weight_takes_over_at_once() {
     assert!(second.counts.requests() >= 500);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_is_back_gets_its_share_again_after_one_probe() {
+async fn an_instance_that_is_back_gets_its_share_again_after_one_probe(way: Way) {
     let settings = [(SLOW_START_MS, "0")];
-    let (world, _control, [first, _second]) = World::with_two_and(9_500, &settings).await;
+    let (world, _control, [first, _second]) = World::with_two_by(way, 9_500, &settings).await;
     let address = first.address;
     let load = Load::start(&world, 4, &Method::GET);
     load.run(100).await;
@@ -83,9 +93,8 @@ async fn an_instance_that_is_back_begins_with_a_part_of_its_share() {
     assert!((0.08..0.12).contains(&share), "{share}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_post_whose_body_may_have_been_acted_on_is_never_sent_twice() {
-    let (world, _control, ups) = World::with_two(10_000).await;
+async fn a_post_whose_body_may_have_been_acted_on_is_never_sent_twice(way: Way) {
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
     let user = world.client();
     let swallowed = || ups.iter().map(|up| up.counts.swallowed()).sum::<u64>();
     for round in 1..=10 {
@@ -106,9 +115,8 @@ async fn a_post_whose_body_may_have_been_acted_on_is_never_sent_twice() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idempotent_request_is_sent_to_the_other_instance_once_and_no_further() {
-    let (world, _control, ups) = World::with_two(10_000).await;
+async fn an_idempotent_request_is_sent_to_the_other_instance_once_and_no_further(way: Way) {
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
     let answer = world
         .client()
         .send(Method::PUT, "/swallow", "a")
@@ -121,9 +129,8 @@ async fn an_idempotent_request_is_sent_to_the_other_instance_once_and_no_further
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_post_that_was_never_sent_goes_to_the_other_instance() {
-    let (world, _control, [first, second]) = World::with_two(10_000).await;
+async fn a_post_that_was_never_sent_goes_to_the_other_instance(way: Way) {
+    let (world, _control, [first, second]) = World::with_two_by(way, 10_000, &[]).await;
     first.kill().await;
     let body = "x".repeat(200_000);
     let answer = world
@@ -136,11 +143,9 @@ async fn a_post_that_was_never_sent_goes_to_the_other_instance() {
     assert_eq!(second.counts.requests(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_hangs_is_given_up_and_the_other_asked() {
-    let (world, mut control) = World::start_with(&[(READ_TIMEOUT_MS, "300")]);
-    let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
-    control.publish(&pair(1, &ups, 10_000)).await;
+async fn an_instance_that_hangs_is_given_up_and_the_other_asked(way: Way) {
+    let settings = [(READ_TIMEOUT_MS, "300")];
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &settings).await;
     let begun = Instant::now();
     assert_eq!(
         world.client().get("/hang").await.0,
@@ -158,9 +163,8 @@ async fn an_instance_that_hangs_is_given_up_and_the_other_asked() {
     assert_eq!(metrics.sum("sim_proxy_errors_total", &["upstream"]), 1.0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_of_500_eject_after_five_in_a_row_and_are_passed_on() {
-    let (world, _control, ups) = World::with_two(10_000).await;
+async fn answers_of_500_eject_after_five_in_a_row_and_are_passed_on(way: Way) {
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
     let user = world.client();
     for _ in 0..5 {
         assert_eq!(
@@ -230,9 +234,8 @@ async fn with_one_instance_a_stale_connection_costs_no_get() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_is_quick_when_idle_and_lets_requests_in_flight_end() {
-    let (world, _control, ups) = World::with_two(10_000).await;
+async fn a_stop_is_quick_when_idle_and_lets_requests_in_flight_end(way: Way) {
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
     let user = world.client();
     assert_eq!(user.get("/").await.0, StatusCode::OK);
     let slow = tokio::spawn({

@@ -3,12 +3,20 @@
 use crate::control::Control;
 use crate::process::{LATE_FACTOR, STICKY};
 use crate::raw::{Scripted, ask};
+use crate::secure::{Way, each_way};
 use crate::upstream::Upstream;
 use crate::world::{Load, World, table};
 use hyper::{Method, StatusCode};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+each_way! {
+    who_waits_too_long_is_answered_elsewhere_and_a_hung_instance_is_left_alone
+    what_may_not_be_sent_twice_waits
+    the_first_may_still_answer_first_and_an_error_of_the_second_is_no_answer
+    a_user_who_leaves_during_the_race_is_noticed
+}
 
 /// Long after an answer has become overdue here.
 const LONG: Duration = Duration::from_millis(400);
@@ -19,7 +27,11 @@ async fn known_pace() -> (World, Control, [Upstream; 2]) {
 }
 
 async fn known_pace_and(settings: &[(&str, &str)]) -> (World, Control, [Upstream; 2]) {
-    let (world, control, ups) = World::with_two_and(10_000, settings).await;
+    known_pace_by(Way::Clear, settings).await
+}
+
+async fn known_pace_by(way: Way, settings: &[(&str, &str)]) -> (World, Control, [Upstream; 2]) {
+    let (world, control, ups) = World::with_two_by(way, 10_000, settings).await;
     let load = Load::start(&world, 2, &Method::GET);
     load.run(500).await;
     assert_eq!(load.end().await.1, 0);
@@ -29,9 +41,8 @@ async fn known_pace_and(settings: &[(&str, &str)]) -> (World, Control, [Upstream
     (world, control, ups)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_too_long_is_answered_elsewhere_and_a_hung_instance_is_left_alone() {
-    let (world, _control, ups) = known_pace().await;
+async fn who_waits_too_long_is_answered_elsewhere_and_a_hung_instance_is_left_alone(way: Way) {
+    let (world, _control, ups) = known_pace_by(way, &[]).await;
     let user = world.client();
     ups[0].counts.stall(true);
     // It would be an hour without hedging: nothing is closed, and nothing says that it hangs.
@@ -78,9 +89,8 @@ async fn who_waits_too_long_is_answered_elsewhere_and_a_hung_instance_is_left_al
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_not_be_sent_twice_waits() {
-    let (world, _control, ups) = known_pace().await;
+async fn what_may_not_be_sent_twice_waits(way: Way) {
+    let (world, _control, ups) = known_pace_by(way, &[]).await;
     // A PUT that is still under way somewhere might undo the next one.
     for method in [Method::POST, Method::PUT, Method::DELETE] {
         let user = world.client();
@@ -200,9 +210,8 @@ async fn an_error_of_the_second_is_better_than_no_answer_at_all() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_may_still_answer_first_and_an_error_of_the_second_is_no_answer() {
-    let (world, _control, ups) = known_pace_and(&[(LATE_FACTOR, "1000")]).await;
+async fn the_first_may_still_answer_first_and_an_error_of_the_second_is_no_answer(way: Way) {
+    let (world, _control, ups) = known_pace_by(way, &[(LATE_FACTOR, "1000")]).await;
     let user = world.client();
     // Both take half a second.
     let answer = user.get("/slow").await;
@@ -229,9 +238,8 @@ async fn the_first_may_still_answer_first_and_an_error_of_the_second_is_no_answe
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_who_leaves_during_the_race_is_noticed() {
-    let (world, _control, ups) = known_pace().await;
+async fn a_user_who_leaves_during_the_race_is_noticed(way: Way) {
+    let (world, _control, ups) = known_pace_by(way, &[]).await;
     let user = world.client();
     ups[0].counts.stall(true);
     ups[1].counts.stall(true);

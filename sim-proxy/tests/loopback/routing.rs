@@ -1,11 +1,16 @@
 //! Tables, shares, reports, metrics.
 
 use crate::control::{Control, applied};
+use crate::secure::{Way, each_way};
 use crate::world::{Load, World, pair, table};
 use hyper::{Method, StatusCode};
 use sim_api::v1::ProxyReport;
 use sim_core::table::Version;
 use std::time::Duration;
+
+each_way! {
+    a_new_table_rules_from_its_acknowledgement_on_and_fails_nothing
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shares_of_the_table_are_met_over_2000_requests() {
@@ -20,9 +25,8 @@ async fn shares_of_the_table_are_met_over_2000_requests() {
     assert!((second - due).abs() <= 12.0, "{second} of {sent}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_table_rules_from_its_acknowledgement_on_and_fails_nothing() {
-    let (world, mut control, ups) = World::with_two(9_500).await;
+async fn a_new_table_rules_from_its_acknowledgement_on_and_fails_nothing(way: Way) {
+    let (world, mut control, ups) = World::with_two_by(way, 9_500, &[]).await;
     let load = Load::start(&world, 8, &Method::POST);
     load.run(200).await;
     for generation in 2..=30 {

@@ -90,6 +90,30 @@ fn client_config(roots: RootCertStore) -> ClientConfig {
     config.with_root_certificates(roots).with_no_client_auth()
 }
 
+/// Tests of these, by users in the clear and over TLS.
+macro_rules! each_way {
+    ($($test:ident)+) => {
+        mod clear {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    super::$test(super::Way::Clear).await;
+                }
+            )+
+        }
+
+        mod over_tls {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    super::$test(super::Way::tls()).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use each_way;
+
 /// How users come.
 pub(crate) enum Way {
     Clear,
