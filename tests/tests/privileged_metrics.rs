@@ -49,7 +49,6 @@ async fn the_page_says_what_happened_and_forgets_what_is_gone() {
         format!("workload=\"{workload}\",instance=\"i{instance}\",server=\"a\"")
     };
     let (web, idle) = (of(1, "web"), of(2, "idle"));
-    let before = get(metrics, "/metrics").1;
     let answers = |page: &str, status: &str| {
         value(
             page,
@@ -58,13 +57,32 @@ async fn the_page_says_what_happened_and_forgets_what_is_gone() {
         )
         .unwrap()
     };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Its readiness was asked for once.
+    let before = loop {
+        let page = get(metrics, "/metrics").1;
+        if answers(&page, "2xx") > 0.0 {
+            break page;
+        }
+        assert!(Instant::now() < deadline, "it is ready: {page}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
     for _ in 0..REQUESTS {
         assert_eq!(get(address, "/work").0, 200);
     }
     assert_eq!(get(address, "/missing").0, 404);
 
-    let (status, page) = get(metrics, "/metrics");
-    assert_eq!(status, 200);
+    // A page may be a second old, and show none of it yet.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let page = loop {
+        let (status, page) = get(metrics, "/metrics");
+        assert_eq!(status, 200);
+        if answers(&page, "4xx") > 0.0 {
+            break page;
+        }
+        assert!(Instant::now() < deadline, "what happened: {page}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
     assert!((answers(&page, "2xx") - answers(&before, "2xx") - REQUESTS as f64).abs() < 0.1);
     assert!((answers(&page, "4xx") - 1.0).abs() < 0.1);
     let served = "http_server_request_duration_seconds_count";
