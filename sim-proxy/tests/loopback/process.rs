@@ -53,6 +53,7 @@ pub(crate) const CHECK: &str = "SIM_TEST_PROXY_CHECK";
 /// `REQUESTS:MS`: how many requests may wait while no instance is ready, and how long; none unless told.
 pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
 /// See [`sim_proxy::config::HedgeSettings`].
+pub(crate) const HEDGE_QUANTILE: &str = "SIM_TEST_PROXY_HEDGE_QUANTILE";
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
 /// Where a successor asks for the listeners.
 pub(crate) const HANDOVER: &str = "SIM_TEST_PROXY_HANDOVER";
@@ -202,6 +203,9 @@ fn proxy_process() {
             requests_max: requests.parse().expect("a number"),
             wait_max: Duration::from_millis(ms.parse().expect("a number")),
         });
+    }
+    if let Ok(quantile) = std::env::var(HEDGE_QUANTILE) {
+        config.hedge.quantile = quantile.parse().expect("a number");
     }
     if let Ok(factor) = std::env::var(LATE_FACTOR) {
         config.hedge.late_factor = factor.parse().expect("a number");

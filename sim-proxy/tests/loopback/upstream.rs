@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Answers by path:
@@ -25,6 +26,7 @@ pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     pub(crate) counts: Arc<Counts>,
     server: JoinHandle<()>,
+    killed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -80,30 +82,43 @@ impl Upstream {
             .expect("an address for an instance");
         let address = listener.local_addr().expect("bound");
         let counts = Arc::<Counts>::default();
-        let server = tokio::spawn(accept(listener, name, counts.clone()));
+        let killed = Arc::<Notify>::default();
+        let server = tokio::spawn(accept(listener, name, counts.clone(), killed.clone()));
         Self {
             address,
             counts,
             server,
+            killed,
         }
     }
 
     /// As by SIGKILL: the listener closes and every connection is reset at once.
     pub(crate) async fn kill(self) {
-        self.server.abort();
-        self.server.await.expect_err("it serves until it is killed");
+        self.killed.notify_one();
+        self.server.await.expect("it serves until it is killed");
     }
 }
 
-async fn accept(listener: TcpListener, name: &'static str, counts: Arc<Counts>) {
-    // Ends its connections with it when dropped.
+async fn accept(
+    listener: TcpListener,
+    name: &'static str,
+    counts: Arc<Counts>,
+    killed: Arc<Notify>,
+) {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.expect("accept");
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = killed.notified() => break,
+        };
+        let (stream, _) = accepted.expect("accept");
         stream.set_nodelay(true).expect("nodelay");
         stream.set_zero_linger().expect("reset on close");
         connections.spawn(serve(stream, name, counts.clone()));
     }
+    drop(listener);
+    // Not by dropping it: what is aborted may answer once more before it has its turn to end.
+    connections.shutdown().await;
 }
 
 async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
