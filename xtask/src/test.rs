@@ -39,7 +39,8 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
 
     let mut skipped = Vec::new();
     let mut failed = Vec::new();
-    for mut command in commands(context, filter) {
+    let has_nextest = find_program("cargo-nextest").is_some();
+    for mut command in commands(context, has_nextest, filter) {
         prepared.tell(&mut command, context, Profile::Dev);
         if let Some(peers) = &peers {
             peers.tell(&mut command);
@@ -94,18 +95,17 @@ fn failure(command: &Command, status: ExitStatus) -> String {
     format!("{} failed ({status})", process::describe(command))
 }
 
-fn commands(context: &Context, filter: &[String]) -> Vec<Command> {
+fn commands(context: &Context, has_nextest: bool, filter: &[String]) -> Vec<Command> {
+    // Cargo itself takes one filter, the harness behind `--` any number.
     let cargo = |arguments: &[&str], own: &[&str]| {
         let mut command = context.cargo();
-        command.args(arguments).args(filter);
-        if !own.is_empty() {
-            command.arg("--").args(own);
-        }
+        command.args(arguments).arg("--").args(own).args(filter);
         command
     };
     let documentation = cargo(&["test", "--workspace", "--doc"], &[]);
-    if find_program("cargo-nextest").is_some() {
-        let mut nextest = cargo(&["nextest", "run", "--workspace"], &[]);
+    if has_nextest {
+        let mut nextest = context.cargo();
+        nextest.args(["nextest", "run", "--workspace"]).args(filter);
         // Its output passes through us; it can't see the terminal.
         if crate::context::is_terminal() {
             nextest.args(["--color", "always"]);
@@ -134,10 +134,7 @@ fn commands(context: &Context, filter: &[String]) -> Vec<Command> {
         ]
     } else {
         // libtest takes the union of its filters, so the privileged can't be told apart here.
-        let mut one = context.cargo();
-        one.args(unit)
-            .args(["--", "--show-output", "--test-threads", "1"])
-            .args(filter);
+        let one = cargo(&unit, &["--show-output", "--test-threads", "1"]);
         vec![one, documentation]
     }
 }
@@ -164,6 +161,23 @@ mod tests {
             libtest("SKIPPED (not root)").unwrap(),
             "e2e::moves: SKIPPED (not root)"
         );
+    }
+
+    #[test]
+    fn several_filters_reach_the_harness_and_not_cargo_which_takes_one() {
+        let context = Context::new().unwrap();
+        let filter = ["first".to_owned(), "second".to_owned()];
+        for has_nextest in [true, false] {
+            let commands = commands(&context, has_nextest, &filter);
+            assert_eq!(commands.len(), 2);
+            for command in commands {
+                let line = process::describe(&command);
+                let (of_cargo, own) = line.split_once(" -- ").unwrap_or((&line, ""));
+                let is_nextest = of_cargo.contains(" nextest run ");
+                assert_eq!(of_cargo.contains(" first second"), is_nextest, "{line}");
+                assert_eq!(own.contains("first second"), !is_nextest, "{line}");
+            }
+        }
     }
 
     #[test]
