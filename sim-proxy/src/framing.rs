@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     Host,
     /// Not a method, a target and a version with one space between each two (section 3), or no target.
     RequestLine,
+    /// White space before or behind a value in HTTP/2, which would be none in HTTP/1.1 (RFC 9113, section 8.2.1).
+    Padding,
     /// Bytes that no head has.
     Bytes,
 }
@@ -39,15 +41,21 @@ impl fmt::Display for Fault {
             Self::Coding => "the transfer coding is not chunked alone",
             Self::Host => "there is not exactly one host",
             Self::RequestLine => "the first line is not method, target and version",
+            Self::Padding => "a value begins or ends with white space",
             Self::Bytes => "it is no HTTP",
         })
     }
 }
 
-/// What is wrong with the head of a request; `None` for one that has only one reading, and for HTTP/2.
+/// What is wrong with the head of a request; `None` for one that has only one reading.
 pub(crate) fn fault(session: &Session) -> Option<Fault> {
-    let head = session.as_http1()?.get_headers_raw_bytes();
-    check(&head).err()
+    if let Some(http1) = session.as_http1() {
+        return check(&http1.get_headers_raw_bytes()).err();
+    }
+    // Of HTTP/2 nothing else is left to us: h2 and Pingora refuse the rest.
+    let mut values = session.req_header().headers.values();
+    let is_padded = values.any(|value| value.as_bytes().trim_ascii().len() < value.len());
+    is_padded.then_some(Fault::Padding)
 }
 
 /// Checks a whole head, from the request line to the empty line.

@@ -1,4 +1,7 @@
-//! `cargo xtask conformance`: HTTP/1.1 beside nginx, `HAProxy`, Envoy and gunicorn, as processes on loopback.
+//! `cargo xtask conformance`: HTTP/1.1 beside nginx, `HAProxy`, Envoy and gunicorn, as processes on loopback, and HTTP/2
+//! by the suites of others.
+
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -7,6 +10,7 @@ use crate::context::{Context, REQUIRE_PRIVILEGED};
 use crate::process;
 use crate::progress::Steps;
 use crate::setup;
+use crate::test::HTTPWG;
 
 /// The tests of that program are the ones meant.
 const PACKAGE: &str = "sim-proxy";
@@ -21,12 +25,25 @@ pub(crate) struct Arguments {
     /// Which ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Run the cases of h2spec as well, by its program, which no registry has
+    #[arg(long, value_name = "PROGRAM", value_parser = program)]
+    h2spec: Option<PathBuf>,
+}
+
+/// A program that is there.
+fn program(text: &str) -> Result<PathBuf, String> {
+    let path = std::path::absolute(text).map_err(|error| error.to_string())?;
+    let is_there = path.is_file();
+    is_there
+        .then_some(path)
+        .ok_or_else(|| "no such file".to_owned())
 }
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    let mut steps = Steps::new("setup", setup::STEPS + 3);
+    let mut steps = Steps::new("setup", setup::STEPS + 4);
     let prepared = setup::all(context, &mut steps, Profile::Dev)?;
     let peers = setup::proxies(context, &mut steps)?;
+    let httpwg = setup::httpwg(context, &mut steps)?;
     println!("{}", steps.heading("tests"));
     let programs = build::tests_of(context, Profile::Dev, PACKAGE)?;
     let program = programs
@@ -40,6 +57,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     command.env("SIM_CONFORMANCE_COUNT", arguments.count.to_string());
     command.env("SIM_CONFORMANCE_SEED", arguments.seed.to_string());
     command.env(REQUIRE_PRIVILEGED, "1");
+    command.env(HTTPWG, httpwg);
+    if let Some(program) = &arguments.h2spec {
+        command.env("SIM_H2SPEC", program);
+    }
     prepared.tell(&mut command, context, Profile::Dev);
     peers.tell(&mut command);
     process::run(&mut command)

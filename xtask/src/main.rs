@@ -49,7 +49,7 @@ enum Chore {
     Loom(loom::Arguments),
     /// Look for bytes that break the HTTP/1.1 readers, by libFuzzer
     Fuzz(fuzz::Arguments),
-    /// Compare HTTP/1.1 with nginx, `HAProxy`, Envoy and gunicorn, before and behind them
+    /// Compare HTTP/1.1 with nginx, `HAProxy`, Envoy and gunicorn; run suites of HTTP/2
     Conformance(conformance::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
     VmTest(vm::Arguments),

@@ -3,6 +3,7 @@
 mod apt;
 mod debian_rust;
 mod guest;
+mod httpwg;
 mod packages;
 mod peers;
 mod python;
@@ -119,6 +120,11 @@ pub(crate) fn proxies(context: &Context, steps: &mut Steps) -> Result<Peers> {
         let program = python::envoy_program(context, &folder)?;
         Ok((peers.with_envoy(program), verdict))
     })
+}
+
+/// A suite of HTTP/2's cases.
+pub(crate) fn httpwg(context: &Context, steps: &mut Steps) -> Result<PathBuf> {
+    steps.run("httpwg", |activity| httpwg::install(context, activity))
 }
 
 /// A machine to emulate, and the kernel of that package for it.

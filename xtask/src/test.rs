@@ -14,6 +14,9 @@ use crate::setup::{self, Prepared};
 /// `.config/nextest.toml` says the same to nextest.
 const PRIVILEGED: &str = "privileged";
 
+/// Tells the tests where that program is.
+pub(crate) const HTTPWG: &str = "SIM_HTTPWG";
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only tests whose name contains one of these
@@ -26,12 +29,17 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
 
 /// Runs the tests and returns what setup prepared, for what comes next.
 pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepared> {
-    let mut steps = Steps::new("setup", setup::STEPS + 3);
+    let mut steps = Steps::new("setup", setup::STEPS + 4);
     let prepared = setup::all(context, &mut steps, Profile::Dev)?;
     let peers = match setup::proxies(context, &mut steps) {
         Ok(peers) => Some(peers),
         Err(error) if privileged_required() => return Err(error),
         // The tests beside them say that they are left out.
+        Err(_) => None,
+    };
+    let httpwg = match setup::httpwg(context, &mut steps) {
+        Ok(httpwg) => Some(httpwg),
+        Err(error) if privileged_required() => return Err(error),
         Err(_) => None,
     };
     println!("{}", steps.heading("programs and tests"));
@@ -44,6 +52,9 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
         prepared.tell(&mut command, context, Profile::Dev);
         if let Some(peers) = &peers {
             peers.tell(&mut command);
+        }
+        if let Some(httpwg) = &httpwg {
+            command.env(HTTPWG, httpwg);
         }
         println!("test: {}", process::describe(&command));
         let (status, lines) = process::run_and_pick(&mut command, skips())?;

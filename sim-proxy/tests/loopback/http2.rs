@@ -100,6 +100,25 @@ async fn the_user_is_named_and_a_cookie_in_pieces_arrives_whole() {
     }
 }
 
+/// HTTP/1.1 has no way to say such a value, so the instance would see another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_begins_or_ends_with_white_space_is_refused() {
+    let (world, _control, ups) = World::with_two(10_000).await;
+    let (mut user, _connection) = User::connect(&world).await;
+    for value in [" a", "a ", "a\t", " "] {
+        let request = user.request(Method::GET, "/").header("x-padded", value);
+        let (status, _) = user.send(request, "").await.expect("an answer");
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{value:?}");
+    }
+    let inside = user.request(Method::GET, "/").header("x-inside", "a \tb");
+    let (status, _) = user.send(inside, "").await.expect("an answer");
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(ups[0].counts.requests(), 1);
+    let metrics = world.metrics().await;
+    let refused = metrics.sum("sim_proxy_refused_total", &["malformed"]);
+    assert!((refused - 4.0).abs() < 0.1, "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_instance_costs_no_get_over_http2() {
     let (world, _control, [first, _second]) = World::with_two(9_500).await;

@@ -75,12 +75,16 @@ impl Peer {
 
 /// Where each of them is. Without one nothing is compared, which is said, or a failure where nothing may be left out.
 pub(super) fn are_there() -> bool {
-    let names = [
+    has(&[
         "SIM_PEERS",
         "SIM_PEERS_LIBRARIES",
         "SIM_PEERS_ENVOY",
         "SIM_HTTPBIN_VENV",
-    ];
+    ])
+}
+
+/// The same of whatever these variables name.
+pub(super) fn has(names: &[&str]) -> bool {
     let missing = names.iter().find(|name| std::env::var_os(name).is_none());
     let Some(missing) = missing else { return true };
     let is_required = std::env::var_os("SIM_REQUIRE_PRIVILEGED").is_some_and(|value| value == "1");
