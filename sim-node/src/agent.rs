@@ -8,6 +8,7 @@ use crate::listeners::{Listeners, Queue};
 use crate::metrics::{InstanceFigures, Snapshot};
 use crate::probes::Sensors;
 use crate::process_tree;
+use crate::readiness::Secure;
 use crate::sense::Readings;
 use crate::session::{self, Link};
 use crate::signals::{self, Means};
@@ -20,6 +21,7 @@ use std::fs::File;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -57,6 +59,8 @@ pub struct NodeConfig {
     pub metrics: Option<SocketAddr>,
     /// Sample window.
     pub tick: Duration,
+    /// Workloads whose instances speak TLS.
+    pub secured: BTreeMap<String, Arc<dyn Secure>>,
 }
 
 /// Why a node can't run.
@@ -295,6 +299,7 @@ impl Agent {
             hierarchy: self.hierarchy.as_ref(),
             launcher: &self.config.launcher,
             facts: self.facts.clone(),
+            secure: self.config.secured.get(&start.workload).cloned(),
         };
         match Instance::start(start, &place) {
             Ok(mut instance) => {

@@ -5,7 +5,7 @@ use crate::cgroup_set::CgroupSet;
 use crate::limits::{self, Limits};
 use crate::listeners::Queue;
 use crate::process_tree;
-use crate::readiness::{self, Proof};
+use crate::readiness::{self, Proof, Secure};
 use crate::sense::Readings;
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -98,6 +99,8 @@ pub(crate) struct Place<'a> {
     /// Names the server in the environment of its instances.
     pub(crate) mark: &'a str,
     pub(crate) facts: mpsc::Sender<Fact>,
+    /// How it is asked for its proof over TLS, if it speaks that.
+    pub(crate) secure: Option<Arc<dyn Secure>>,
 }
 
 impl Instance {
@@ -196,6 +199,7 @@ impl Instance {
             successes: start.readiness_successes.max(1),
             interval: Duration::from_micros(start.readiness_interval_micros),
             timeout: Duration::from_micros(start.readiness_timeout_micros),
+            secure: place.secure.clone(),
         };
         let facts = place.facts.clone();
         tasks.push(tokio::spawn(async move {

@@ -29,4 +29,5 @@ pub use launch::launch;
 pub use limits::hold_to_duty_cycle;
 pub use listeners::Queue;
 pub use process_tree::usage as process_group_usage;
+pub use readiness::{Io, Secure, Securing};
 pub use signals::{Quality, Signal};

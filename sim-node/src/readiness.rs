@@ -1,12 +1,31 @@
 //! Readiness proof: consecutive good answers of the instance itself.
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+/// A connection to an instance.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that is being secured.
+pub type Securing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+
+/// Secures connections to a workload's instances, which speak TLS. How is the business of whoever reads the
+/// configuration: the proxy does the same.
+pub trait Secure: std::fmt::Debug + Send + Sync {
+    /// Shakes hands on a connection that stands.
+    fn secure(&self, stream: Box<dyn Io>) -> Securing;
+}
 
 /// How readiness is proven.
 #[derive(Clone, Debug)]
@@ -15,6 +34,8 @@ pub(crate) struct Proof {
     pub(crate) successes: u32,
     pub(crate) interval: Duration,
     pub(crate) timeout: Duration,
+    /// None: the instance is asked in the clear.
+    pub(crate) secure: Option<Arc<dyn Secure>>,
 }
 
 /// Longest wait for one answer.
@@ -29,7 +50,7 @@ pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), Stri
     let proving = async {
         let mut good = 0;
         while good < proof.successes {
-            match timeout(ANSWER_TIMEOUT, ask(address, &proof.path)).await {
+            match timeout(ANSWER_TIMEOUT, ask(address, proof)).await {
                 Ok(Ok(())) => good += 1,
                 Ok(Err(error)) => (good, last) = (0, format!("{error:#}")),
                 Err(_) => (good, last) = (0, "an answer took too long".into()),
@@ -42,19 +63,27 @@ pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), Stri
     if timeout(proof.timeout, proving).await.is_ok() {
         return Ok(());
     }
+    let scheme = match proof.secure {
+        None => "http",
+        Some(_) => "https",
+    };
     Err(format!(
-        "not ready within {:.0} s: http://{address}{}: {last}; it must listen on the {{address}} and \
+        "not ready within {:.0} s: {scheme}://{address}{}: {last}; it must listen on the {{address}} and \
          {{port}} it is given, and answer 2xx there (workload.readiness)",
         proof.timeout.as_secs_f64(),
         proof.path
     ))
 }
 
-async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(address).await?;
+async fn ask(address: SocketAddr, proof: &Proof) -> anyhow::Result<()> {
+    let mut stream: Box<dyn Io> = Box::new(TcpStream::connect(address).await?);
+    if let Some(secure) = &proof.secure {
+        let securing = secure.secure(stream);
+        stream = securing.await.context("TLS")?;
+    }
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = hyper::Request::get(path)
+    let request = hyper::Request::get(&proof.path)
         .header("host", address.to_string())
         .header("user-agent", "sim-node readiness")
         .header("connection", "close")
@@ -108,6 +137,7 @@ mod tests {
             successes: 3,
             interval: Duration::from_millis(1),
             timeout: Duration::from_millis(300),
+            secure: None,
         }
     }
 

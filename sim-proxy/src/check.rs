@@ -87,7 +87,8 @@ async fn follow(
     sleep(jittered(settings.interval, 0.0, 1.0)).await;
     let mut row = Row::default();
     loop {
-        let asked = timeout(settings.timeout, ask::ask(&settings.kind, address)).await;
+        let asking = ask::ask(&settings.kind, address, &dispatch);
+        let asked = timeout(settings.timeout, asking).await;
         let failure = match asked {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure.to_string()),

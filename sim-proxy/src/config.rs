@@ -15,7 +15,7 @@ use crate::matching::Condition;
 use crate::policy::Policy;
 use crate::snapshot::MirrorTo;
 use crate::sticky::Sticky;
-use crate::tls::TlsSettings;
+use crate::tls::{InstanceTlsSettings, TlsSettings};
 use crate::trace::TraceSettings;
 use sim_core::name::{ProxyName, WorkloadName};
 use std::net::SocketAddr;
@@ -91,6 +91,8 @@ pub struct WorkloadSettings {
     pub conditions: Vec<Condition>,
     /// What its instances speak.
     pub protocol: Protocol,
+    /// How they are spoken to over TLS; none: in the clear.
+    pub tls: Option<InstanceTlsSettings>,
 }
 
 impl From<WorkloadName> for WorkloadSettings {
@@ -100,6 +102,7 @@ impl From<WorkloadName> for WorkloadSettings {
             name,
             conditions: Vec::new(),
             protocol: Protocol::default(),
+            tls: None,
         }
     }
 }
@@ -151,7 +154,7 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
-    /// HTTP/2, by prior knowledge: what gRPC needs.
+    /// HTTP/2, by prior knowledge or, over TLS, by ALPN: what gRPC needs.
     Http2,
 }
 
@@ -161,7 +164,7 @@ pub const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Http1, "http1"), (Proto
 /// Connections to instances.
 #[derive(Clone, Copy, Debug)]
 pub struct UpstreamSettings {
-    /// For the TCP handshake.
+    /// For a connection, TLS included.
     pub connect_timeout: Duration,
     /// Between two reads of an answer; also the wait for its first byte.
     pub read_timeout: Duration,

@@ -47,10 +47,12 @@ pub(crate) enum RetryReason {
     Hedge,
     /// No answer in many times that; the first attempt was given up.
     Late,
+    /// No TLS with the instance; nothing was sent.
+    Tls,
 }
 
 impl RetryReason {
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
@@ -59,7 +61,15 @@ impl RetryReason {
         (Self::Refused, "refused"),
         (Self::Hedge, "hedge"),
         (Self::Late, "late"),
+        (Self::Tls, "tls"),
     ];
+}
+
+impl RetryReason {
+    /// Nobody has acted on the request, so it doesn't matter what it is.
+    pub(crate) fn is_untouched(self) -> bool {
+        matches!(self, Self::Connect | Self::Refused | Self::Tls)
+    }
 }
 
 impl From<RetryReason> for ErrorClass {
@@ -72,6 +82,7 @@ impl From<RetryReason> for ErrorClass {
             RetryReason::Down => Self::Down,
             RetryReason::Hedge | RetryReason::Late => Self::Late,
             RetryReason::Refused => Self::Refused,
+            RetryReason::Tls => Self::Tls,
         }
     }
 }
@@ -98,7 +109,7 @@ impl ErrorSide {
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
     endings: CachePadded<[AtomicU64; 4]>,
-    retries: [AtomicU64; 8],
+    retries: [AtomicU64; 9],
     errors: [AtomicU64; 3],
     /// By reason; [`Counters::refused`] counts both these and the end.
     pub(crate) refusals: Refusals,

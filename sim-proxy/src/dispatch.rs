@@ -4,7 +4,7 @@
 use crate::attempt::Attempt;
 use crate::budget::RetryBudget;
 use crate::clock::monotonic_ns;
-use crate::config::{Protocol, ProxyConfig};
+use crate::config::{Protocol, ProxyConfig, WorkloadSettings};
 use crate::counters::{Counters, RetryReason};
 use crate::errors::ErrorClass;
 use crate::health::Failure;
@@ -12,6 +12,7 @@ use crate::hold::Hold;
 use crate::live::Outcome;
 use crate::mirror::Mirror;
 use crate::routes::{Entry, NoEntry, Routes};
+use crate::tls::instances::InstanceTls;
 use sim_core::name::InstanceId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,8 @@ pub(crate) struct Dispatch {
     pub(crate) mirror: Arc<Mirror>,
     /// What the instances speak.
     pub(crate) protocol: Protocol,
+    /// How they are spoken to over TLS; none: in the clear.
+    pub(crate) tls: Option<Arc<InstanceTls>>,
     /// Where requests wait while no instance is ready.
     pub(crate) hold: Hold,
     budget: RetryBudget,
@@ -31,14 +34,20 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(crate) fn new(config: &ProxyConfig, routes: Routes, protocol: Protocol) -> Self {
+    pub(crate) fn new(
+        config: &ProxyConfig,
+        routes: Routes,
+        workload: &WorkloadSettings,
+        tls: Option<Arc<InstanceTls>>,
+    ) -> Self {
         let retry = config.retry;
-        let mirror = Mirror::new(config.mirror, config.upstream.idle_timeout);
+        let mirror = Mirror::new(config.mirror, config.upstream.idle_timeout, tls.clone());
         Self {
             routes,
             counters: Counters::default(),
             mirror: Arc::new(mirror),
-            protocol,
+            protocol: workload.protocol,
+            tls,
             hold: Hold::new(config.hold),
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,

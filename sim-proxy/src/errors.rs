@@ -24,10 +24,12 @@ pub(crate) enum ErrorClass {
     Status5xx,
     /// An answer of 400 to 499: most often the user's own.
     Status4xx,
+    /// A connection, but no TLS: its certificate isn't good, or it takes none of ours.
+    Tls,
 }
 
 impl ErrorClass {
-    pub(crate) const ALL: [(Self, &'static str); 9] = [
+    pub(crate) const ALL: [(Self, &'static str); 10] = [
         (Self::Connect, "connect"),
         (Self::Reset, "reset"),
         (Self::Timeout, "timeout"),
@@ -37,6 +39,7 @@ impl ErrorClass {
         (Self::Late, "late"),
         (Self::Status5xx, "5xx"),
         (Self::Status4xx, "4xx"),
+        (Self::Tls, "tls"),
     ];
 
     /// Of an answer with `status`, if it is one.

@@ -6,6 +6,7 @@
 
 mod begin;
 mod logged;
+mod peer;
 mod request;
 
 pub(crate) use begin::noting_begin;
@@ -23,7 +24,7 @@ use crate::limits::general::{hurry, reached};
 use crate::live::Outcome;
 use crate::mirror::Taking;
 use crate::pick::How;
-use crate::retry::{Exchange, is_instance_at_fault, is_stale, judge, may_go_again};
+use crate::retry::{Exchange, is_instance_at_fault, is_stale, is_tls, judge, may_go_again};
 use crate::routes::{Entry, NoEntry};
 use crate::sticky::{self, Sticky};
 use crate::tell::Teller;
@@ -32,7 +33,8 @@ use crate::workloads::{Open, Workloads};
 use crate::{grpc, http2, refusal};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
+use peer::peer;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _, PeerOptions};
@@ -143,6 +145,13 @@ impl Gateway {
         reached(error) && dispatch.is_some_and(is_overtime)
     }
 
+    /// Over TLS an instance that is to be spoken to in HTTP/2 may not know it.
+    fn is_downgraded(&self, request: &Request, upstream_request: &RequestHeader) -> bool {
+        let dispatch = self.dispatch(request);
+        upstream_request.version != Version::HTTP_2
+            && dispatch.is_some_and(|dispatch| dispatch.protocol == Protocol::Http2)
+    }
+
     fn has_other(&self, request: &Request, not: Option<InstanceId>) -> bool {
         let pair = self.dispatch(request).zip(not);
         pair.is_some_and(|(dispatch, not)| dispatch.routes.has_other(not))
@@ -216,12 +225,11 @@ impl ProxyHttp for Gateway {
                 return Err(Error::new_in(ErrorType::HTTPStatus(503)));
             }
         };
-        let mut peer = HttpPeer::new(attempt.address(), false, String::new());
         let options = match dispatch.protocol {
             Protocol::Http1 => &self.http1_options,
             Protocol::Http2 => &self.http2_options,
         };
-        peer.options = options.clone();
+        let mut peer = peer(&attempt, options, dispatch.tls.as_deref());
         if grpc::is_call(session) {
             // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
             request.deadline = grpc::deadline(&session.req_header().headers);
@@ -261,6 +269,10 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if session.is_http2() {
             http2::join_cookies(upstream_request)?;
+        }
+        if self.is_downgraded(request, upstream_request) {
+            let why = "the instance doesn't speak HTTP/2";
+            return Err(Error::explain(ErrorType::TLSHandshakeFailure, why).into_up());
         }
         let trace = request.trace.as_ref();
         self.teller.tell(session, trace, upstream_request)?;
@@ -380,6 +392,12 @@ impl ProxyHttp for Gateway {
         let stale = is_stale(&error);
         let reason = if stale {
             RetryReason::Reset
+        } else if is_tls(&error) {
+            let dispatch = self.dispatch(request);
+            if let Some(tls) = dispatch.and_then(|dispatch| dispatch.tls.as_ref()) {
+                tls.say(monotonic_ns(), &error);
+            }
+            RetryReason::Tls
         } else {
             RetryReason::Connect
         };
@@ -431,7 +449,7 @@ impl ProxyHttp for Gateway {
         let over = !exchange.answer_begun && self.is_over(request, &error);
         // What is left of the time may have been too little for anybody.
         let failure = failure.filter(|_| !over || request.tries == 1);
-        let repeatable = exchange.is_repeatable(reason == RetryReason::Refused);
+        let repeatable = exchange.is_repeatable(reason.is_untouched());
         let failed_on = self.attempt_failed(request, reason.into(), failure);
         let elsewhere = self.has_other(request, failed_on);
         let possible = !over && may_go_again(reason, repeatable, reused, elsewhere);

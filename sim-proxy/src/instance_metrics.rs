@@ -42,7 +42,7 @@ pub(crate) fn render<'a>(page: &mut Page, instances: impl Iterator<Item = &'a In
     page.family(
         "sim_proxy_instance_errors_total",
         Kind::Counter,
-        "What went wrong at an instance, by class: connect (no connection), reset (broke off), timeout, malformed (no HTTP), down (stopped or dead, says the kernel), refused (a stream of HTTP/2), late (given up, see proxy.hedge.late_factor), 5xx (and failed gRPC calls), 4xx.",
+        "What went wrong at an instance, by class: connect (no connection), reset (broke off), timeout, malformed (no HTTP), down (stopped or dead, says the kernel), refused (a stream of HTTP/2), late (given up, see proxy.hedge.late_factor), 5xx (and failed gRPC calls), 4xx, tls (its certificate isn't good, or it takes none of ours).",
     );
     for live in &instances {
         for (class, name) in ErrorClass::ALL {

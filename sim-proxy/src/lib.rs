@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 mod counters;
 mod cut;
+mod dial;
 mod dispatch;
 mod errors;
 mod exposition;
@@ -91,6 +92,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use stop::Stop;
 use tls::accept::Door;
+use tls::instances::InstanceTls;
 use tls::watch::Watch;
 use tokio::sync::{Mutex, watch};
 use workloads::Workloads;
@@ -169,6 +171,8 @@ pub struct Proxy {
     users: Vec<(String, TcpListener)>,
     admin: TcpListener,
     door: Option<Arc<Door>>,
+    /// How the instances of each workload are spoken to, by its place.
+    instances_tls: Vec<Option<Arc<InstanceTls>>>,
     tables: Vec<v1::RoutingTable>,
     predecessor: Option<UnixStream>,
     access_log: Option<(AccessLog, Writer)>,
@@ -211,6 +215,12 @@ impl Proxy {
             Some(tls) => Some(Arc::new(Door::new(tls, config.listen.is_none())?)),
             None => None,
         };
+        let instances_tls = config.workloads.iter().map(|workload| {
+            let tls = workload.tls.as_ref();
+            let tls = tls.map(|tls| InstanceTls::new(&workload.name, tls).map(Arc::new));
+            tls.transpose()
+        });
+        let instances_tls = instances_tls.collect::<Result<_, _>>()?;
         let access_log = config.access_log.clone().map(|settings| {
             let path = settings.to.path();
             AccessLog::open(settings).map_err(|source| ProxyError::AccessLog { path, source })
@@ -221,6 +231,7 @@ impl Proxy {
             users,
             admin,
             door,
+            instances_tls,
             tables,
             predecessor,
         })
@@ -253,6 +264,7 @@ impl Proxy {
             users,
             admin,
             door,
+            instances_tls,
             tables,
             predecessor,
             access_log,
@@ -260,7 +272,7 @@ impl Proxy {
         // Once all else is over, its last lines are written.
         let (access_log, _writer) = access_log.unzip();
         let access_log = access_log.map(Arc::new);
-        let workloads = Workloads::new(&config).logged_to(access_log.clone());
+        let workloads = Workloads::new(&config, &instances_tls).logged_to(access_log.clone());
         let workloads = Arc::new(workloads);
         workloads.inherit(tables);
         let progress = Arc::new(Progress::new(predecessor.is_some()));
@@ -332,6 +344,9 @@ impl Proxy {
         if let Some(door) = &door {
             let watch = Watch(door.watched());
             server.add_service(background_service("certificates", watch));
+        }
+        for tls in instances_tls.into_iter().flatten() {
+            server.add_service(background_service("instances' certificates", Watch(tls)));
         }
 
         if let Some(log) = access_log {

@@ -38,6 +38,7 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
         counters,
         mirror,
         hold,
+        tls,
         ..
     } in workloads.iter().map(|dispatch| &**dispatch)
     {
@@ -56,6 +57,9 @@ pub(crate) fn render(workloads: &Workloads, door: Option<&Door>) -> String {
         latency(&mut page, &instances);
         instance_metrics::render(&mut page, instances.iter().map(|(live, _)| &**live));
         mirror.export(&mut page);
+        if let Some(tls) = tls {
+            tls.render(&mut page);
+        }
         control(&mut page, &snapshot, counters, routes, now_ns);
     }
     page.label(&[]);

@@ -7,6 +7,7 @@
 
 use crate::counters::RetryReason;
 use crate::health::Failure;
+use crate::tls::instances::is_refused as is_refused_tls;
 use pingora_error::{Error, ErrorType};
 
 /// An error from the instance's side: what it says about the instance and why to try another.
@@ -18,6 +19,9 @@ pub(crate) fn judge(error: &Error, reused: bool) -> (Option<Failure>, RetryReaso
     let (failure, reason) = match error.etype() {
         E::ReadTimedout | E::WriteTimedout => (Failure::BadAnswer, RetryReason::Timeout),
         E::InvalidHTTPHeader | E::H1Error => (Failure::BadAnswer, RetryReason::Malformed),
+        _ if is_tls(error) || !reused && is_tls_refused(error) => {
+            (Failure::Connect, RetryReason::Tls)
+        }
         _ => (failure_of_reset(reused), RetryReason::Reset),
     };
     (Some(failure), reason)
@@ -31,6 +35,21 @@ fn is_refused(error: &Error) -> bool {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         error.is_remote() && (refused || error.is_go_away())
     })
+}
+
+/// Whether the instance takes no certificate of ours: with TLS 1.3 that is heard of after the handshake.
+fn is_tls_refused(error: &Error) -> bool {
+    let error = error.root_cause().downcast_ref::<std::io::Error>();
+    error.is_some_and(is_refused_tls)
+}
+
+/// Whether there is a connection, but no TLS.
+pub(crate) fn is_tls(error: &Error) -> bool {
+    use ErrorType as E;
+    matches!(
+        error.etype(),
+        E::TLSHandshakeFailure | E::TLSHandshakeTimedout | E::InvalidCert
+    )
 }
 
 /// Whether nothing was sent since an idle connection of HTTP/2 turned out to be gone.
@@ -68,6 +87,7 @@ pub(crate) fn may_go_again(
         | RetryReason::Malformed
         | RetryReason::Down
         | RetryReason::Hedge
+        | RetryReason::Tls
         | RetryReason::Late => repeatable && elsewhere,
     }
 }
@@ -79,7 +99,7 @@ pub(crate) fn is_instance_at_fault(error: &Error) -> bool {
     matches!(
         error.etype(),
         E::ConnectRefused | E::ConnectTimedout | E::ConnectNoRoute | E::ConnectError
-    )
+    ) || is_tls(error)
 }
 
 /// State of a request that got no answer.

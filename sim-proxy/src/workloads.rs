@@ -9,6 +9,7 @@ use crate::limits::{Limits, Refusal};
 use crate::matching::{Found, Matcher};
 use crate::routes::Routes;
 use crate::snapshot::Upstream;
+use crate::tls::instances::InstanceTls;
 use sim_api::v1;
 use sim_core::table::{Version, WeightTable};
 use std::sync::Arc;
@@ -29,16 +30,18 @@ pub(crate) struct Workloads {
 }
 
 impl Workloads {
-    pub(crate) fn new(config: &ProxyConfig) -> Self {
-        let dispatch = |workload: &WorkloadSettings| {
+    /// `tls`: how the instances of each workload are spoken to, by its place.
+    pub(crate) fn new(config: &ProxyConfig, tls: &[Option<Arc<InstanceTls>>]) -> Self {
+        let dispatch = |(place, workload): (usize, &WorkloadSettings)| {
             let routes = Routes::new(workload.name.clone(), config.eject)
                 .by(config.policy)
                 .with_room(config.limits.upstream_concurrency);
-            Arc::new(Dispatch::new(config, routes, workload.protocol))
+            let tls = tls.get(place).cloned().flatten();
+            Arc::new(Dispatch::new(config, routes, workload, tls))
         };
         let conditions = config.workloads.iter().map(|w| w.conditions.as_slice());
         Self {
-            all: config.workloads.iter().map(dispatch).collect(),
+            all: config.workloads.iter().enumerate().map(dispatch).collect(),
             matcher: Matcher::new(conditions),
             outside: Counters::default(),
             limits: Limits::new(config.limits),
@@ -206,7 +209,7 @@ mod tests {
             any,
             "/nonexistent".into(),
         );
-        let workloads = Arc::new(Workloads::new(&config));
+        let workloads = Arc::new(Workloads::new(&config, &[]));
         for place in [Some(0), None] {
             let request = Open::new(workloads.clone(), place);
             let panicked = std::thread::spawn(move || {

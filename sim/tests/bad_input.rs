@@ -323,6 +323,63 @@ fn what_a_file_gets_wrong_is_named() {
 }
 
 #[test]
+fn what_is_wrong_with_tls_to_instances_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let good = good(dir.path());
+    let tls = |keys: &str| good.replace("slo =", &format!("tls = {{ {keys} }}\nslo ="));
+    std::fs::write(dir.path().join("no.pem"), "nothing").expect("written");
+    let there = dir.path().join("no.pem").display().to_string();
+    let name = "server_name = \"web.internal\"";
+    let cases = [
+        (tls(name), vec!["workload[0].tls: missing field `ca`"]),
+        (
+            tls("ca = \"a.pem\""),
+            vec!["workload[0].tls: missing field `server_name`"],
+        ),
+        (
+            tls("ca = \"a.pem\", server_name = \"\""),
+            vec![
+                "workload.tls.server_name = \"\"",
+                "\"web.internal\", or an IP address",
+            ],
+        ),
+        (
+            tls("ca = \"a.pem\", server_name = \"10.0.0.1:443\""),
+            vec!["workload.tls.server_name = \"10.0.0.1:443\"", "IP address"],
+        ),
+        (
+            tls(&format!("ca = \"a.pem\", {name}, insecure = true")),
+            vec!["workload[0].tls.insecure: unknown field"],
+        ),
+        (
+            tls(&format!("ca = \"a.pem\", {name}, key = \"a.key\"")),
+            vec![
+                "workload.tls.key = \"a.key\"",
+                "with workload.tls.certificate",
+            ],
+        ),
+        (
+            tls(&format!("ca = \"a.pem\", {name}, certificate = \"a.pem\"")),
+            vec![
+                "workload.tls.certificate = \"a.pem\"",
+                "with workload.tls.key",
+            ],
+        ),
+        (
+            tls(&format!("ca = \"/no/such.pem\", {name}")),
+            vec!["workload web: tls.ca: /no/such.pem: can't be read"],
+        ),
+        (
+            tls(&format!("ca = \"{there}\", {name}")),
+            vec!["workload web: tls.ca: ", "holds no PEM certificate"],
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_refused(&text, dir.path(), &expected);
+    }
+}
+
+#[test]
 fn workloads_that_get_in_each_other_s_way_are_named() {
     let dir = tempfile::tempdir().expect("dir");
     let good = good(dir.path());

@@ -1,11 +1,13 @@
 //! One check: a connection of its own, one question, one answer.
 
-use crate::config::CheckKind;
+use crate::config::{CheckKind, Protocol};
+use crate::dial::{Link, NoLink, dial};
+use crate::dispatch::Dispatch;
+use crate::tls::instances::Alpn;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// More of an answer's head isn't read, bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
@@ -16,6 +18,8 @@ const SERVING: i32 = 1;
 /// Why a check failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failed {
+    #[error("{0}")]
+    NoLink(#[from] NoLink),
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("{0}")]
@@ -42,30 +46,34 @@ struct Answer {
     status: i32,
 }
 
-/// Asks the instance at `address` once.
-pub(super) async fn ask(kind: &CheckKind, address: SocketAddr) -> Result<(), Failed> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+/// Asks the instance of a workload at `address` once.
+pub(super) async fn ask(
+    kind: &CheckKind,
+    address: SocketAddr,
+    dispatch: &Dispatch,
+) -> Result<(), Failed> {
+    let alpn = match (kind, dispatch.protocol) {
+        (CheckKind::Http { .. }, _) | (CheckKind::Tcp, Protocol::Http1) => Alpn::Http1,
+        (CheckKind::Grpc { .. }, _) | (CheckKind::Tcp, Protocol::Http2) => Alpn::Http2,
+    };
+    let link = dial(address, dispatch.tls.as_deref(), alpn).await?;
     match kind {
         CheckKind::Tcp => Ok(()),
-        CheckKind::Http { path, status } => http(stream, address, path, *status).await,
-        CheckKind::Grpc { service } => grpc(stream, address, service).await,
+        CheckKind::Http { path, status } => http(link, address, path, *status).await,
+        CheckKind::Grpc { service } => grpc(link, address, service).await,
     }
 }
 
-async fn http(
-    mut stream: TcpStream,
-    address: SocketAddr,
-    path: &str,
-    wanted: u16,
-) -> Result<(), Failed> {
+async fn http(mut link: Link, address: SocketAddr, path: &str, wanted: u16) -> Result<(), Failed> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: sim-proxy\r\nConnection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).await?;
+    link.write_all(request.as_bytes()).await?;
+    // TLS may keep the end of it back.
+    link.flush().await?;
     let mut head = BytesMut::new();
     loop {
-        if stream.read_buf(&mut head).await? == 0 || head.len() > HEAD_BYTES_MAX {
+        if link.read_buf(&mut head).await? == 0 || head.len() > HEAD_BYTES_MAX {
             return Err(Failed::Malformed);
         }
         let mut fields = [httparse::EMPTY_HEADER; 100];
@@ -85,11 +93,16 @@ async fn http(
     }
 }
 
-async fn grpc(stream: TcpStream, address: SocketAddr, service: &str) -> Result<(), Failed> {
-    let (requests, connection) = h2::client::handshake(stream).await?;
+async fn grpc(link: Link, address: SocketAddr, service: &str) -> Result<(), Failed> {
+    let scheme = if link.material() == 0 {
+        "http"
+    } else {
+        "https"
+    };
+    let (requests, connection) = h2::client::handshake(link).await?;
     // Dropped with the check, and with it what drives it.
     let mut connection = std::pin::pin!(connection);
-    let call = call(requests, address, service);
+    let call = call(requests, scheme, address, service);
     tokio::select! {
         biased;
         answered = call => answered,
@@ -99,10 +112,11 @@ async fn grpc(stream: TcpStream, address: SocketAddr, service: &str) -> Result<(
 
 async fn call(
     requests: h2::client::SendRequest<Bytes>,
+    scheme: &str,
     address: SocketAddr,
     service: &str,
 ) -> Result<(), Failed> {
-    let request = http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
+    let request = http::Request::post(format!("{scheme}://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("user-agent", "sim-proxy")
@@ -144,7 +158,20 @@ async fn call(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ProxyConfig;
+    use crate::workloads::Workloads;
     use tokio::net::TcpListener;
+
+    /// Asks one that speaks in the clear.
+    async fn ask_plain(kind: &CheckKind, address: SocketAddr) -> Result<(), Failed> {
+        let any = ([127, 0, 0, 1], 0).into();
+        let name = sim_core::name::ProxyName::new("p").expect("valid");
+        let workload = sim_core::name::WorkloadName::new("web").expect("valid");
+        let workloads = vec![workload.into()];
+        let config = ProxyConfig::new(name, workloads, any, any, "/nonexistent".into());
+        let workloads = Workloads::new(&config, &[]);
+        ask(kind, address, workloads.at(0).expect("there")).await
+    }
 
     fn http_check(status: u16) -> CheckKind {
         CheckKind::Http {
@@ -172,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn a_status_that_is_not_the_one_is_a_failure() {
         let (address, served) = answering("HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n").await;
-        ask(&http_check(204), address).await.expect("healthy");
+        ask_plain(&http_check(204), address).await.expect("healthy");
         let asked = served.await.expect("served");
         assert!(asked.starts_with("GET /health HTTP/1.1\r\n"), "{asked}");
         for (answer, said) in [
@@ -181,7 +208,9 @@ mod tests {
             ("", "no proper answer"),
         ] {
             let (address, _served) = answering(answer).await;
-            let failed = ask(&http_check(200), address).await.expect_err("sick");
+            let failed = ask_plain(&http_check(200), address)
+                .await
+                .expect_err("sick");
             assert_eq!(failed.to_string(), said);
         }
     }
@@ -221,10 +250,12 @@ mod tests {
         let check = |service: &str| CheckKind::Grpc {
             service: service.into(),
         };
-        ask(&check(""), health(1).await).await.expect("healthy");
-        let failed = ask(&check("web"), health(2).await).await;
+        ask_plain(&check(""), health(1).await)
+            .await
+            .expect("healthy");
+        let failed = ask_plain(&check("web"), health(2).await).await;
         assert!(matches!(failed, Err(Failed::NotServing(2))), "{failed:?}");
-        let failed = ask(&check("nobody"), health(1).await).await;
+        let failed = ask_plain(&check("nobody"), health(1).await).await;
         assert!(matches!(failed, Err(Failed::Malformed)), "{failed:?}");
     }
 }

@@ -6,16 +6,17 @@ use super::pool::{self, PoolLimits};
 use super::watchdog::Watchdog;
 use super::wire::{self, Gone, Got, Stuck};
 use crate::attempt::Target;
-use crate::clock::nanos;
+use crate::clock::{monotonic_ns, nanos};
 use crate::config::UpstreamSettings;
 use crate::counters::RetryReason;
+use crate::dial::{Link, NoLink, dial};
 use crate::health::Failure;
 use crate::retry::failure_of_reset;
+use crate::tls::instances::{Alpn, InstanceTls};
 use pingora_core::protocols::Stream;
 use std::io;
 use std::task::Context;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Longest head of an answer, bytes.
@@ -97,12 +98,14 @@ pub(super) struct Question<'a> {
     pub(super) fresh: bool,
     /// Another instance is asked as well, so nothing may go to the user before it is clear whose answer it gets.
     pub(super) raced: bool,
+    /// Instances are asked over TLS.
+    pub(super) tls: Option<&'a InstanceTls>,
 }
 
 /// A request that an instance has been sent.
 #[derive(Debug)]
 pub(super) struct Asked {
-    instance: TcpStream,
+    instance: Link,
     /// It had served before.
     reused: bool,
     /// What was read of the answer.
@@ -114,7 +117,7 @@ pub(super) struct Asked {
 /// An answer whose head has come.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) instance: TcpStream,
+    pub(super) instance: Link,
     /// It had served before.
     pub(super) reused: bool,
     pub(super) answer: Answer,
@@ -133,7 +136,8 @@ pub(super) async fn send(
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
 ) -> Result<Asked, Broken> {
-    let to = (target.instance, target.address);
+    let material = question.tls.map_or(0, |tls| tls.material().id);
+    let to = (target.instance, target.address, material);
     let idle = if question.fresh {
         pool::forget(to);
         None
@@ -143,7 +147,7 @@ pub(super) async fn send(
     let reused = idle.is_some();
     let mut instance = match idle {
         Some(instance) => instance,
-        None => connect(target, question.deadline_ns, timeouts).await?,
+        None => connect(target, question, timeouts).await?,
     };
     let written = wire::write_until(
         &mut instance,
@@ -190,7 +194,9 @@ impl Asked {
                 Ok(Got::Bytes) => {}
                 Ok(Got::Late) => return Err(late(self.reused)),
                 // Nobody looks for the user here.
-                Ok(Got::End | Got::Elsewhere(_)) | Err(Gone) => return Err(self.broken_off()),
+                Ok(Got::End | Got::Elsewhere(_)) | Err(Gone) => {
+                    return Err(self.broken_off(question));
+                }
             }
             while let Some((answer, keep)) = self.head(question, &keep)? {
                 if answer.status >= 200 {
@@ -243,14 +249,14 @@ impl Asked {
             if matches!(got, Ok(Got::Elsewhere(RetryReason::Hedge))) {
                 return Err(Unanswered::Overdue(Box::new(self)));
             }
-            self.judge(got)?;
+            self.judge(got, question)?;
         }
     }
 
-    fn judge(&self, got: Result<Got, Gone>) -> Result<(), Unanswered> {
+    fn judge(&mut self, got: Result<Got, Gone>, question: Question<'_>) -> Result<(), Unanswered> {
         match got {
             Ok(Got::Bytes) => Ok(()),
-            Ok(Got::End) => Err(self.broken_off().into()),
+            Ok(Got::End) => Err(self.broken_off(question).into()),
             Ok(Got::Late) => Err(late(self.reused).into()),
             Ok(Got::Elsewhere(reason)) => {
                 // The kernel's flag speaks for itself: it keeps others away for as long as it stands, and no longer.
@@ -261,7 +267,14 @@ impl Asked {
         }
     }
 
-    fn broken_off(&self) -> Broken {
+    fn broken_off(&mut self, question: Question<'_>) -> Broken {
+        if let Some(tls) = question.tls
+            && !self.reused
+            && self.instance.is_refused()
+        {
+            tls.say(monotonic_ns(), &"it takes no certificate of ours");
+            return broken(Some(Failure::Connect), RetryReason::Tls, false);
+        }
         let failure = failure_of_reset(self.reused);
         broken(Some(failure), RetryReason::Reset, self.reused)
     }
@@ -325,18 +338,20 @@ fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Broken
 
 async fn connect(
     target: Target,
-    deadline_ns: u64,
+    question: Question<'_>,
     timeouts: &Timeouts,
-) -> Result<TcpStream, Broken> {
-    let connecting = TcpStream::connect(target.address);
-    let left = Duration::from_nanos(deadline_ns.saturating_sub(target.entered_ns));
+) -> Result<Link, Broken> {
+    let connecting = dial(target.address, question.tls, Alpn::Http1);
+    let left = Duration::from_nanos(question.deadline_ns.saturating_sub(target.entered_ns));
     let (error, late) = match timeout(timeouts.connect.min(left), connecting).await {
-        Ok(Ok(stream)) => {
-            // Without it an answer may wait for an acknowledgement; the request goes out all the same.
-            stream.set_nodelay(true).ok();
-            return Ok(stream);
+        Ok(Ok(link)) => return Ok(link),
+        Ok(Err(NoLink::Tls(error))) => {
+            if let Some(tls) = question.tls {
+                tls.say(monotonic_ns(), &error);
+            }
+            return Err(broken(Some(Failure::Connect), RetryReason::Tls, false));
         }
-        Ok(Err(error)) => (Some(error), false),
+        Ok(Err(NoLink::Connect(error))) => (Some(error), false),
         Err(_) => (None, true),
     };
     let at_fault = error.is_none_or(|error| is_instance_at_fault(&error));

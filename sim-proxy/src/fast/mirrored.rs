@@ -3,11 +3,11 @@
 use super::answer::{self, Passing, Rest};
 use super::buffers::{Buffer, poll_read};
 use super::exchange::ANSWER_HEAD_BYTES_MAX;
+use crate::dial::Link;
 use crate::mirror::Witness;
 use std::future::poll_fn;
 use std::pin::Pin;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 
 /// There is no whole answer.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Unanswered {
 
 /// Sends `bytes` and reads the answer, which `witness` sees. True: the connection can be used again.
 pub(crate) async fn ask(
-    stream: &mut TcpStream,
+    stream: &mut Link,
     bytes: &[u8],
     is_head: bool,
     witness: &mut Witness,
@@ -26,6 +26,8 @@ pub(crate) async fn ask(
     let broken = |begun| Unanswered { begun };
     let written = stream.write_all(bytes).await;
     written.map_err(|_| broken(false))?;
+    // TLS may keep the end of it back.
+    stream.flush().await.map_err(|_| broken(false))?;
     let passing = Passing {
         to_head: is_head,
         keep: true,

@@ -362,6 +362,7 @@ impl<'a> Connection<'a> {
             deadline_ns: u64::MAX,
             fresh: false,
             raced: false,
+            tls: dispatch.tls.as_deref(),
         };
         loop {
             let entry = Entry {
@@ -502,8 +503,9 @@ impl<'a> Connection<'a> {
                     let elsewhere = dispatch.routes.has_other(failed_on);
                     not = elsewhere.then_some(failed_on);
                     question.fresh = broken.reused && !elsewhere;
+                    let repeatable = head.idempotent || broken.reason.is_untouched();
                     let possible =
-                        may_go_again(broken.reason, head.idempotent, broken.reused, elsewhere);
+                        may_go_again(broken.reason, repeatable, broken.reused, elsewhere);
                     // Whoever left a stopped instance has paid for it.
                     if !over && (paid || possible && dispatch.may_retry(tries, broken.reason)) {
                         continue;

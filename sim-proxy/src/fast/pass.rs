@@ -103,8 +103,9 @@ impl Connection<'_> {
         let now_ns = monotonic_ns();
         self.since_ns = now_ns;
         if clean && answer.keep_alive {
+            let material = instance.material();
             pool::keep(
-                (attempt.live().id(), attempt.address()),
+                (attempt.live().id(), attempt.address(), material),
                 instance,
                 self.path.timeouts.pool,
                 now_ns,

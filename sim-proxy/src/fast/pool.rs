@@ -1,26 +1,23 @@
 //! Idle connections to instances, each kept by the worker that opened it.
 
 use crate::clock::monotonic_ns;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use crate::dial::Link;
 use sim_core::name::InstanceId;
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// A connection that waits for its next request.
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    link: Link,
     since_ns: u64,
     /// Its last answer had a body that wasn't to be sent. Who sends it all the same does so a little later.
     doubtful: bool,
 }
 
-/// Where connections lead.
-pub(super) type To = (InstanceId, SocketAddr);
+/// Where connections lead, and by which material they are secured ([`Link::material`]).
+pub(super) type To = (InstanceId, SocketAddr, u64);
 
 #[derive(Debug, Default)]
 struct Pool {
@@ -43,29 +40,18 @@ pub(super) struct PoolLimits {
 
 /// The connection that was used last, if it is still good. `sure`: the kernel is asked, since the request can't be
 /// repeated.
-pub(super) fn take(to: To, limits: PoolLimits, now_ns: u64, sure: bool) -> Option<TcpStream> {
+pub(super) fn take(to: To, limits: PoolLimits, now_ns: u64, sure: bool) -> Option<Link> {
     POOL.with_borrow_mut(|pool| {
         let (_, idle) = pool.of.iter_mut().find(|(known, _)| *known == to)?;
-        while let Some(last) = idle.pop() {
+        while let Some(mut last) = idle.pop() {
             pool.count -= 1;
             let old = now_ns.saturating_sub(last.since_ns) >= limits.idle_ns;
-            if !old && is_quiet(&last.stream, sure || last.doubtful) {
-                return Some(last.stream);
+            if !old && last.link.is_quiet(sure || last.doubtful) {
+                return Some(last.link);
             }
         }
         None
     })
-}
-
-/// Whether there is nothing to read: else the instance has closed it, or sent what nobody asked for. Without `ask` by
-/// what this worker was told, without a system call unless there is something.
-fn is_quiet(stream: &TcpStream, ask: bool) -> bool {
-    if ask {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        return recv(stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
-    }
-    let read = stream.try_read(&mut [0]);
-    read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 /// Closes the idle connections to an instance.
@@ -78,8 +64,8 @@ pub(super) fn forget(to: To) {
     });
 }
 
-/// Keeps `stream` for the next request. `doubtful`: see [`Idle`].
-pub(super) fn keep(to: To, stream: TcpStream, limits: PoolLimits, now_ns: u64, doubtful: bool) {
+/// Keeps `link` for the next request. `doubtful`: see [`Idle`].
+pub(super) fn keep(to: To, link: Link, limits: PoolLimits, now_ns: u64, doubtful: bool) {
     POOL.with_borrow_mut(|pool| {
         if pool.count >= limits.count_max {
             return;
@@ -90,7 +76,7 @@ pub(super) fn keep(to: To, stream: TcpStream, limits: PoolLimits, now_ns: u64, d
             pool.of.len() - 1
         });
         pool.of[at].1.push(Idle {
-            stream,
+            link,
             since_ns: now_ns,
             doubtful,
         });
@@ -126,14 +112,14 @@ async fn sweep(limits: PoolLimits) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const LIMITS: PoolLimits = PoolLimits {
         idle_ns: 50_000_000,
         count_max: 2,
     };
     fn one(stream: &TcpStream) -> To {
-        (InstanceId(1), stream.peer_addr().expect("connected"))
+        (InstanceId(1), stream.peer_addr().expect("connected"), 0)
     }
 
     async fn connections(count: usize) -> (Vec<TcpStream>, Vec<TcpStream>) {
@@ -156,13 +142,17 @@ mod tests {
             .collect();
         let (now, to) = (monotonic_ns(), one(&here[0]));
         for stream in here {
-            keep(to, stream, LIMITS, now, false);
+            keep(to, Link::Plain(stream), LIMITS, now, false);
         }
-        let taken = || take(to, LIMITS, now, true).map(|s| s.local_addr().expect("bound"));
+        let taken = || match take(to, LIMITS, now, true)? {
+            Link::Plain(stream) => stream.local_addr().ok(),
+            Link::Secured(_) => None,
+        };
         assert_eq!(taken(), Some(ports[1]));
         assert_eq!(taken(), Some(ports[0]));
         assert_eq!(taken(), None);
-        assert!(take((InstanceId(2), to.1), LIMITS, now, false).is_none());
+        assert!(take((InstanceId(2), to.1, 0), LIMITS, now, false).is_none());
+        assert!(take((to.0, to.1, 1), LIMITS, now, false).is_none());
     }
 
     #[tokio::test]
@@ -170,12 +160,12 @@ mod tests {
         let (mut here, mut there) = connections(2).await;
         let now = monotonic_ns();
         let to = one(&here[0]);
-        keep(to, here.remove(0), LIMITS, now, false);
+        keep(to, Link::Plain(here.remove(0)), LIMITS, now, false);
         assert!(take(to, LIMITS, now + LIMITS.idle_ns, false).is_none());
         let closed = here.remove(0);
         drop(there.remove(1));
         closed.readable().await.expect("the end");
-        keep(to, closed, LIMITS, now, false);
+        keep(to, Link::Plain(closed), LIMITS, now, false);
         assert!(take(to, LIMITS, now, false).is_none());
     }
 
@@ -186,11 +176,11 @@ mod tests {
         let (now, to) = (monotonic_ns(), one(&here[0]));
         for (at, (sure, doubtful)) in [(true, false), (false, true)].into_iter().enumerate() {
             // What has come since this worker last heard from the kernel.
-            keep(to, here.remove(0), LIMITS, now, doubtful);
+            keep(to, Link::Plain(here.remove(0)), LIMITS, now, doubtful);
             there[at].write_all(b"unasked").await.expect("sent");
             assert!(take(to, LIMITS, now, sure).is_none());
         }
-        keep(to, here.remove(0), LIMITS, now, false);
+        keep(to, Link::Plain(here.remove(0)), LIMITS, now, false);
         forget(to);
         assert!(take(to, LIMITS, now, false).is_none());
     }
@@ -198,7 +188,9 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_uses_is_closed() {
         let (mut here, mut there) = connections(1).await;
-        keep(one(&here[0]), here.remove(0), LIMITS, monotonic_ns(), false);
+        let to = one(&here[0]);
+        let link = Link::Plain(here.remove(0));
+        keep(to, link, LIMITS, monotonic_ns(), false);
         let mut byte = [0];
         let read = tokio::io::AsyncReadExt::read(&mut there[0], &mut byte);
         assert_eq!(read.await.expect("the end"), 0);

@@ -1,6 +1,7 @@
 //! What is known of copies, apart from everything that is known of requests.
 
 use super::witness::Seen;
+use crate::dial::NoLink;
 use crate::exposition::{Kind, Page};
 use crate::metrics::histogram;
 use sim_core::histogram::{BUCKETS, bucket_of};
@@ -34,13 +35,25 @@ pub(crate) enum Lost {
     Broken,
     /// Not in time.
     Timeout,
+    /// TLS was not agreed on.
+    Tls,
+}
+
+impl From<NoLink> for Lost {
+    fn from(none: NoLink) -> Self {
+        match none {
+            NoLink::Connect(_) => Self::Connect,
+            NoLink::Tls(_) => Self::Tls,
+        }
+    }
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 3] = [
+    const ALL: [(Self, &'static str); 4] = [
         (Self::Connect, "connect"),
         (Self::Broken, "broken"),
         (Self::Timeout, "timeout"),
+        (Self::Tls, "tls"),
     ];
 }
 
@@ -54,7 +67,7 @@ const COMPARED: [&str; 3] = ["status", "size", "hash"];
 pub(crate) struct Counts {
     queued: AtomicU64,
     dropped: [AtomicU64; 3],
-    lost: [AtomicU64; 3],
+    lost: [AtomicU64; 4],
     answered: [AtomicU64; 5],
     /// By what is compared: same, different.
     compared: [[AtomicU64; 2]; 3],

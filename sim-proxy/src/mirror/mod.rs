@@ -21,6 +21,7 @@ use crate::exposition::Page;
 use crate::routes::Routes;
 use crate::snapshot::MirrorTo;
 use crate::tickets::{Tickets, entropy};
+use crate::tls::instances::InstanceTls;
 use counts::{Counts, Dropped};
 use queue::Copied;
 use sim_core::name::InstanceId;
@@ -47,6 +48,8 @@ pub(crate) struct Mirror {
     settings: MirrorSettings,
     /// How long a connection may wait for the next copy.
     idle: Duration,
+    /// What gets copies is spoken to as the workload's instances are.
+    tls: Option<Arc<InstanceTls>>,
     counts: Counts,
 }
 
@@ -84,10 +87,15 @@ impl Copying {
 }
 
 impl Mirror {
-    pub(crate) fn new(settings: MirrorSettings, idle: Duration) -> Self {
+    pub(crate) fn new(
+        settings: MirrorSettings,
+        idle: Duration,
+        tls: Option<Arc<InstanceTls>>,
+    ) -> Self {
         Self {
             settings,
             idle,
+            tls,
             counts: Counts::default(),
         }
     }
@@ -165,6 +173,11 @@ impl Mirror {
     fn counts(&self) -> &Counts {
         &self.counts
     }
+
+    /// By which material connections have to be secured.
+    fn material(&self) -> u64 {
+        self.tls.as_ref().map_or(0, |tls| tls.material().id)
+    }
 }
 
 /// Whether a request has no effect by its method (RFC 9110, section 9.2.1), so that a copy has none either.
@@ -198,7 +211,7 @@ mod tests {
         };
         let name = WorkloadName::new("web").expect("valid");
         let routes = Routes::new(name, EjectSettings::default());
-        let mirror = Mirror::new(settings, Duration::ZERO);
+        let mirror = Mirror::new(settings, Duration::ZERO, None);
         (mirror, routes)
     }
 

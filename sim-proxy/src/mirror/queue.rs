@@ -4,13 +4,13 @@ use super::counts::{Dropped, Lost};
 use super::witness::{Seen, Witness};
 use super::{BODY_BYTES_MAX, Mirror};
 use crate::clock::monotonic_ns;
+use crate::dial::{Link, NoLink, dial};
 use crate::fast::mirrored::{self, Unanswered};
+use crate::tls::instances::Alpn;
 use std::cell::RefCell;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -82,7 +82,7 @@ fn start() -> Queue {
 /// A connection that waits for the next copy.
 struct Idle {
     to: SocketAddr,
-    stream: TcpStream,
+    link: Link,
     until: Instant,
 }
 
@@ -96,8 +96,8 @@ async fn send_all(mut waiting: Receiver<Copied>, bytes: Arc<AtomicUsize>) {
             copied = waiting.recv(), if under_way.len() < UNDER_WAY_MAX => {
                 let Some(copied) = copied else { return };
                 bytes.fetch_sub(copied.bytes.len(), Ordering::Relaxed);
-                let stream = take(&mut idle, copied.address);
-                under_way.spawn(send(copied, stream));
+                let link = take(&mut idle, copied.address, copied.mirror.material());
+                under_way.spawn(send(copied, link));
             }
             Some(sent) = under_way.join_next() => idle.extend(sent.ok().flatten()),
             () = sleep_until(close_at), if !idle.is_empty() => {
@@ -108,30 +108,29 @@ async fn send_all(mut waiting: Receiver<Copied>, bytes: Arc<AtomicUsize>) {
     }
 }
 
-/// The connection to `to` that was used last, if it is still good.
-fn take(idle: &mut Vec<Idle>, to: SocketAddr) -> Option<TcpStream> {
+/// The connection to `to` that was used last, if it is still good and secured by `material`.
+fn take(idle: &mut Vec<Idle>, to: SocketAddr, material: u64) -> Option<Link> {
     let now = Instant::now();
-    while let Some(at) = idle.iter().rposition(|one| one.to == to) {
-        let one = idle.remove(at);
-        let read = one.stream.try_read(&mut [0]);
-        let is_quiet = read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
-        if is_quiet && one.until > now {
-            return Some(one.stream);
+    let leads = |one: &Idle| one.to == to && one.link.material() == material;
+    while let Some(at) = idle.iter().rposition(leads) {
+        let mut one = idle.remove(at);
+        if one.until > now && one.link.is_quiet(false) {
+            return Some(one.link);
         }
     }
     None
 }
 
 /// Sends a copy and throws its answer away; the connection, if it can be used again.
-async fn send(copied: Copied, stream: Option<TcpStream>) -> Option<Idle> {
+async fn send(copied: Copied, link: Option<Link>) -> Option<Idle> {
     let (mirror, begun_ns) = (copied.mirror.clone(), monotonic_ns());
     let mut witness = match copied.expected {
         Some(_) => Witness::hashing(),
         None => Witness::default(),
     };
-    let asking = ask(&copied, stream, &mut witness);
-    let stream = match timeout(mirror.settings.timeout, asking).await {
-        Ok(Ok(stream)) => stream,
+    let asking = ask(&copied, link, &mut witness);
+    let link = match timeout(mirror.settings.timeout, asking).await {
+        Ok(Ok(link)) => link,
         Ok(Err(lost)) => {
             mirror.counts().lost(lost);
             return None;
@@ -146,32 +145,38 @@ async fn send(copied: Copied, stream: Option<TcpStream>) -> Option<Idle> {
     if let Some(expected) = &copied.expected {
         mirror.counts().compared(expected, &seen);
     }
-    stream.map(|stream| Idle {
+    link.map(|link| Idle {
         to: copied.address,
-        stream,
+        link,
         until: Instant::now() + mirror.idle,
     })
 }
 
 async fn ask(
     copied: &Copied,
-    idle: Option<TcpStream>,
+    idle: Option<Link>,
     witness: &mut Witness,
-) -> Result<Option<TcpStream>, Lost> {
+) -> Result<Option<Link>, Lost> {
     let (bytes, is_head) = (&copied.bytes, copied.is_head);
-    if let Some(mut stream) = idle {
-        match mirrored::ask(&mut stream, bytes, is_head, witness).await {
-            Ok(keep) => return Ok(keep.then_some(stream)),
+    if let Some(mut link) = idle {
+        match mirrored::ask(&mut link, bytes, is_head, witness).await {
+            Ok(keep) => return Ok(keep.then_some(link)),
             // The instance was just closing it.
             Err(Unanswered { begun: false }) if copied.is_repeatable => {}
             Err(_) => return Err(Lost::Broken),
         }
     }
-    let connected = TcpStream::connect(copied.address).await;
-    let mut stream = connected.map_err(|_| Lost::Connect)?;
-    // Without it the end of a copy may wait for an acknowledgement; it goes out all the same.
-    stream.set_nodelay(true).ok();
-    let asked = mirrored::ask(&mut stream, bytes, is_head, witness).await;
+    let tls = copied.mirror.tls.as_deref();
+    let mut link = match dial(copied.address, tls, Alpn::Http1).await {
+        Ok(link) => link,
+        Err(none) => {
+            if let (NoLink::Tls(error), Some(tls)) = (&none, tls) {
+                tls.say(monotonic_ns(), error);
+            }
+            return Err(none.into());
+        }
+    };
+    let asked = mirrored::ask(&mut link, bytes, is_head, witness).await;
     let keep = asked.map_err(|_| Lost::Broken)?;
-    Ok(keep.then_some(stream))
+    Ok(keep.then_some(link))
 }

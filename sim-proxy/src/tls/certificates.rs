@@ -49,7 +49,8 @@ impl Certificates {
         let (mut all, mut exact, mut below) = (Vec::new(), HashMap::new(), HashMap::new());
         for (at, files) in settings.certificates.iter().enumerate() {
             let of = format!("proxy.tls.certificate[{at}]");
-            let identity = pem::read_identity(&of, &files.chain, &files.key)?;
+            let (of_chain, of_key) = (format!("{of}.chain"), format!("{of}.key"));
+            let identity = pem::read_identity((&of_chain, &files.chain), (&of_key, &files.key))?;
             let names = names(&of, files, &identity)?;
             for name in &names {
                 let (map, name): (&mut HashMap<Box<str>, Vec<usize>>, _) =

@@ -1,14 +1,17 @@
 //! TLS: certificates and keys from files, checked as a whole before they are used and read again when they change.
 //!
 //! Rustls does the cryptography. What is here decides which certificate a user sees ([`certificates`]), accepts
-//! ([`accept`]), and looks at the files ([`watch`]). Keys are in memory alone: nothing here prints one.
+//! ([`accept`]), speaks with instances ([`instances`]), and looks at the files ([`watch`]). Keys are in memory alone:
+//! nothing here prints one.
 
 pub(crate) mod accept;
 mod certificates;
+pub(crate) mod instances;
 mod pem;
 pub(crate) mod watch;
 
 pub use certificates::{Certificates, is_name};
+pub use instances::{IdentityFiles, InstanceTlsSettings, is_server_name};
 pub use pem::Fault;
 
 use rustls::SupportedProtocolVersion;

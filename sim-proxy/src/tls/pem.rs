@@ -39,38 +39,42 @@ impl Fault {
 }
 
 /// A certificate with its key, and what it says of itself.
-#[derive(Debug)]
 pub(super) struct Identity {
     pub(super) key: Arc<CertifiedKey>,
+    /// The key as it was read.
+    pub(super) private: PrivateKeyDer<'static>,
     /// Names of hosts that it is for, in lower case.
     pub(super) names: Vec<String>,
     /// When it ends, seconds since 1970.
     pub(super) not_after: i64,
 }
 
-/// Reads `chain` and `key`; `of` is the configuration key that both are below.
-pub(super) fn read_identity(of: &str, chain: &Path, key: &Path) -> Result<Identity, Fault> {
-    let (of_chain, of_key) = (format!("{of}.chain"), format!("{of}.key"));
-    let certificates = read_certificates(&of_chain, chain)?;
-    let bytes = read(&of_key, key)?;
+/// Reads a chain and a key, each by the configuration key that names it and its path.
+pub(super) fn read_identity(
+    (of_chain, chain): (&str, &Path),
+    (of_key, key): (&str, &Path),
+) -> Result<Identity, Fault> {
+    let certificates = read_certificates(of_chain, chain)?;
+    let bytes = read(of_key, key)?;
     let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
         pem::Error::NoItemsFound => {
-            Fault::new(&of_key, key, "holds no PEM key, or an encrypted one")
+            Fault::new(of_key, key, "holds no PEM key, or an encrypted one")
         }
-        error => Fault::new(&of_key, key, error),
+        error => Fault::new(of_key, key, error),
     })?;
     let (names, not_after) = describe(&certificates[0])
-        .ok_or_else(|| Fault::new(&of_chain, chain, "its first certificate is malformed"))?;
-    let certified = CertifiedKey::from_der(certificates, private, &provider());
+        .ok_or_else(|| Fault::new(of_chain, chain, "its first certificate is malformed"))?;
+    let certified = CertifiedKey::from_der(certificates, private.clone_key(), &provider());
     let certified = certified.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
             let problem = format!("is not the key of the certificate in {}", chain.display());
-            Fault::new(&of_key, key, problem)
+            Fault::new(of_key, key, problem)
         }
-        error => Fault::new(&of_key, key, error),
+        error => Fault::new(of_key, key, error),
     })?;
     Ok(Identity {
         key: Arc::new(certified),
+        private,
         names,
         not_after,
     })
@@ -98,6 +102,11 @@ fn read(key: &str, path: &Path) -> Result<Vec<u8>, Fault> {
         return Err(Fault::new(key, path, "is no file of at most 4 MiB"));
     }
     std::fs::read(path).map_err(unreadable)
+}
+
+/// Whether `certificate` can be taken apart.
+pub(super) fn is_certificate(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok()
 }
 
 /// Names and end of a certificate.

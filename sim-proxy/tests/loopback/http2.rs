@@ -37,7 +37,7 @@ impl User {
             .uri(format!("http://{}{path}", self.to))
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &mut self,
         request: http::request::Builder,
         body: impl Into<Bytes>,
@@ -48,7 +48,7 @@ impl User {
         Ok((status, response.into_body().collect().await?.to_bytes()))
     }
 
-    async fn get(&mut self, path: &str) -> Result<(StatusCode, Bytes), hyper::Error> {
+    pub(crate) async fn get(&mut self, path: &str) -> Result<(StatusCode, Bytes), hyper::Error> {
         self.send(self.request(Method::GET, path), "").await
     }
 }

@@ -9,6 +9,7 @@ mod grpc;
 mod hedging;
 mod holding;
 mod http2;
+mod instances;
 mod limits;
 mod mirroring;
 mod process;

@@ -14,7 +14,9 @@ use sim_proxy::matching::Condition;
 use sim_proxy::policy::POLICIES;
 use sim_proxy::snapshot::MirrorTo;
 use sim_proxy::sticky::Sticky;
-use sim_proxy::tls::{CertificateFiles, TlsSettings, TlsVersion};
+use sim_proxy::tls::{
+    CertificateFiles, IdentityFiles, InstanceTlsSettings, TlsSettings, TlsVersion,
+};
 use sim_proxy::trace::TraceSettings;
 use sim_proxy::{Proxy, ProxyConfig};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
@@ -65,6 +67,8 @@ pub(crate) const TAKE_OVER: &str = "SIM_TEST_PROXY_TAKE_OVER";
 pub(crate) const TRUSTED: &str = "SIM_TEST_PROXY_TRUSTED";
 /// Share of the traces begun here that is sampled.
 pub(crate) const TRACE: &str = "SIM_TEST_PROXY_TRACE";
+/// How instances are spoken to over TLS: `CA,NAME`, then `,CERTIFICATE,KEY` for what they are shown.
+pub(crate) const INSTANCE_TLS: &str = "SIM_TEST_PROXY_INSTANCE_TLS";
 /// Path of the access log.
 pub(crate) const ACCESS_LOG: &str = "SIM_TEST_PROXY_ACCESS_LOG";
 /// Marks the line that tells the parent the addresses.
@@ -244,6 +248,11 @@ fn proxy_process() {
             workload.protocol = known.expect("a protocol").0;
         }
     }
+    if let Ok(tls) = std::env::var(INSTANCE_TLS) {
+        for workload in &mut config.workloads {
+            workload.tls = Some(instance_tls(&tls));
+        }
+    }
     config.tls = std::env::var(TLS).ok().map(|files| TlsSettings {
         listen: any,
         certificates: files.split(',').map(certificate_files).collect(),
@@ -297,6 +306,24 @@ fn workload_of(text: &str) -> WorkloadSettings {
         name: WorkloadName::new(name).expect("valid"),
         conditions: routes.map(condition_of).collect(),
         protocol: Protocol::Http1,
+        tls: None,
+    }
+}
+
+fn instance_tls(text: &str) -> InstanceTlsSettings {
+    let words: Vec<_> = text.split(',').collect();
+    let (ca, server_name, files) = match words[..] {
+        [ca, name] => (ca, name, None),
+        [ca, name, certificate, key] => (ca, name, Some((certificate, key))),
+        _ => panic!("two words or four: {text}"),
+    };
+    InstanceTlsSettings {
+        ca: ca.into(),
+        server_name: server_name.to_owned(),
+        identity: files.map(|(certificate, key)| IdentityFiles {
+            certificate: certificate.into(),
+            key: key.into(),
+        }),
     }
 }
 

@@ -4,8 +4,10 @@ use hyper::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ pub(crate) const NAME: &str = "web.example";
 pub(crate) struct Authority {
     directory: TempDir,
     certificate: CertificateDer<'static>,
+    pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -44,14 +47,66 @@ impl Authority {
         Self {
             directory: TempDir::new().expect("a directory"),
             certificate: certificate.der().clone(),
+            pem: certificate.pem(),
             issuer: Issuer::new(params, key),
         }
     }
 
+    /// A file with its own certificate.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.write("ca.pem", &self.pem)
+    }
+
+    /// How an instance serves over TLS that shows `files`, asks for a certificate of `clients` if there are any, and
+    /// speaks `alpn`.
+    pub(crate) fn server(
+        files: &Files,
+        clients: Option<&Self>,
+        alpn: &[&[u8]],
+    ) -> Arc<ServerConfig> {
+        Self::server_of(rustls::ALL_VERSIONS, files, clients, alpn)
+    }
+
+    /// The same in these versions alone.
+    pub(crate) fn server_of(
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        files: &Files,
+        clients: Option<&Self>,
+        alpn: &[&[u8]],
+    ) -> Arc<ServerConfig> {
+        let chain = CertificateDer::pem_file_iter(&files.chain).expect("there");
+        let chain = chain.collect::<Result<_, _>>().expect("certificates");
+        let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider.clone());
+        let config = config.with_protocol_versions(versions).expect("known");
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(clients) => {
+                let roots = Arc::new(clients.roots());
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                config.with_client_cert_verifier(verifier.build().expect("roots"))
+            }
+        };
+        let mut config = config.with_single_cert(chain, key).expect("a pair");
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Arc::new(config)
+    }
+
     /// Files that are called `file`, of a new certificate; what was in them is gone.
     pub(crate) fn sign(&self, file: &str, names: &[&str]) -> Files {
+        self.sign_until(file, names, 4096)
+    }
+
+    /// The same of one that has ended.
+    pub(crate) fn sign_expired(&self, file: &str, names: &[&str]) -> Files {
+        self.sign_until(file, names, 2020)
+    }
+
+    fn sign_until(&self, file: &str, names: &[&str], last_year: i32) -> Files {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
+        params.not_after = rcgen::date_time_ymd(last_year, 1, 1);
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

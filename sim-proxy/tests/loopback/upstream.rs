@@ -7,13 +7,16 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// Answers by path:
 /// * `/echo` the body; `/head` the request's head; `/status/N` that status;
@@ -36,9 +39,21 @@ pub(crate) struct Counts {
     copies: AtomicU64,
     copied_bodies: Mutex<Vec<Bytes>>,
     stalled: AtomicBool,
+    connections: AtomicU64,
+    handshakes: AtomicU64,
 }
 
 impl Counts {
+    /// Connections accepted.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Handshakes of TLS that went well.
+    pub(crate) fn handshakes(&self) -> u64 {
+        self.handshakes.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
     }
@@ -77,13 +92,22 @@ impl Upstream {
     }
 
     pub(crate) async fn start_on(name: &'static str, address: SocketAddr) -> Self {
+        Self::start_by(name, address, None).await
+    }
+
+    /// One that speaks TLS alone.
+    pub(crate) async fn start_secured(name: &'static str, tls: Arc<ServerConfig>) -> Self {
+        Self::start_by(name, own_address(), Some(tls.into())).await
+    }
+
+    async fn start_by(name: &'static str, address: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(address)
             .await
             .expect("an address for an instance");
         let address = listener.local_addr().expect("bound");
         let counts = Arc::<Counts>::default();
-        let killed = Arc::<Notify>::default();
-        let server = tokio::spawn(accept(listener, name, counts.clone(), killed.clone()));
+        let (killed, at) = (Arc::<Notify>::default(), (listener, tls));
+        let server = tokio::spawn(accept(at, name, counts.clone(), killed.clone()));
         Self {
             address,
             counts,
@@ -100,7 +124,7 @@ impl Upstream {
 }
 
 async fn accept(
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Option<TlsAcceptor>),
     name: &'static str,
     counts: Arc<Counts>,
     killed: Arc<Notify>,
@@ -114,20 +138,37 @@ async fn accept(
         let (stream, _) = accepted.expect("accept");
         stream.set_nodelay(true).expect("nodelay");
         stream.set_zero_linger().expect("reset on close");
-        connections.spawn(serve(stream, name, counts.clone()));
+        counts.connections.fetch_add(1, Ordering::SeqCst);
+        let (counts, tls) = (counts.clone(), tls.clone());
+        connections.spawn(async move {
+            let Some(tls) = tls else {
+                let mut first = [0; 3];
+                let peeked = stream.peek(&mut first).await.unwrap_or_default();
+                return serve(stream, &first[..peeked] == b"PRI", name, counts).await;
+            };
+            // One that is refused is part of the tests.
+            if let Ok(stream) = tls.accept(stream).await {
+                counts.handshakes.fetch_add(1, Ordering::SeqCst);
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                serve(stream, is_http2, name, counts).await;
+            }
+        });
     }
     drop(listener);
     // Not by dropping it: what is aborted may answer once more before it has its turn to end.
     connections.shutdown().await;
 }
 
-async fn serve(stream: TcpStream, name: &'static str, counts: Arc<Counts>) {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    is_http2: bool,
+    name: &'static str,
+    counts: Arc<Counts>,
+) {
     let service = service_fn(|request| answer(request, name, counts.clone()));
-    let mut first = [0; 3];
-    let peeked = stream.peek(&mut first).await.unwrap_or_default();
     let io = TokioIo::new(stream);
     // A reset connection is part of the tests.
-    if &first[..peeked] == b"PRI" {
+    if is_http2 {
         let served = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
         served.await.unwrap_or_default();
     } else {

@@ -16,6 +16,7 @@ impl Config {
             spec: w,
             conditions,
             protocol,
+            tls,
         } in &self.workloads
         {
             line(
@@ -53,8 +54,19 @@ impl Config {
                 Protocol::Http1 => "",
                 Protocol::Http2 => "; instances speak HTTP/2",
             };
+            let secured = tls.as_ref().map_or(String::new(), |tls| {
+                let shown = if tls.identity.is_some() {
+                    ", which are shown a certificate"
+                } else {
+                    ""
+                };
+                format!(
+                    "; over TLS to instances that prove to be {}{shown}",
+                    tls.server_name
+                )
+            });
             let requests = requests(conditions, self.workloads.len() == 1);
-            line("requests", format!("{requests}{spoken}"));
+            line("requests", format!("{requests}{spoken}{secured}"));
         }
         let sticky = self.front.sticky.as_ref();
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));

@@ -9,6 +9,7 @@ use super::mirror::MirrorTable;
 use super::route::RouteTable;
 use super::tell::TraceTable;
 use super::tls::TlsTable;
+use super::upstream::InstanceTlsTable;
 use serde::Deserialize;
 use sim_core::policy::Policy;
 use sim_core::workload::Standby;
@@ -174,6 +175,7 @@ pub(super) struct WorkloadTable {
     pub(super) route: Vec<RouteTable>,
     #[serde(default = "http1")]
     pub(super) protocol: String,
+    pub(super) tls: Option<InstanceTlsTable>,
     #[serde(default = "predicted")]
     pub(super) standby: Standby,
     #[serde(default = "slo_minute_price")]

@@ -34,7 +34,7 @@ use sim_proxy::config::{
 use sim_proxy::forwarded::ForwardSettings;
 use sim_proxy::matching::Condition;
 use sim_proxy::sticky::Sticky;
-use sim_proxy::tls::{Certificates, TlsSettings};
+use sim_proxy::tls::{Certificates, InstanceTlsSettings, TlsSettings};
 use sim_proxy::trace::TraceSettings;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
@@ -90,6 +90,8 @@ pub(crate) struct Workload {
     pub(crate) conditions: Vec<Condition>,
     /// What its instances speak.
     pub(crate) protocol: Protocol,
+    /// How they are spoken to over TLS; none: in the clear.
+    pub(crate) tls: Option<InstanceTlsSettings>,
 }
 
 impl Front {
@@ -210,6 +212,12 @@ impl Config {
         if let Some(tls) = &self.front.tls {
             Certificates::read(tls).map_err(|fault| self.problem(fault.to_string()))?;
         }
+        for Workload { spec, tls, .. } in &self.workloads {
+            if let Some(tls) = tls {
+                let checked = tls.check(&spec.name);
+                checked.map_err(|fault| self.problem(fault.to_string()))?;
+            }
+        }
         let log = self.front.access_log.as_ref().map(|log| &log.to);
         if let Some(Destination::File(path)) = log
             && let Err(error) = access_log::check(path)
@@ -317,6 +325,11 @@ impl Config {
             probe_budget_percent: self.probe_budget_percent,
             metrics: server.metrics,
             tick: self.policy.step(),
+            secured: self
+                .workloads
+                .iter()
+                .filter_map(upstream::secured)
+                .collect(),
         }
     }
 
@@ -327,6 +340,7 @@ impl Config {
             name: workload.spec.name.clone(),
             conditions: workload.conditions.clone(),
             protocol: workload.protocol,
+            tls: workload.tls.clone(),
         };
         let mut proxy = ProxyConfig::new(
             name,

@@ -392,6 +392,7 @@ slo = { bound_ms = 100 }
                 "workload.readiness.",
                 "[[workload]]\n[workload.readiness]".to_owned(),
             ),
+            ("workload.tls.", "[[workload]]\n[workload.tls]".to_owned()),
             (
                 "workload.route.",
                 "[[workload]]\n[[workload.route]]".to_owned(),

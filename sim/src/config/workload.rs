@@ -23,16 +23,19 @@ pub(super) fn all(
     }
     let several = tables.len() > 1;
     let mut workloads: Vec<Workload> = Vec::new();
-    for table in tables {
+    for mut table in tables {
         let name = table.name.clone();
         let found = route::conditions(rules, &table.route).and_then(|conditions| {
             let protocol = upstream::protocol(rules, &table.protocol)?;
+            let tls = table.tls.take();
+            let tls = tls.map(|tls| upstream::tls(rules, tls)).transpose()?;
             let spec = validate_workload(rules, table, servers)?;
             room_at_home(rules, &workloads, &spec, servers)?;
             Ok(Workload {
                 spec,
                 conditions,
                 protocol,
+                tls,
             })
         });
         let workload = found.map_err(|mut error| {

@@ -1,0 +1,172 @@
+//! Connections to instances that are ours: those of the fast path, of active checks and of mirrors. (On the general path
+//! Pingora connects, by the same rules.)
+
+use crate::tls::instances::{Alpn, InstanceTls, is_refusal};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A connection to an instance.
+#[derive(Debug)]
+pub(crate) enum Link {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Over TLS; boxed, so that what is common is no larger for it.
+    Secured(Box<Secured>),
+}
+
+/// A connection after its handshake.
+#[derive(Debug)]
+pub(crate) struct Secured {
+    stream: TlsStream<TcpStream>,
+    /// See [`crate::tls::instances::Material`].
+    material: u64,
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoLink {
+    /// Nobody listens there, or nobody can be reached.
+    #[error("{0}")]
+    Connect(io::Error),
+    /// TLS isn't agreed on: the certificate isn't good, or it was none.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+}
+
+impl From<NoLink> for io::Error {
+    fn from(none: NoLink) -> Self {
+        match none {
+            NoLink::Connect(error) | NoLink::Tls(error) => error,
+        }
+    }
+}
+
+/// Connects to an instance, over TLS if its workload says how, to speak `alpn` there.
+pub(crate) async fn dial(
+    address: SocketAddr,
+    tls: Option<&InstanceTls>,
+    alpn: Alpn,
+) -> Result<Link, NoLink> {
+    let stream = TcpStream::connect(address).await.map_err(NoLink::Connect)?;
+    // Without it the end of what is sent may wait for an acknowledgement; it goes out all the same.
+    stream.set_nodelay(true).ok();
+    match tls {
+        None => Ok(Link::Plain(stream)),
+        // Boxed: what is in the clear needs no room for it.
+        Some(tls) => Box::pin(shake_hands(stream, tls, alpn)).await,
+    }
+}
+
+async fn shake_hands(stream: TcpStream, tls: &InstanceTls, alpn: Alpn) -> Result<Link, NoLink> {
+    let (config, name, material) = {
+        let material = tls.material();
+        (material.config(alpn), material.name.clone(), material.id)
+    };
+    let stream = TlsConnector::from(config).connect(name, stream).await;
+    let stream = stream.map_err(NoLink::Tls)?;
+    let agreed = stream.get_ref().1.alpn_protocol();
+    // Who knows no ALPN speaks HTTP/1.1 (RFC 9113, section 3.2).
+    if agreed.is_none() && alpn == Alpn::Http2 || agreed.is_some_and(|name| name != alpn.name()) {
+        let error = io::Error::other("it doesn't speak HTTP/2");
+        return Err(NoLink::Tls(error));
+    }
+    Ok(Link::Secured(Box::new(Secured { stream, material })))
+}
+
+impl Link {
+    /// By which material it is secured; 0: it is in the clear.
+    pub(crate) fn material(&self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Secured(secured) => secured.material,
+        }
+    }
+
+    /// Whether there is nothing to read: else the instance has closed it, or sent what nobody asked for. Without `ask`
+    /// by what this worker was told, without a system call unless there is something.
+    pub(crate) fn is_quiet(&mut self, ask: bool) -> bool {
+        match self {
+            Self::Plain(stream) if ask => is_silent(stream),
+            Self::Plain(stream) => {
+                let read = stream.try_read(&mut [0]);
+                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // What has come may be TLS's own, tickets for instance, which this takes.
+            Self::Secured(secured) => {
+                let mut byte = [0];
+                let mut buffer = ReadBuf::new(&mut byte);
+                let mut context = Context::from_waker(Waker::noop());
+                let read = Pin::new(&mut secured.stream).poll_read(&mut context, &mut buffer);
+                read.is_pending() && (!ask || is_silent(secured.stream.get_ref().0))
+            }
+        }
+    }
+
+    /// Whether the instance has broken it off since it takes no certificate of ours.
+    pub(crate) fn is_refused(&mut self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            // It says again what reading ended in.
+            Self::Secured(secured) => {
+                let told = secured.stream.get_mut().1.process_new_packets();
+                told.is_err_and(|error| is_refusal(&error))
+            }
+        }
+    }
+}
+
+/// Whether nothing has come, says the kernel.
+fn is_silent(stream: &TcpStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Secured(secured) => Pin::new(&mut secured.stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Secured(secured) => Pin::new(&mut secured.stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            // Nothing is kept back.
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Secured(secured) => Pin::new(&mut secured.stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Secured(secured) => Pin::new(&mut secured.stream).poll_shutdown(context),
+        }
+    }
+}
