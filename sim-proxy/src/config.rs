@@ -25,6 +25,10 @@ use std::time::Duration;
 /// How long an idle user connection is kept unless told.
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// How long streams are left at an instance that gets no new requests, unless told: shorter than the control plane waits
+/// for such an instance to have none (`policy.drain_timeout_ms`), so that it ends without any, and without that wait.
+pub const STREAM_GRACE: Duration = Duration::from_secs(25);
+
 /// Everything that one proxy process needs to know.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -52,6 +56,8 @@ pub struct ProxyConfig {
     pub handover_socket: Option<PathBuf>,
     /// How long what was accepted may take to end once a successor serves.
     pub upgrade_drain_timeout: Duration,
+    /// How long what is being answered may go on at an instance that gets no new requests.
+    pub stream_grace: Duration,
     /// How long an idle user connection is kept, at least a second.
     pub client_idle_timeout: Duration,
     /// What counts beyond the weights.
@@ -128,6 +134,7 @@ impl ProxyConfig {
             threads: 1,
             report_interval: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),
+            stream_grace: STREAM_GRACE,
             client_idle_timeout: CLIENT_IDLE_TIMEOUT,
             handover_socket: None,
             upgrade_drain_timeout: Duration::from_secs(600),

@@ -17,14 +17,17 @@ pub(crate) enum Ending {
     Refused,
     /// The user left before the end.
     Aborted,
+    /// Closed here, since its instance had no weight for longer than streams are left there: see [`crate::drain`].
+    Drained,
 }
 
 impl Ending {
-    pub(crate) const ALL: [(Self, &'static str); 4] = [
+    pub(crate) const ALL: [(Self, &'static str); 5] = [
         (Self::Ok, "ok"),
         (Self::Failed, "failed"),
         (Self::Refused, "refused"),
         (Self::Aborted, "aborted"),
+        (Self::Drained, "drained"),
     ];
 }
 
@@ -108,7 +111,7 @@ impl ErrorSide {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     arrivals: CachePadded<AtomicU64>,
-    endings: CachePadded<[AtomicU64; 4]>,
+    endings: CachePadded<[AtomicU64; 5]>,
     retries: [AtomicU64; 9],
     errors: [AtomicU64; 3],
     /// By reason; [`Counters::refused`] counts both these and the end.

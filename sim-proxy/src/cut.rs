@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, shutdown,
 };
+use pingora_core::protocols::Digest;
 use sim_core::name::InstanceId;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -41,15 +42,36 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// The descriptor is still this connection's, and nothing has come on it.
-    fn is_silent(self) -> bool {
+    /// One of Pingora's, by what it tells of it.
+    pub(crate) fn of(fd: RawFd, digest: Option<&Digest>) -> Option<Self> {
+        let socket = digest?.socket_digest.as_ref()?;
+        Some(Self {
+            fd,
+            local: *socket.local_addr()?.as_inet()?,
+            peer: *socket.peer_addr()?.as_inet()?,
+        })
+    }
+
+    /// The descriptor is still this connection's.
+    fn is_same(self) -> bool {
         let is = |found: nix::Result<SockaddrStorage>, known: SocketAddr| {
             found.is_ok_and(|found| found == SockaddrStorage::from(known))
         };
+        is(getsockname(self.fd), self.local) && is(getpeername(self.fd), self.peer)
+    }
+
+    /// The same, and nothing has come on it.
+    fn is_silent(self) -> bool {
         let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        is(getsockname(self.fd), self.local)
-            && is(getpeername(self.fd), self.peer)
-            && recv(self.fd, &mut [0], peek) == Err(Errno::EAGAIN)
+        self.is_same() && recv(self.fd, &mut [0], peek) == Err(Errno::EAGAIN)
+    }
+
+    /// Shuts it down, if it is still there.
+    pub(crate) fn shut(self) {
+        if self.is_same() {
+            // It fails where the instance has just broken the connection: then the request hears of that.
+            shutdown(self.fd, Shutdown::Both).ok();
+        }
     }
 }
 
@@ -97,8 +119,30 @@ impl Cut {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd as _;
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn only_the_connection_of_then_is_shut() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = listener.local_addr().expect("bound");
+        let here = TcpStream::connect(peer).await.expect("connected");
+        let (mut there, _) = listener.accept().await.expect("accepted");
+        let other = TcpStream::connect(peer).await.expect("connected");
+        let connection = Connection {
+            fd: other.as_raw_fd(),
+            local: here.local_addr().expect("bound"),
+            peer,
+        };
+        connection.shut();
+        there.write_all(b"H").await.expect("sent");
+        here.readable().await.expect("open");
+        assert_eq!(here.try_read(&mut [0]).expect("a byte"), 1);
+        let fd = here.as_raw_fd();
+        Connection { fd, ..connection }.shut();
+        assert_eq!(there.read(&mut [0]).await.expect("the end"), 0);
+        drop(other);
+    }
 
     #[tokio::test]
     async fn only_the_connection_of_then_is_silent_and_only_until_something_comes() {

@@ -3,7 +3,7 @@
 
 use crate::attempt::Attempt;
 use crate::budget::RetryBudget;
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, nanos};
 use crate::config::{Protocol, ProxyConfig, WorkloadSettings};
 use crate::counters::{Counters, RetryReason};
 use crate::errors::ErrorClass;
@@ -29,6 +29,8 @@ pub(crate) struct Dispatch {
     pub(crate) tls: Option<Arc<InstanceTls>>,
     /// Where requests wait while no instance is ready.
     pub(crate) hold: Hold,
+    /// How long a stream may go on at an instance that gets no new requests.
+    pub(crate) stream_grace_ns: u64,
     budget: RetryBudget,
     attempts_max: u8,
 }
@@ -49,6 +51,7 @@ impl Dispatch {
             protocol: workload.protocol,
             tls,
             hold: Hold::new(config.hold),
+            stream_grace_ns: nanos(config.stream_grace),
             budget: RetryBudget::new(retry),
             attempts_max: retry.attempts_max,
         }

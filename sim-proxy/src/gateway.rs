@@ -17,10 +17,12 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::cut::{Connection, Cut};
 use crate::dispatch::Dispatch;
+use crate::drain::{self, Stay};
 use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::limits::Refusal;
 use crate::limits::general::{hurry, reached};
+use crate::links::{Connect, Links};
 use crate::live::Outcome;
 use crate::mirror::Taking;
 use crate::pick::How;
@@ -55,6 +57,8 @@ pub(crate) struct Gateway {
     teller: Teller,
     http1_options: PeerOptions,
     http2_options: PeerOptions,
+    /// Connections made by `http2_options`.
+    links: Arc<Links>,
 }
 
 /// Requests at a time on one connection to an instance.
@@ -74,6 +78,8 @@ impl Gateway {
         http2_options.set_http_version(2, 2);
         http2_options.max_h2_streams = STREAMS_MAX;
         http2_options.h2_ping_interval = Some(PING_INTERVAL);
+        let links = Arc::<Links>::default();
+        http2_options.custom_l4 = Some(Arc::new(Connect(links.clone())));
         Self {
             workloads,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
@@ -81,6 +87,7 @@ impl Gateway {
             teller: Teller::new(config),
             http1_options: peer_options,
             http2_options,
+            links,
         }
     }
 
@@ -96,32 +103,30 @@ impl Gateway {
     }
 
     /// Takes a seat for a request that changes nothing and has no body, and that waits at a connection which is its own.
-    fn seat(
-        &self,
-        session: &mut Session,
-        peer: &HttpPeer,
-        fd: RawFd,
-        digest: Option<&Digest>,
-        request: &Request,
-    ) -> Option<Seat> {
+    fn seat(&self, session: &mut Session, peer: &HttpPeer, request: &Request) -> Option<Seat> {
         let is_own = peer
             .get_alpn()
             .is_none_or(|alpn| alpn.get_max_http_version() == 1);
         if !is_own || !session.req_header().method.is_safe() || !session.as_mut().is_body_empty() {
             return None;
         }
-        let attempt = request.attempt.as_ref()?;
-        let socket = digest?.socket_digest.as_ref()?;
-        let connection = Connection {
-            fd,
-            local: *socket.local_addr()?.as_inet()?,
-            peer: *socket.peer_addr()?.as_inet()?,
-        };
+        let (attempt, connection) = (request.attempt.as_ref()?, request.connection?);
         let live = attempt.live();
         let dispatch = self.workloads.shared(request.place?)?;
         let cut = Cut::new(dispatch, live.id(), connection, request.tries);
         let late_ns = dispatch.routes.overdue().late_ns();
         Seat::of_connection(live, attempt.entered_ns().saturating_add(late_ns), cut)
+    }
+
+    /// From now on it is a stream, which may end before it is over.
+    fn streams(&self, request: &mut Request) {
+        if let (Some(attempt), Some(connection), Some(dispatch)) =
+            (&request.attempt, request.connection, self.dispatch(request))
+        {
+            let links = (dispatch.protocol == Protocol::Http2).then_some(&self.links);
+            let stay = Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns);
+            request.stay = Some(stay.ends_with(attempt.live(), connection, links));
+        }
     }
 
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
@@ -230,6 +235,7 @@ impl ProxyHttp for Gateway {
             Protocol::Http2 => &self.http2_options,
         };
         let mut peer = peer(&attempt, options, dispatch.tls.as_deref());
+        peer.group_key ^= drain::era(attempt.live(), attempt.entered_ns());
         if grpc::is_call(session) {
             // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
             request.deadline = grpc::deadline(&session.req_header().headers);
@@ -257,7 +263,13 @@ impl ProxyHttp for Gateway {
         digest: Option<&Digest>,
         request: &mut Request,
     ) -> Result<()> {
-        request.seat = self.seat(session, peer, fd, digest, request);
+        request.connection = Connection::of(fd, digest);
+        request.seat = self.seat(session, peer, request);
+        request.stay = None;
+        if grpc::is_call(session) || session.is_upgrade_req() {
+            // They may be silent for as long as they like, and have no deadline.
+            self.streams(request);
+        }
         Ok(())
     }
 
@@ -310,11 +322,15 @@ impl ProxyHttp for Gateway {
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         request: &mut Request,
     ) -> Result<Option<Duration>> {
+        if end_of_stream && request.has_outstayed() && !session.was_upgraded() {
+            // Without a length it would look whole.
+            return Err(Error::new_up(ErrorType::ConnectionClosed));
+        }
         if let Some(taking) = &mut request.taking {
             taking.copying.saw(body.as_deref().unwrap_or_default());
             if end_of_stream {
@@ -335,6 +351,9 @@ impl ProxyHttp for Gateway {
             return Err(Error::new_up(ErrorType::ConnectionClosed));
         }
         request.seat = None;
+        if !answer.status.is_informational() && request.stay.is_none() {
+            self.streams(request);
+        }
         let (Some(attempt), Some(dispatch)) = (&request.attempt, self.dispatch(request)) else {
             return Ok(());
         };
@@ -420,6 +439,11 @@ impl ProxyHttp for Gateway {
         reused: bool,
     ) -> BError {
         let left = request.seat.take().and_then(|seat| seat.left());
+        if request.has_outstayed() {
+            request.drained = true;
+            error.set_retry(false);
+            return error;
+        }
         if error.esource() != &ErrorSource::Upstream {
             error.set_retry(false);
             return error;
@@ -483,7 +507,10 @@ impl ProxyHttp for Gateway {
         let status = session
             .response_written()
             .map_or(0, |answer| answer.status.as_u16());
+        // An upgraded connection has no other end than that of the instance's.
+        request.drained |= session.was_upgraded() && request.has_outstayed();
         let ending = match error.map(side_of) {
+            _ if request.drained => Ending::Drained,
             Some(_) if request.refused.is_some() => Ending::Refused,
             None if request.attempt.is_none() => {
                 request.refused.get_or_insert(Refusal::Malformed);
@@ -513,12 +540,14 @@ impl ProxyHttp for Gateway {
             }
         };
         request.seat = None;
+        request.stay = None;
         if let Some(mut attempt) = request.attempt.take() {
-            let answered = error.is_none().then(monotonic_ns);
+            let answered = error.is_none() && !request.drained;
+            let answered = answered.then(monotonic_ns);
             let outcome = match ending {
                 Ending::Ok => Outcome::Ok,
                 Ending::Failed => Outcome::Failed,
-                Ending::Refused | Ending::Aborted => Outcome::Aborted,
+                Ending::Refused | Ending::Aborted | Ending::Drained => Outcome::Aborted,
             };
             attempt.end(outcome, answered);
         }

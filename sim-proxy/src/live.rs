@@ -61,6 +61,8 @@ pub struct InstanceLive {
     /// The flags of the node that watches it, once found. Never taken back: a node that is gone
     /// leaves them as they are, and takes its instances with it.
     life: OnceLock<Arc<LifeFlags>>,
+    /// Since when it gets no new requests, `CLOCK_MONOTONIC` ns; 0 = it gets them.
+    draining_since_ns: AtomicU64,
     errors: Errors,
     quantiles: Quantiles,
     /// By bucket of [`sim_core::histogram`]; microseconds.
@@ -76,6 +78,7 @@ impl InstanceLive {
             traffic: CachePadded::default(),
             health: CachePadded::default(),
             life: OnceLock::new(),
+            draining_since_ns: AtomicU64::default(),
             errors: Errors::default(),
             quantiles: Quantiles::default(),
             latency: std::iter::repeat_with(AtomicU64::default)
@@ -100,6 +103,17 @@ impl InstanceLive {
     /// What active checks say of it.
     pub(crate) fn checked(&self) -> &Checked {
         self.health.checked()
+    }
+
+    /// Since when it gets no new requests; 0 = it gets them.
+    pub(crate) fn draining_since_ns(&self) -> u64 {
+        // Relaxed, here and where it is written: a fact of its own, and who sees it a little later drains a little later.
+        self.draining_since_ns.load(Ordering::Relaxed)
+    }
+
+    /// It has got no new requests since then; 0 = it gets them.
+    pub(crate) fn drains_since(&self, since_ns: u64) {
+        self.draining_since_ns.store(since_ns, Ordering::Relaxed);
     }
 
     /// What went wrong there so far.

@@ -94,7 +94,7 @@ fn requests(page: &mut Page, counters: &Counters) {
         "Requests that arrived from users; without a workload: those that reached none.",
     )
     .sample(&[], counters.arrivals());
-    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (here, see sim_proxy_refused_total), aborted (the user left).");
+    page.family("sim_proxy_requests_ended_total", Counter, "Requests that ended, by how: ok (answer below 500), failed (500 and above, or none), refused (here, see sim_proxy_refused_total), aborted (the user left), drained (closed since its instance had no weight any more).");
     for (name, count) in ends {
         page.sample(&[("outcome", &name)], count);
     }

@@ -8,6 +8,7 @@
 use crate::clock::monotonic_ns;
 use crate::config::ProxyConfig;
 use crate::dispatch::Dispatch;
+use crate::drain;
 use crate::handover::Progress;
 use crate::report::Ledger;
 use crate::tickets::entropy;
@@ -226,7 +227,7 @@ impl ControlSession {
                 return;
             }
         };
-        match self.dispatch.routes.apply(&table) {
+        match drain::apply(&self.dispatch.routes, &table) {
             Ok(true) => {
                 if table.shares().iter().any(|share| share.ready) {
                     self.dispatch.hold.release();

@@ -96,6 +96,10 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.upgrade_drain_s = 0.5", "1 to 86400"],
         ),
         (
+            good.replace("[[server]]", "stream_grace_s = -1\n[[server]]"),
+            vec!["proxy.stream_grace_s = -1", "0 to 86400"],
+        ),
+        (
             good.replace("[[server]]", "hedge = { quantile = 1.0 }\n[[server]]"),
             vec!["proxy.hedge.quantile = 1", "0.5 to 0.9999"],
         ),

@@ -1,7 +1,7 @@
 //! Reads the head of an answer, and writes the one that goes on to the user.
 
 use super::chunks::{BadChunk, Chunks};
-use super::request::{FIELDS_MAX, field_end, number};
+use super::request::{FIELDS_MAX, SWITCH, field_end, number};
 
 use std::mem::MaybeUninit;
 
@@ -23,6 +23,18 @@ pub(super) enum Rest {
     Chunked(Chunks),
     /// Up to the end of the connection.
     Close,
+}
+
+impl Answer {
+    /// The protocol changes.
+    pub(super) fn is_switch(&self) -> bool {
+        self.status == SWITCHING
+    }
+
+    /// It is no interim one.
+    pub(super) fn is_final(&self) -> bool {
+        self.status >= 200 || self.is_switch()
+    }
 }
 
 impl Rest {
@@ -108,7 +120,7 @@ fn take(
 ) -> Option<Answer> {
     let (status, version) = (answer.code?, answer.version?);
     out.clear();
-    out.reserve(len + CLOSE.len() + passing.fields.len());
+    out.reserve(len + SWITCH.len() + passing.fields.len());
     let mut at = bytes.iter().position(|&byte| byte == b'\n')? + 1;
     let line = &bytes[..at];
     if !line.ends_with(b"\r\n") || !line.starts_with(b"HTTP/1.") {
@@ -117,7 +129,7 @@ fn take(
     // Our own version, whatever the instance's is.
     out.extend_from_slice(b"HTTP/1.1");
     out.extend_from_slice(&line[b"HTTP/1.1".len()..]);
-    let (mut length, mut codings) = (None, 0_u8);
+    let (mut length, mut codings, mut to_websocket) = (None, 0_u8, false);
     let mut keep_alive = version == 1;
     for field in answer.headers.iter() {
         let end = field_end(bytes, at, field)?;
@@ -125,7 +137,10 @@ fn take(
         at = end;
         let is = |other: &str| field.name.eq_ignore_ascii_case(other);
         match field.name.len() {
-            7 if is("upgrade") => continue,
+            7 if is("upgrade") => {
+                to_websocket = field.value.eq_ignore_ascii_case(b"websocket");
+                continue;
+            }
             10 if is("connection") => {
                 // Names of other fields that end here are rare and harmless to pass on.
                 let mut words = field.value.split(|&byte| byte == b',');
@@ -153,6 +168,14 @@ fn take(
     if bytes.get(at..len)? != b"\r\n" || (codings > 0 && length.is_some()) {
         return None;
     }
+    if status == SWITCHING {
+        // Nobody is asked for anything else.
+        if !to_websocket || codings > 0 || length.is_some() {
+            return None;
+        }
+        out.extend_from_slice(passing.fields);
+        out.extend_from_slice(SWITCH);
+    }
     let body = if passing.to_head || status < 200 || matches!(status, 204 | 304) {
         Rest::Length(0)
     } else if codings > 0 {
@@ -175,6 +198,8 @@ fn take(
     })
 }
 
+/// The status that says that the protocol changes.
+const SWITCHING: u16 = 101;
 const CLOSE: &[u8] = b"Connection: close\r\n";
 
 #[cfg(test)]
@@ -207,6 +232,28 @@ mod tests {
             out,
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn a_change_to_a_websocket_is_told_in_our_own_words_and_no_other_is_told() {
+        let text =
+            "HTTP/1.1 101 Web Socket\r\nupgrade: WebSocket\r\nX: 1\r\nconnection: upgrade\r\n\r\n";
+        let (Seen::Whole(answer), out) = seen(text, false, false) else {
+            panic!("whole");
+        };
+        assert!(answer.is_switch() && answer.is_final());
+        assert_eq!(
+            out,
+            "HTTP/1.1 101 Web Socket\r\nX: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        );
+        for other in [
+            text.replace("WebSocket", "h2c"),
+            text.replace("upgrade: WebSocket\r\n", ""),
+            text.replace("X: 1", "Content-Length: 3"),
+        ] {
+            let seen = seen(&other, false, true).0;
+            assert!(matches!(seen, Seen::Malformed), "{other:?}");
+        }
     }
 
     #[test]

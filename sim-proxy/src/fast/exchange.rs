@@ -96,6 +96,8 @@ pub(super) struct Question<'a> {
     pub(super) deadline_ns: u64,
     /// On a connection of its own: an idle one to this instance has just turned out to be stale.
     pub(super) fresh: bool,
+    /// It asks for a WebSocket.
+    pub(super) switches: bool,
     /// Another instance is asked as well, so nothing may go to the user before it is clear whose answer it gets.
     pub(super) raced: bool,
     /// Instances are asked over TLS.
@@ -224,7 +226,7 @@ impl Asked {
         let mut begun = false;
         loop {
             while let Some((answer, keep)) = self.head(question, &keep)? {
-                if answer.status >= 200 {
+                if answer.is_final() {
                     return Ok(self.answered(answer, keep));
                 }
                 if question.raced {
@@ -297,7 +299,9 @@ impl Asked {
         match answer::read(&self.read, passing, self.head.room()) {
             answer::Seen::Part if self.read.len() <= ANSWER_HEAD_BYTES_MAX => Ok(None),
             // A change of protocol that nobody asked for is none.
-            answer::Seen::Whole(answer) if answer.status != 101 => Ok(Some((answer, keep))),
+            answer::Seen::Whole(answer) if !answer.is_switch() || question.switches => {
+                Ok(Some((answer, keep)))
+            }
             answer::Seen::Part | answer::Seen::Whole(_) | answer::Seen::Malformed => Err(broken(
                 Some(Failure::BadAnswer),
                 RetryReason::Malformed,

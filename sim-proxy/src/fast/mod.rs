@@ -24,6 +24,7 @@ mod pool;
 mod refuse;
 mod request;
 mod stop;
+mod tunnel;
 mod via;
 mod watchdog;
 mod wire;
@@ -299,7 +300,9 @@ impl<'a> Connection<'a> {
                 .extend_from_slice(&self.arrived[head.len..length]);
             self.arrived.consume(length);
             self.begun_ns = None;
-            self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
+            if !head.switches {
+                self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
+            }
             let bytes_in = (length - head.len) as u64;
             self.note.begin();
             let after = self.answer(stream, dispatch, head, &question).await;
@@ -358,6 +361,7 @@ impl<'a> Connection<'a> {
             bytes: question,
             is_head: head.is_head,
             idempotent: head.idempotent,
+            switches: head.switches,
             answer_fields: &answer_fields,
             deadline_ns: u64::MAX,
             fresh: false,
@@ -422,7 +426,8 @@ impl<'a> Connection<'a> {
             };
             let overdue = dispatch.routes.overdue();
             // A session may be known to its instance alone: another one might answer sooner, but not the same.
-            let (due_reason, after_ns) = match (head.safe, session) {
+            // Two WebSockets at once are two to the application.
+            let (due_reason, after_ns) = match (head.safe && !head.switches, session) {
                 (true, None) => (RetryReason::Hedge, overdue.after_ns()),
                 (true, Some(_)) => (RetryReason::Late, overdue.late_ns()),
                 (false, _) => (RetryReason::Late, u64::MAX),

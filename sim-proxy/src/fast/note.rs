@@ -19,6 +19,8 @@ pub(super) struct Note {
     begun_ns: u64,
     pub(super) status: u16,
     pub(super) ending: Option<Ending>,
+    /// What came of the user once the protocol had changed.
+    pub(super) bytes_in: u64,
     /// Of the body of its answer.
     pub(super) bytes_out: u64,
     instance: Option<InstanceId>,
@@ -35,6 +37,7 @@ impl Note {
             begun_ns: 0,
             status: 0,
             ending: None,
+            bytes_in: 0,
             bytes_out: 0,
             instance: None,
             tries: 0,
@@ -80,6 +83,7 @@ impl Connection<'_> {
         let Some(log) = &self.path.workloads.access_log else {
             return;
         };
+        let bytes_in = bytes_in + note.bytes_in;
         let now_ns = monotonic_ns();
         let ending = note.ending.unwrap_or(match after {
             After::Cut => Ending::Failed,

@@ -7,6 +7,7 @@ use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::counters::{Ending, ErrorSide};
 use crate::dispatch::Dispatch;
+use crate::drain::Stay;
 use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::live::Outcome;
@@ -22,6 +23,10 @@ impl Connection<'_> {
         mut attempt: Attempt,
         answered: Answered,
     ) -> After {
+        if answered.answer.is_switch() {
+            // Boxed, so that requests that don't come here are no larger for it.
+            return Box::pin(self.tunnel(stream, dispatch, attempt, answered)).await;
+        }
         let Answered {
             mut instance,
             reused,
@@ -76,6 +81,8 @@ impl Connection<'_> {
                 Patience {
                     read_ns: self.path.timeouts.read_ns,
                     write_ns: USER_PATIENCE_NS,
+                    stay: Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns),
+                    live: attempt.live(),
                 },
                 Notes {
                     copying: self.copying.as_deref_mut(),
@@ -85,6 +92,10 @@ impl Connection<'_> {
             match pumped.await {
                 Ok(still_clean) => clean = still_clean,
                 Err(Cut::User) => return aborted(dispatch, attempt),
+                Err(Cut::Drained) => {
+                    self.note.ending = Some(Ending::Drained);
+                    return drained(dispatch, attempt);
+                }
                 Err(Cut::Late) => {
                     return cut_off(dispatch, attempt, ErrorClass::Timeout, Failure::BadAnswer);
                 }
@@ -136,6 +147,13 @@ pub(super) fn gone(dispatch: &Dispatch) -> After {
     dispatch.counters.erred(ErrorSide::Downstream);
     dispatch.counters.ended(Ending::Aborted);
     After::Close
+}
+
+/// The instance has had no weight for longer than an answer may go on there.
+pub(super) fn drained(dispatch: &Dispatch, mut attempt: Attempt) -> After {
+    attempt.end(Outcome::Aborted, None);
+    dispatch.counters.ended(Ending::Drained);
+    After::Cut
 }
 
 /// The instance broke off in the middle of its answer.

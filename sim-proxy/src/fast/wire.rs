@@ -5,11 +5,14 @@ use super::buffers::{Buffer, poll_read};
 use super::watchdog::Watchdog;
 use crate::clock::monotonic_ns;
 use crate::counters::RetryReason;
+use crate::drain::Stay;
+use crate::live::InstanceLive;
 use crate::mirror::Copying;
 use pingora_core::protocols::Stream;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -56,7 +59,7 @@ pub(super) async fn fill(
     .await
 }
 
-fn after(moment_ns: u64, patience_ns: u64) -> u64 {
+pub(super) fn after(moment_ns: u64, patience_ns: u64) -> u64 {
     moment_ns.saturating_add(patience_ns)
 }
 
@@ -212,17 +215,23 @@ pub(super) enum Cut {
     Instance,
     /// Nothing came from the instance in time.
     Late,
+    /// It is to go on no longer.
+    Drained,
     /// No proper framing.
     Malformed,
 }
 
-/// How long it may be that nothing passes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// From the instance.
+/// How long it may go on.
+#[derive(Debug)]
+pub(super) struct Patience<'a> {
+    /// While nothing comes from the instance.
     pub(super) read_ns: u64,
-    /// To the user.
+    /// While the user takes nothing.
     pub(super) write_ns: u64,
+    /// At all, with [`Patience::live`].
+    pub(super) stay: Stay,
+    /// The instance.
+    pub(super) live: &'a Arc<InstanceLive>,
 }
 
 /// Who is told what passes.
@@ -241,7 +250,7 @@ pub(super) async fn pump(
     ahead: &mut Buffer,
     rest: &mut Rest,
     watchdog: &mut Watchdog,
-    patience: Patience,
+    mut patience: Patience<'_>,
     notes: Notes<'_>,
 ) -> Result<bool, Cut> {
     let Notes {
@@ -266,6 +275,9 @@ pub(super) async fn pump(
                         if watchdog.is_over(after(moved_ns, patience.write_ns), context) =>
                     {
                         return Poll::Ready(Err(Cut::User));
+                    }
+                    Poll::Pending if patience.stay.ends(patience.live, context) => {
+                        return Poll::Ready(Err(Cut::Drained));
                     }
                     Poll::Pending => return Poll::Pending,
                 }
@@ -326,6 +338,9 @@ pub(super) async fn pump(
                     }
                     if watchdog.is_over(after(moved_ns, patience.read_ns), context) {
                         return Poll::Ready(Err(Cut::Late));
+                    }
+                    if patience.stay.ends(patience.live, context) {
+                        return Poll::Ready(Err(Cut::Drained));
                     }
                     return Poll::Pending;
                 }

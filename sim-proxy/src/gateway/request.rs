@@ -2,6 +2,8 @@
 
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
+use crate::cut::Connection;
+use crate::drain::Stay;
 use crate::limits::Refusal;
 use crate::mirror::Taking;
 use crate::sticky::SessionKey;
@@ -23,6 +25,12 @@ pub(crate) struct Request {
     pub(super) instance: Option<InstanceId>,
     /// While nothing of an answer has come to a request that may be asked elsewhere.
     pub(super) seat: Option<Seat>,
+    /// Where it was asked.
+    pub(super) connection: Option<Connection>,
+    /// While it is a stream: its answer has begun, or it has no deadline.
+    pub(super) stay: Option<Stay>,
+    /// It was closed since its instance had no weight any more.
+    pub(super) drained: bool,
     /// The next attempt goes elsewhere.
     pub(super) not: Option<InstanceId>,
     pub(super) session: Option<SessionKey>,
@@ -55,6 +63,9 @@ impl Request {
             attempt: None,
             instance: None,
             seat: None,
+            connection: None,
+            stay: None,
+            drained: false,
             not: None,
             session: None,
             given: None,
@@ -67,5 +78,10 @@ impl Request {
             call_failed: false,
             deadline: None,
         }
+    }
+
+    /// Whether it was ended since its instance had no weight any more.
+    pub(super) fn has_outstayed(&self) -> bool {
+        self.stay.as_ref().is_some_and(Stay::is_over)
     }
 }

@@ -59,7 +59,7 @@ async fn the_last_one_that_is_in_stays_whatever_its_checks_say() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_passed_check_ends_an_ejection_that_no_request_could() {
-    let settings = [(CHECK, "http:/:300")];
+    let settings = [(CHECK, "http:/:1000")];
     let (world, _control, [first, _second]) = World::with_two_and(10_000, &settings).await;
     let user = world.client();
     assert_eq!(user.get("/").await.1, "i1");

@@ -261,7 +261,11 @@ async fn instances_that_speak_http2_serve_users_of_either_version() {
     }
     let [first, second] = [&ups[0], &ups[1]].map(|up| up.counts.requests());
     assert_eq!(first + second, 108);
-    assert!(first.abs_diff(second) <= 4, "{first} and {second}");
+    assert!(
+        first.abs_diff(second) <= 4,
+        "{first} and {second}: {:#?}",
+        world.metrics().await
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -57,6 +57,8 @@ pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
 /// See [`sim_proxy::config::HedgeSettings`].
 pub(crate) const HEDGE_QUANTILE: &str = "SIM_TEST_PROXY_HEDGE_QUANTILE";
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
+/// How long streams may go on at an instance that has lost its weight.
+pub(crate) const STREAM_GRACE_MS: &str = "SIM_TEST_PROXY_STREAM_GRACE_MS";
 /// Where a successor asks for the listeners.
 pub(crate) const HANDOVER: &str = "SIM_TEST_PROXY_HANDOVER";
 /// How long a relieved proxy may take to end, in milliseconds.
@@ -185,6 +187,9 @@ fn proxy_process() {
     }
     if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
         config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
+    }
+    if let Ok(grace) = std::env::var(STREAM_GRACE_MS) {
+        config.stream_grace = Duration::from_millis(grace.parse().expect("a number"));
     }
     if let Ok(check) = std::env::var(CHECK) {
         let (kind, ms) = check.rsplit_once(':').expect("an interval");

@@ -2,7 +2,7 @@
 
 use crate::control::Control;
 use crate::process::{ProxyProcess, TLS};
-use crate::secure::{Connector, NAME, Way, clear, over_tls};
+use crate::secure::{Connector, NAME, Way, Wire, clear, over_tls};
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tower::ServiceExt as _;
 
 pub(crate) struct World {
     /// Where users connect in the clear.
@@ -104,10 +105,19 @@ impl World {
         first_bp: u16,
         settings: &[(&str, &str)],
     ) -> (Self, Control, [Upstream; 2]) {
-        let (world, mut control) = Self::start_with(settings);
-        let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
-        control.publish(&pair(1, &ups, first_bp)).await;
-        (world, control, ups)
+        Self::with_two_by(Way::Clear, first_bp, settings).await
+    }
+
+    /// Whose clients come by `way`.
+    pub(crate) fn start_by(way: Way, settings: &[(&str, &str)]) -> (Self, Control) {
+        let mut settings = settings.to_vec();
+        let files = way.files();
+        if let Some(files) = &files {
+            settings.push((TLS, files));
+        }
+        let (mut world, control) = Self::start_with(&settings);
+        world.way = way;
+        (world, control)
     }
 
     /// Two instances, whose clients come by `way`.
@@ -116,13 +126,9 @@ impl World {
         first_bp: u16,
         settings: &[(&str, &str)],
     ) -> (Self, Control, [Upstream; 2]) {
-        let mut settings = settings.to_vec();
-        let files = way.files();
-        if let Some(files) = &files {
-            settings.push((TLS, files));
-        }
-        let (mut world, control, ups) = Self::with_two_and(first_bp, &settings).await;
-        world.way = way;
+        let (world, mut control) = Self::start_by(way, settings);
+        let ups = [Upstream::start("i1").await, Upstream::start("i2").await];
+        control.publish(&pair(1, &ups, first_bp)).await;
         (world, control, ups)
     }
 
@@ -130,15 +136,27 @@ impl World {
         &self.way
     }
 
-    pub(crate) fn client(&self) -> User {
-        let (connector, to) = match &self.way {
+    fn connector(&self) -> (Connector, SocketAddr) {
+        match &self.way {
             Way::Clear => (clear(), self.proxy),
             Way::Tls(certificates) => (
                 over_tls(certificates.trusted(), NAME),
                 self.secure.expect("a listener for TLS"),
             ),
-        };
+        }
+    }
+
+    pub(crate) fn client(&self) -> User {
+        let (connector, to) = self.connector();
         User::by(connector, to)
+    }
+
+    /// A user's connection on which nothing was said yet.
+    pub(crate) async fn wire(&self) -> Wire {
+        let (connector, to) = self.connector();
+        let to = format!("http://{to}").parse().expect("valid");
+        let connected = connector.oneshot(to).await;
+        connected.expect("connected").into_inner()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

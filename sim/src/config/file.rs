@@ -67,6 +67,7 @@ pub(super) struct ProxyTable {
     pub(super) policy: String,
     #[serde(default = "upgrade_drain_s")]
     pub(super) upgrade_drain_s: f64,
+    pub(super) stream_grace_s: Option<f64>,
     pub(super) sticky: Option<StickyTable>,
     #[serde(default)]
     pub(super) hedge: HedgeTable,

@@ -4,6 +4,7 @@ mod access_log;
 mod addresses;
 mod check;
 mod describe;
+mod drain;
 mod file;
 mod front;
 mod hold;
@@ -76,6 +77,8 @@ pub(crate) struct Front {
     pub(crate) forward: ForwardSettings,
     pub(crate) trace: Option<TraceSettings>,
     pub(crate) mirror: MirrorSettings,
+    /// How long what is being answered may go on at an instance that lost its weight.
+    pub(crate) stream_grace: Duration,
     /// How long a proxy that was relieved may take to end.
     pub(crate) upgrade_drain: Duration,
     pub(crate) limits: Limits,
@@ -359,6 +362,7 @@ impl Config {
         proxy.trace = self.front.trace;
         proxy.mirror = self.front.mirror;
         proxy.handover_socket = Some(self.handover_socket());
+        proxy.stream_grace = self.front.stream_grace;
         proxy.upgrade_drain_timeout = self.front.upgrade_drain;
         proxy.access_log.clone_from(&self.front.access_log);
         proxy.limits = self.front.limits.settings;

@@ -3,8 +3,8 @@
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
 use super::{
-    Config, ConfigError, Front, Server, access_log, check, front, hold, limits, mirror, returns,
-    tell, tls, workload,
+    Config, ConfigError, Front, Server, access_log, check, drain, front, hold, limits, mirror,
+    returns, tell, tls, workload,
 };
 use sim_core::name::ServerName;
 use sim_core::server::ServerSpec;
@@ -119,6 +119,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         forward: tell::forward(&rules, &file.proxy.trusted_proxies, file.proxy.forwarded)?,
         trace: tell::trace(&rules, file.proxy.trace.as_ref())?,
         mirror: mirror::settings(&rules, &file.proxy.mirror)?,
+        stream_grace: drain::stream_grace(&rules, file.proxy.stream_grace_s)?,
         upgrade_drain: Duration::from_secs_f64(rules.number(
             "proxy.upgrade_drain_s",
             file.proxy.upgrade_drain_s,

@@ -1,0 +1,313 @@
+//! Drain: what becomes of the streams of an instance that gets no new requests.
+//!
+//! Picks leave an instance alone at once when it loses its weight, or its line in the table. What it is answering may
+//! end. But a download, a WebSocket or a call of gRPC can go on for days, and would keep users where the weights say that
+//! there are to be none (Istio's issue 13908). So each has a grace from the change of the table on, and is closed after
+//! it. What has begun later, since nothing better was left, is not meant. Nor is a request that has no answer yet: it has
+//! a deadline of its own. And a connection that waits for its next request has nothing to drain: weights hold for each
+//! request.
+//!
+//! A stream may be silent. So each of them is known here, to the worker that it belongs to, and one task of the worker
+//! looks at all a few times in a second: two words each. On the fast path the stream's own task is woken; on the general
+//! one Pingora can't be told, so the connection to the instance is shut down, and the request ends as if the instance had
+//! closed it.
+
+use crate::clock::monotonic_ns;
+use crate::cut::Connection;
+use crate::links::Links;
+use crate::live::InstanceLive;
+use crate::routes::{Refused, Routes};
+use sim_core::table::WeightTable;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// So much later than it should a stream may end.
+const LOOK: Duration = Duration::from_millis(100);
+/// Looks after the last stream has ended before the looking ends.
+const LINGER: u32 = 10;
+
+/// Puts `table` in force. Instances that lose their weight by it drain from now on, and who gets some drains no more.
+///
+/// # Errors
+/// As [`Routes::apply`].
+pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refused> {
+    let before = Arc::clone(&routes.snapshot());
+    if !routes.apply(table)? {
+        return Ok(false);
+    }
+    let after = routes.snapshot();
+    // After the table is published: whoever entered by the one before had looked at the clock by then.
+    let now_ns = monotonic_ns();
+    for old in before.upstreams() {
+        let weight_bp = after.upstream(old.instance).map(|new| new.weight_bp);
+        // One that never had any serves when nothing else is left, and goes on with that.
+        let leaves = weight_bp.is_none() || (weight_bp == Some(0) && old.weight_bp > 0);
+        if leaves && old.live.draining_since_ns() == 0 {
+            old.live.drains_since(now_ns);
+        }
+    }
+    for upstream in after.upstreams().iter().filter(|u| u.weight_bp > 0) {
+        upstream.live.drains_since(0);
+    }
+    Ok(true)
+}
+
+/// Whether what was picked at `entered_ns` has stayed at `live` for longer than it may.
+fn is_over(live: &InstanceLive, entered_ns: u64, grace_ns: u64, now_ns: u64) -> bool {
+    let since_ns = live.draining_since_ns();
+    since_ns > entered_ns && now_ns >= since_ns.saturating_add(grace_ns)
+}
+
+/// What tells apart the shared connections to an instance of what began before it drained, and of what began later: they
+/// must not end together.
+pub(crate) fn era(live: &InstanceLive, entered_ns: u64) -> u64 {
+    let since_ns = live.draining_since_ns();
+    if since_ns > entered_ns { 0 } else { since_ns }
+}
+
+/// Who is to hear that the grace is over.
+#[derive(Debug)]
+enum Whom {
+    Task(Waker),
+    /// A connection of the stream's own.
+    Connection(Connection),
+    /// One of several streams.
+    Shared(Connection, Arc<Links>),
+}
+
+#[derive(Debug)]
+struct Stream {
+    live: Arc<InstanceLive>,
+    entered_ns: u64,
+    grace_ns: u64,
+    whom: Whom,
+    is_over: bool,
+}
+
+impl Stream {
+    fn look(&mut self, now_ns: u64) {
+        if self.is_over || !is_over(&self.live, self.entered_ns, self.grace_ns, now_ns) {
+            return;
+        }
+        self.is_over = true;
+        match &self.whom {
+            Whom::Task(waker) => waker.wake_by_ref(),
+            Whom::Connection(connection) => connection.shut(),
+            Whom::Shared(connection, links) => links.shut(*connection),
+        }
+    }
+}
+
+/// The streams of a worker.
+#[derive(Debug, Default)]
+struct Streams {
+    /// By place; empty ones are in `free`.
+    places: Vec<Option<Stream>>,
+    free: Vec<usize>,
+    /// Someone looks.
+    looking: bool,
+}
+
+thread_local! {
+    static STREAMS: RefCell<Streams> = RefCell::default();
+}
+
+/// A stream's place among those that are looked at, once it has one. Dropped, it is a stream no more.
+#[derive(Debug)]
+pub(crate) struct Stay {
+    entered_ns: u64,
+    grace_ns: u64,
+    at: Option<usize>,
+}
+
+impl Stay {
+    /// Of what was picked at `entered_ns`. Nothing is kept before it waits.
+    pub(crate) fn new(entered_ns: u64, grace_ns: u64) -> Self {
+        Self {
+            entered_ns,
+            grace_ns,
+            at: None,
+        }
+    }
+
+    /// Whether it has been at `live` for longer than it may; if not, the task of `context` is woken when it has. It must be
+    /// the same task each time.
+    pub(crate) fn ends(&mut self, live: &Arc<InstanceLive>, context: &Context<'_>) -> bool {
+        if self.at.is_some() {
+            return self.is_over();
+        }
+        self.sit(live, Whom::Task(context.waker().clone()));
+        false
+    }
+
+    /// Ends it by its connection to the instance, which it shares with others if `links` are given.
+    pub(crate) fn ends_with(
+        mut self,
+        live: &Arc<InstanceLive>,
+        connection: Connection,
+        links: Option<&Arc<Links>>,
+    ) -> Self {
+        let whom = match links {
+            Some(links) => Whom::Shared(connection, links.clone()),
+            None => Whom::Connection(connection),
+        };
+        self.sit(live, whom);
+        self
+    }
+
+    /// Whether it was ended.
+    pub(crate) fn is_over(&self) -> bool {
+        let Some(at) = self.at else { return false };
+        STREAMS.with_borrow(|streams| {
+            let stream = streams.places.get(at).and_then(Option::as_ref);
+            stream.is_some_and(|stream| stream.is_over)
+        })
+    }
+
+    fn sit(&mut self, live: &Arc<InstanceLive>, whom: Whom) {
+        let stream = Some(Stream {
+            live: live.clone(),
+            entered_ns: self.entered_ns,
+            grace_ns: self.grace_ns,
+            whom,
+            is_over: false,
+        });
+        let at = STREAMS.with_borrow_mut(|streams| {
+            let at = streams.free.pop().unwrap_or(streams.places.len());
+            match streams.places.get_mut(at) {
+                Some(place) => *place = stream,
+                None => streams.places.push(stream),
+            }
+            if !streams.looking {
+                streams.looking = true;
+                tokio::spawn(look());
+            }
+            at
+        });
+        self.at = Some(at);
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let Some(at) = self.at else { return };
+        let left = STREAMS.try_with(|streams| {
+            let mut streams = streams.borrow_mut();
+            streams.free.push(at);
+            streams.places.get_mut(at).and_then(Option::take)
+        });
+        // What is left is dropped here, outside of the list; at the end of the thread there is none.
+        drop(left);
+    }
+}
+
+async fn look() {
+    let mut empty = 0;
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let more = STREAMS.with_borrow_mut(|streams| {
+            let none = streams.places.len() == streams.free.len();
+            empty = if none { empty + 1 } else { 0 };
+            let now_ns = monotonic_ns();
+            for stream in streams.places.iter_mut().flatten() {
+                stream.look(now_ns);
+            }
+            streams.looking = empty < LINGER;
+            streams.looking
+        });
+        if !more {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EjectSettings;
+    use sim_core::name::{InstanceId, WorkloadName};
+    use sim_core::table::{Share, Version};
+
+    fn name() -> WorkloadName {
+        WorkloadName::new("web").expect("valid")
+    }
+
+    fn put(routes: &Routes, generation: u64, lines: &[(u64, u16)]) {
+        let shares = lines.iter().map(|&(id, weight_bp)| Share {
+            instance: InstanceId(id),
+            address: ([127, 0, 0, 1], 1).into(),
+            weight_bp,
+            ready: true,
+        });
+        let version = Version {
+            epoch: 1,
+            generation,
+        };
+        let table = WeightTable::new(name(), version, shares.collect()).expect("a table");
+        assert_eq!(apply(routes, &table), Ok(true));
+    }
+
+    fn live(routes: &Routes, id: u64) -> Arc<InstanceLive> {
+        let mut known = routes.known().into_iter();
+        known.find(|live| live.id().0 == id).expect("known")
+    }
+
+    #[test]
+    fn who_loses_its_weight_or_its_line_drains_until_it_has_some_again() {
+        let routes = Routes::new(name(), EjectSettings::default());
+        put(&routes, 1, &[(1, 10_000), (2, 0)]);
+        let [first, second] = [1, 2].map(|id| live(&routes, id));
+        let drains = |live: &InstanceLive| live.draining_since_ns() > 0;
+        assert!(
+            !drains(&first) && !drains(&second),
+            "a warm shadow is no leaver"
+        );
+        put(&routes, 2, &[(1, 0), (2, 10_000)]);
+        assert!(drains(&first) && !drains(&second));
+        let since_ns = first.draining_since_ns();
+        put(&routes, 3, &[(2, 10_000)]);
+        assert_eq!(first.draining_since_ns(), since_ns, "it has not begun anew");
+        put(&routes, 4, &[(1, 1), (2, 9_999)]);
+        assert!(!drains(&first) && !drains(&second));
+        put(&routes, 5, &[(1, 10_000)]);
+        assert!(drains(&second));
+    }
+
+    #[test]
+    fn only_what_began_before_the_change_ends_and_only_after_its_grace() {
+        let live = InstanceLive::new(InstanceId(1));
+        assert!(!is_over(&live, 5, 10, u64::MAX));
+        assert_eq!(era(&live, 5), 0);
+        live.drains_since(100);
+        assert!(!is_over(&live, 99, 10, 109));
+        assert!(is_over(&live, 99, 10, 110));
+        assert!(!is_over(&live, 100, 10, u64::MAX));
+        assert!(!is_over(&live, 99, u64::MAX, u64::MAX - 1));
+        assert_ne!(era(&live, 99), era(&live, 100));
+        assert_eq!(era(&live, 101), era(&live, 100));
+        live.drains_since(0);
+        assert!(!is_over(&live, 99, 10, u64::MAX));
+    }
+
+    #[tokio::test]
+    async fn a_silent_stream_is_woken_when_its_grace_is_over_and_leaves_nothing() {
+        let live = Arc::new(InstanceLive::new(InstanceId(1)));
+        let mut stay = Stay::new(monotonic_ns(), 20_000_000);
+        live.drains_since(monotonic_ns());
+        std::future::poll_fn(|context| match stay.ends(&live, context) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        })
+        .await;
+        assert!(monotonic_ns() >= live.draining_since_ns() + 20_000_000);
+        drop(stay);
+        let places = STREAMS.with_borrow(|streams| (streams.places.len(), streams.free.len()));
+        assert_eq!(places, (1, 1));
+        assert_eq!(Arc::strong_count(&live), 1);
+    }
+}
