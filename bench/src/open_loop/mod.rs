@@ -6,6 +6,7 @@
 
 mod answer;
 mod connection;
+mod shared;
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,6 +20,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::Pid;
 use sim_tests::load::arrivals::{Arrivals, Constant};
+
+pub use shared::SharedPlan;
 
 use connection::{Connection, Got};
 
@@ -112,7 +115,7 @@ impl Plan {
 pub enum Outcome {
     /// Answered with this status.
     Status(u16),
-    /// Refused, reset, closed before the end of its answer, or no HTTP.
+    /// Refused, reset, closed before the end of its answer, or no HTTP; or a call of gRPC with another status than OK.
     Broken,
     /// Not answered in time.
     Late,

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -52,6 +53,15 @@ async fn connection(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Which instance it is, if it has been told.
+fn number() -> Option<HeaderValue> {
+    static NUMBER: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
+        let number = std::env::var("SIM_INSTANCE").ok()?;
+        HeaderValue::try_from(number).ok()
+    });
+    NUMBER.clone()
+}
+
 type Body = BoxBody<Bytes, hyper::Error>;
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
@@ -65,6 +75,9 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Err
     let trailers = HeaderMap::from_iter([(status, HeaderValue::from_static("0"))]);
     let body = body.with_trailers(async move { Some(Ok(trailers)) });
     let mut response = Response::new(body.boxed());
+    if let Some(number) = number() {
+        response.headers_mut().insert("x-instance", number);
+    }
     let kind = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     Ok(response)

@@ -81,11 +81,11 @@ fn one_instance(at: &Path, grpc: bool) -> Result<String> {
     ))
 }
 
-/// A primary of ours, and a shadow that always stands by.
-pub(crate) fn two_servers(at: &Path) -> Result<String> {
+/// A primary of ours, one of gRPC or not, and a shadow that always stands by.
+pub(crate) fn two_servers(at: &Path, grpc: bool) -> Result<String> {
     Ok(format!(
         "[[server]]\nname = \"one\"\ncpus = 1.0\n[[server]]\nname = \"two\"\ncpus = 1.0\n{}",
-        workload(at, "always", false)?
+        workload(at, "always", grpc)?
     ))
 }
 

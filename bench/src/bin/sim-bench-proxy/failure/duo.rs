@@ -1,6 +1,7 @@
 //! Another proxy with two instances behind it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use bench::free_address;
@@ -9,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_tests::world::process::Guarded;
 
-use crate::configurations::{Behind, Users, envoy, haproxy, instance, nginx};
+use crate::configurations::{Behind, Users, envoy, grpc_instance, haproxy, instance, nginx};
 use crate::contender::Contender;
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin_all, spawn};
 
@@ -27,26 +28,27 @@ pub(super) struct Duo {
 
 impl Duo {
     /// With 95 to 5.
-    pub(super) fn start(contender: Contender, peers: &Peers) -> Result<Self> {
-        Self::weighted(contender, peers, [95, 5])
+    pub(super) fn start(contender: Contender, peers: &Peers, users: Users) -> Result<Self> {
+        Self::weighted(contender, peers, users, [95, 5])
     }
 
-    pub(super) fn weighted(contender: Contender, peers: &Peers, weights: [u32; 2]) -> Result<Self> {
+    pub(super) fn weighted(
+        contender: Contender,
+        peers: &Peers,
+        speaking: Users,
+        weights: [u32; 2],
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
         let (users, first, second) = (free_address()?, free_address()?, free_address()?);
         let behind = Behind {
             instances: vec![(first, weights[0]), (second, weights[1])],
             try_timeout_s: 2,
-            users: Users::Http1,
+            users: speaking,
             may_reload: true,
         };
         let instances = [(first, 1), (second, 2)].map(|(address, number)| -> Result<Guarded> {
-            let command = instance(peers, at, &address.to_string(), number)?;
-            let mut process = spawn("instance", command)?;
-            await_answer(&mut process, address, "/")?;
-            pin_all(process.pid(), OTHER_CPU)?;
-            Ok(process)
+            start_instance(peers, at, speaking, address, number)
         });
         let [first, second] = instances;
         let command = match contender {
@@ -82,11 +84,31 @@ impl Duo {
     /// At the same address.
     pub(super) fn restart_first(&mut self, peers: &Peers) -> Result<()> {
         let address = self.behind.instances[0].0;
-        let command = instance(peers, self.folder.path(), &address.to_string(), 1)?;
-        let mut process = spawn("instance", command)?;
-        await_answer(&mut process, address, "/")?;
-        pin_all(process.pid(), OTHER_CPU)?;
+        let at = self.folder.path();
+        let process = start_instance(peers, at, self.behind.users, address, 1)?;
         self.first = Some(process);
         Ok(())
     }
+}
+
+fn start_instance(
+    peers: &Peers,
+    at: &Path,
+    users: Users,
+    address: SocketAddr,
+    number: u64,
+) -> Result<Guarded> {
+    let listen = address.to_string();
+    let command = match users {
+        Users::Http1 | Users::Http2 => instance(peers, at, &listen, number)?,
+        Users::Grpc => {
+            let mut command = grpc_instance(&listen)?;
+            command.env("SIM_INSTANCE", number.to_string());
+            command
+        }
+    };
+    let mut process = spawn("instance", command)?;
+    await_answer(&mut process, address, "/")?;
+    pin_all(process.pid(), OTHER_CPU)?;
+    Ok(process)
 }

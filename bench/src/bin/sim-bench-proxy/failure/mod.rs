@@ -11,12 +11,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use bench::open_loop::{Plan, Shot, Taken};
+use bench::open_loop::{Plan, SharedPlan, Shot, Taken};
 use bench::peers::Peers;
 use bench::round_to;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Map, Value, json};
 
+use crate::configurations::Users;
 use crate::contender::Contender;
 use crate::processes::OTHER_CPU;
 use duo::Duo;
@@ -44,27 +45,73 @@ const COMPARED: [Contender; 4] = [
     Contender::Envoy,
 ];
 
-/// What is asked: a GET may be sent again, a POST only as long as no instance has seen it.
+/// What is asked: a GET may be sent again, a POST and a call of gRPC only as long as no instance has seen it.
 #[derive(Clone, Copy, Debug)]
 enum Method {
     Get,
     ChunkedPost,
+    /// Over HTTP/2, several at a time on a connection.
+    Http2Get,
+    GrpcCall,
 }
 
 impl Method {
-    fn plan(self, target: SocketAddr, rate_hz: f64, span: Duration) -> Plan {
-        let plan = Plan::get(target, "/", rate_hz, span);
+    /// With what its figures end.
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Get, ""),
+        (Self::ChunkedPost, "_chunked_post"),
+        (Self::Http2Get, "_http2"),
+        (Self::GrpcCall, "_grpc"),
+    ];
+
+    fn users(self) -> Users {
         match self {
-            Self::Get => plan,
-            Self::ChunkedPost => plan.post_chunked("/"),
+            Self::Get | Self::ChunkedPost => Users::Http1,
+            Self::Http2Get => Users::Http2,
+            Self::GrpcCall => Users::Grpc,
+        }
+    }
+
+    /// Who is compared.
+    fn contenders(self) -> &'static [Contender] {
+        match self {
+            Self::Get | Self::ChunkedPost => &COMPARED,
+            Self::Http2Get | Self::GrpcCall => &COMPARED_BY_HTTP2,
+        }
+    }
+
+    fn plan(self, target: SocketAddr, rate_hz: f64, span: Duration) -> Load {
+        let plan = Plan::get(target, "/", rate_hz, span);
+        let shared = SharedPlan::get(target, "/", rate_hz, span);
+        match self {
+            Self::Get => plan.into(),
+            Self::ChunkedPost => plan.post_chunked("/").into(),
+            Self::Http2Get => Load::Shared(shared),
+            Self::GrpcCall => Load::Shared(shared.calling("/bench.Echo/Call")),
         }
     }
 }
 
+/// What is sent, by whichever protocol.
+enum Load {
+    Own(Plan),
+    /// Requests share connections.
+    Shared(SharedPlan),
+}
+
+impl From<Plan> for Load {
+    fn from(plan: Plan) -> Self {
+        Self::Own(plan)
+    }
+}
+
+/// Who of them speaks HTTP/2 in clear text on either side.
+const COMPARED_BY_HTTP2: [Contender; 2] = [Contender::Sim, Contender::Envoy];
+
 /// All rows.
 pub(crate) fn measure(peers: &Peers) -> Result<Map<String, Value>> {
     let mut results = Map::new();
-    for (method, suffix) in [(Method::Get, ""), (Method::ChunkedPost, "_chunked_post")] {
+    for (method, suffix) in Method::ALL {
         let (kills, stops) = rows(peers, method)?;
         for (key, of) in [
             ("kill_failed", &kills["sim"]["failed"]),
@@ -91,16 +138,16 @@ pub(crate) fn measure(peers: &Peers) -> Result<Map<String, Value>> {
 /// A death and a stop of each.
 fn rows(peers: &Peers, method: Method) -> Result<(Value, Value)> {
     let (mut kills, mut stops) = (json!({}), json!({}));
-    for contender in COMPARED {
+    for &contender in method.contenders() {
         let name = contender.name();
         let row = match contender {
-            Contender::Sim => Whole::start()?.kill(method),
+            Contender::Sim => Whole::start(method)?.kill(method),
             _ => kill_one(contender, peers, method),
         };
         kills[name] = row.with_context(|| format!("kill, {name}"))?;
         println!("kill: {method:?}: {name}: {}", kills[name]);
         let row = match contender {
-            Contender::Sim => Whole::start()?.stop(method),
+            Contender::Sim => Whole::start(method)?.stop(method),
             _ => stop_one(contender, peers, method),
         };
         stops[name] = row.with_context(|| format!("stop, {name}"))?;
@@ -110,14 +157,20 @@ fn rows(peers: &Peers, method: Method) -> Result<(Value, Value)> {
 }
 
 /// Begins a load whose first second has passed when this returns.
-fn begin(plan: Plan) -> Result<(Instant, JoinHandle<Result<Taken>>)> {
-    let plan = Plan {
-        warm: Duration::ZERO,
-        cpu: Some(OTHER_CPU),
-        connections_max: 8_192,
-        ..plan
+fn begin(load: Load) -> Result<(Instant, JoinHandle<Result<Taken>>)> {
+    let cpu = Some(OTHER_CPU);
+    let load = match load {
+        Load::Own(plan) => {
+            let plan = Plan {
+                warm: Duration::ZERO,
+                cpu,
+                connections_max: 8_192,
+                ..plan
+            };
+            plan.start()?
+        }
+        Load::Shared(plan) => SharedPlan { cpu, ..plan }.start()?,
     };
-    let load = plan.start()?;
     std::thread::sleep(BEFORE);
     Ok((Instant::now(), load))
 }
@@ -143,7 +196,7 @@ fn milliseconds(span: Duration) -> f64 {
 
 /// Kills the one with most of the weight, and starts it again.
 fn kill_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
-    let mut duo = Duo::start(contender, peers)?;
+    let mut duo = Duo::start(contender, peers, method.users())?;
     let span = BEFORE + DEAD + AFTER_DEAD;
     let (_, load) = begin(method.plan(duo.users, KILL_HZ, span))?;
     duo.kill_first();
@@ -176,7 +229,7 @@ fn back(taken: &Taken, restarted: Instant) -> Option<Duration> {
 
 /// Stops the one with most of the weight for a while.
 fn stop_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
-    let duo = Duo::start(contender, peers)?;
+    let duo = Duo::start(contender, peers, method.users())?;
     let span = BEFORE + STOPPED + AFTER_STOPPED;
     let (_, load) = begin(method.plan(duo.users, STOP_HZ, span))?;
     kill(duo.first()?, Signal::SIGSTOP)?;

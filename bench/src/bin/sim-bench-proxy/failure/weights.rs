@@ -18,7 +18,7 @@ use sim_core::table::{Share, Version, WeightTable};
 use super::control::Control;
 use super::duo::Duo;
 use super::{BEFORE, begin, finish, milliseconds};
-use crate::configurations::{instance, nginx_upstreams};
+use crate::configurations::{Users, instance, nginx_upstreams};
 use crate::contender::Contender;
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin_all, spawn};
 use crate::sim;
@@ -74,7 +74,7 @@ fn of_sim(peers: &Peers) -> Result<Value> {
     };
     let (users, admin) = (free_address()?, free_address()?);
     let config = at.join("sim.toml");
-    let text = sim::two_servers(at)?;
+    let text = sim::two_servers(at, false)?;
     std::fs::write(
         &config,
         sim::own_places(&text, at, users, admin)?.to_string(),
@@ -94,7 +94,7 @@ fn of_sim(peers: &Peers) -> Result<Value> {
 }
 
 fn of_other(contender: Contender, peers: &Peers) -> Result<Value> {
-    let duo = Duo::weighted(contender, peers, [100, 0])?;
+    let duo = Duo::weighted(contender, peers, Users::Http1, [100, 0])?;
     let at = duo.folder.path();
     change(duo.users, || match contender {
         Contender::Haproxy => {
@@ -119,7 +119,7 @@ fn of_other(contender: Contender, peers: &Peers) -> Result<Value> {
 /// Under load, what becomes of requests and connections when `command` changes all weights.
 fn change(users: std::net::SocketAddr, command: impl FnOnce() -> Result<()>) -> Result<Value> {
     let span = BEFORE + AFTER;
-    let (_, load) = begin(Plan::get(users, "/", RATE_HZ, span))?;
+    let (_, load) = begin(Plan::get(users, "/", RATE_HZ, span).into())?;
     let changed = Instant::now();
     command()?;
     let said = changed.elapsed();

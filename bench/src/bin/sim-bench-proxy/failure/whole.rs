@@ -20,6 +20,7 @@ use super::{
     AFTER_DEAD, AFTER_STOPPED, BEFORE, DEAD, KILL_HZ, Method, STOP_HZ, STOPPED, begin, finish,
     milliseconds, noticed,
 };
+use crate::configurations::Users;
 use crate::sim;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,13 +39,13 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(method: Method) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
         let setting = sim::Setting::own()?;
         let (users, admin) = (free_address()?, free_address()?);
         let config = at.join("sim.toml");
-        let text = sim::two_servers(at)?;
+        let text = sim::two_servers(at, method.users() == Users::Grpc)?;
         std::fs::write(
             &config,
             sim::own_places(&text, at, users, admin)?.to_string(),
