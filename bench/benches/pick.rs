@@ -42,7 +42,9 @@ fn table(count: u16) -> WeightTable {
 }
 
 fn snapshot(count: u16) -> Snapshot {
-    Snapshot::new(&table(count), NOW, |id| Arc::new(InstanceLive::new(id)))
+    Snapshot::new(&table(count), NOW, |share| {
+        Arc::new(InstanceLive::new(share.instance, share.address.clone()))
+    })
 }
 
 fn picks(c: &mut Criterion) {

@@ -1,12 +1,12 @@
 //! Between wire messages and core types.
 
 use crate::v1;
+use sim_core::address::{Address, AddressError};
 use sim_core::event::{Event, ExitCause, InstanceTraffic, ResourceSample, Source, TrafficSample};
 use sim_core::histogram::LatencyHistogram;
 use sim_core::name::{InstanceId, NameError, ProxyName, WorkloadName};
 use sim_core::table::{Mirror, Share, TableError, Version, WeightTable};
 use sim_core::workload::Standby;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A message that says something impossible.
@@ -21,8 +21,8 @@ pub enum ConvertError {
         source: NameError,
     },
     /// An address that is none.
-    #[error("address {0:?} is not of the form ip:port")]
-    Address(String),
+    #[error("address {0:?}: {1}")]
+    Address(String, AddressError),
     /// A field that must be there.
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -37,9 +37,9 @@ pub enum ConvertError {
     Table(#[from] TableError),
 }
 
-fn address(text: &str) -> Result<SocketAddr, ConvertError> {
+fn address(text: &str) -> Result<Address, ConvertError> {
     text.parse()
-        .map_err(|_| ConvertError::Address(text.to_owned()))
+        .map_err(|error| ConvertError::Address(text.to_owned(), error))
 }
 
 fn workload(name: &str) -> Result<WorkloadName, ConvertError> {
@@ -329,7 +329,7 @@ mod tests {
     fn a_table_survives_the_wire_and_a_bad_one_does_not_get_past_it() {
         let share = |id: u64, weight_bp| Share {
             instance: InstanceId(id),
-            address: SocketAddr::from(([10, 0, 0, 1], 80)),
+            address: ([10, 0, 0, 1], 80).into(),
             weight_bp,
             ready: true,
         };
@@ -373,7 +373,7 @@ mod tests {
         bad.shares[0].address = "nowhere".into();
         assert!(matches!(
             WeightTable::try_from(bad),
-            Err(ConvertError::Address(_))
+            Err(ConvertError::Address(..))
         ));
         let mut bad = wire;
         bad.shares[1].instance = 1;

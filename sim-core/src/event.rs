@@ -1,12 +1,12 @@
 //! Everything that can happen to the core, as one closed set.
 
+use crate::address::Address;
 use crate::histogram::LatencyHistogram;
 use crate::name::{InstanceId, ProxyName, ServerName, WorkloadName};
 use crate::table::Version;
 use crate::workload::Standby;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,7 @@ pub enum Event {
         /// Which.
         instance: InstanceId,
         /// Where it will listen.
-        address: SocketAddr,
+        address: Address,
     },
     /// The instance gave its readiness proof.
     Ready {

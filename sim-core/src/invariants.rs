@@ -103,13 +103,12 @@ mod tests {
     use crate::name::{ServerName, WorkloadName};
     use crate::table::Share;
 
-    use core::net::SocketAddr;
     use core::time::Duration;
 
     fn table(generation: u64, weights: &[(u64, u16)]) -> WeightTable {
         let share = |&(id, weight_bp): &(u64, u16)| Share {
             instance: InstanceId(id),
-            address: SocketAddr::from(([127, 0, 0, 1], 80)),
+            address: ([127, 0, 0, 1], 80).into(),
             weight_bp,
             ready: true,
         };

@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod address;
 pub mod capacity;
 pub mod command;
 pub mod decide;

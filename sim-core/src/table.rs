@@ -1,9 +1,9 @@
 //! The weight table: the share of new requests that each instance of a workload gets.
 
+use crate::address::Address;
 use crate::name::{InstanceId, WorkloadName};
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 /// All of the traffic, in basis points.
@@ -32,7 +32,7 @@ pub struct Share {
     /// Whose share.
     pub instance: InstanceId,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Share of new requests, 0..=10 000.
     pub weight_bp: u16,
     /// Proven ready. An instance that is not ready has weight 0 and is no failover target.
@@ -179,7 +179,7 @@ mod tests {
     use alloc::vec;
 
     fn share(id: u64, weight_bp: u16, ready: bool) -> Share {
-        let address = SocketAddr::from(([127, 0, 0, 1], 1000 + id as u16));
+        let address = ([127, 0, 0, 1], 1000 + id as u16).into();
         Share {
             instance: InstanceId(id),
             address,

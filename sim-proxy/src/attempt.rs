@@ -3,15 +3,14 @@
 use crate::live::{InstanceLive, Outcome};
 use crate::pick::How;
 use crate::snapshot::Upstream;
+use sim_core::address::Address;
 use sim_core::name::InstanceId;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// An attempt in flight. Dropping it takes it out of flight, whichever way the request ends.
 #[derive(Debug)]
 pub struct Attempt {
     live: Arc<InstanceLive>,
-    address: SocketAddr,
     how: How,
     entered_ns: u64,
     /// Attempts that were in flight there when it entered.
@@ -24,11 +23,11 @@ pub struct Attempt {
 
 /// Whom an attempt asks.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub struct Target<'a> {
     /// Which instance.
     pub instance: InstanceId,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: &'a Address,
     /// When it was picked, by [`crate::clock::monotonic_ns`].
     pub entered_ns: u64,
 }
@@ -45,7 +44,6 @@ impl Attempt {
         let live = upstream.live.clone();
         Self {
             live,
-            address: upstream.address,
             how,
             entered_ns: now_ns,
             ahead,
@@ -57,10 +55,10 @@ impl Attempt {
 
     /// Whom it asks, and since when.
     #[must_use]
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> Target<'_> {
         Target {
             instance: self.live.id(),
-            address: self.address,
+            address: self.live.address(),
             entered_ns: self.entered_ns,
         }
     }
@@ -73,8 +71,8 @@ impl Attempt {
 
     /// Where the instance listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        self.live.address()
     }
 
     /// Why it was picked.

@@ -14,9 +14,9 @@ use crate::workloads::Workloads;
 use async_trait::async_trait;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::BackgroundService;
+use sim_core::address::Address;
 use sim_core::name::InstanceId;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinSet};
@@ -32,7 +32,7 @@ pub(crate) struct Checks {
 }
 
 /// One that is checked: its workload's place, and where it listens.
-type Checked = (usize, InstanceId, SocketAddr);
+type Checked = (usize, InstanceId, Address);
 
 #[async_trait]
 impl BackgroundService for Checks {
@@ -45,7 +45,7 @@ impl BackgroundService for Checks {
             for (place, dispatch) in self.workloads.iter().enumerate() {
                 let snapshot = dispatch.routes.snapshot();
                 for upstream in snapshot.upstreams().iter().filter(|u| u.ready) {
-                    let one = (place, upstream.instance, upstream.address);
+                    let one = (place, upstream.instance, upstream.live.address().clone());
                     wanted.insert(one, (dispatch.clone(), upstream.live.clone()));
                 }
             }
@@ -59,7 +59,7 @@ impl BackgroundService for Checks {
             for (one, (dispatch, live)) in wanted {
                 running.entry(one).or_insert_with(|| {
                     let settings = self.settings.clone();
-                    tasks.spawn(follow(settings, dispatch, live, one.2))
+                    tasks.spawn(follow(settings, dispatch, live))
                 });
             }
             while tasks.try_join_next().is_some() {}
@@ -78,16 +78,11 @@ fn jittered(interval: Duration, from: f64, to: f64) -> Duration {
 }
 
 /// Checks one instance for as long as it is in the table.
-async fn follow(
-    settings: CheckSettings,
-    dispatch: Arc<Dispatch>,
-    live: Arc<InstanceLive>,
-    address: SocketAddr,
-) {
+async fn follow(settings: CheckSettings, dispatch: Arc<Dispatch>, live: Arc<InstanceLive>) {
     sleep(jittered(settings.interval, 0.0, 1.0)).await;
     let mut row = Row::default();
     loop {
-        let asking = ask::ask(&settings.kind, address, &dispatch);
+        let asking = ask::ask(&settings.kind, live.address(), &dispatch);
         let asked = timeout(settings.timeout, asking).await;
         let failure = match asked {
             Ok(Ok(())) => None,

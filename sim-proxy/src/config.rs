@@ -246,7 +246,7 @@ impl Default for HedgeSettings {
 }
 
 /// What is copied, and where to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct MirrorSettings {
     /// Where copies go while the table names no mirror.
     pub fixed: Option<MirrorTo>,

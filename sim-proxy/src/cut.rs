@@ -12,12 +12,14 @@ use crate::counters::RetryReason;
 use crate::dispatch::Dispatch;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, shutdown,
+    MsgFlags, Shutdown, SockaddrStorage, UnixAddr, getpeername, getsockname, recv, shutdown,
 };
 use pingora_core::protocols::Digest;
+use sim_core::address::Address;
 use sim_core::name::InstanceId;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A connection on which nothing of an answer has come.
@@ -34,40 +36,77 @@ pub(crate) struct Cut {
 }
 
 /// Which one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    pub(crate) fd: RawFd,
-    pub(crate) local: SocketAddr,
-    pub(crate) peer: SocketAddr,
+    fd: RawFd,
+    ends: Ends,
+}
+
+/// What tells a connection from others.
+#[derive(Clone, Debug)]
+enum Ends {
+    Inet {
+        local: SocketAddr,
+        peer: SocketAddr,
+    },
+    /// Of a Unix socket one end has no name, and the other the same for all. What else there is to tell them by costs a
+    /// system call for each request. It is enough beside what holds of all: that the descriptor is used while its
+    /// request has not ended, by the thread that closes it.
+    Unix {
+        path: Arc<str>,
+    },
 }
 
 impl Connection {
-    /// One of Pingora's, by what it tells of it.
-    pub(crate) fn of(fd: RawFd, digest: Option<&Digest>) -> Option<Self> {
+    /// One of Pingora's to an instance at `address`, by what it tells of it.
+    pub(crate) fn of(fd: RawFd, address: &Address, digest: Option<&Digest>) -> Option<Self> {
         let socket = digest?.socket_digest.as_ref()?;
-        Some(Self {
-            fd,
-            local: *socket.local_addr()?.as_inet()?,
-            peer: *socket.peer_addr()?.as_inet()?,
-        })
+        let ends = match address {
+            Address::Inet(_) => Ends::Inet {
+                local: *socket.local_addr()?.as_inet()?,
+                peer: *socket.peer_addr()?.as_inet()?,
+            },
+            Address::Unix(path) => Ends::Unix { path: path.clone() },
+        };
+        Some(Self { fd, ends })
+    }
+
+    /// One over TCP.
+    #[cfg(test)]
+    pub(crate) fn inet(fd: RawFd, local: SocketAddr, peer: SocketAddr) -> Self {
+        let ends = Ends::Inet { local, peer };
+        Self { fd, ends }
+    }
+
+    /// Its descriptor.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
     }
 
     /// The descriptor is still this connection's.
-    fn is_same(self) -> bool {
+    fn is_same(&self) -> bool {
         let is = |found: nix::Result<SockaddrStorage>, known: SocketAddr| {
             found.is_ok_and(|found| found == SockaddrStorage::from(known))
         };
-        is(getsockname(self.fd), self.local) && is(getpeername(self.fd), self.peer)
+        match &self.ends {
+            Ends::Inet { local, peer } => {
+                is(getsockname(self.fd), *local) && is(getpeername(self.fd), *peer)
+            }
+            Ends::Unix { path } => {
+                let found = getpeername::<UnixAddr>(self.fd).ok();
+                found.is_some_and(|found| found.path() == Some(Path::new(&**path)))
+            }
+        }
     }
 
     /// The same, and nothing has come on it.
-    fn is_silent(self) -> bool {
+    fn is_silent(&self) -> bool {
         let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         self.is_same() && recv(self.fd, &mut [0], peek) == Err(Errno::EAGAIN)
     }
 
     /// Shuts it down, if it is still there.
-    pub(crate) fn shut(self) {
+    pub(crate) fn shut(&self) {
         if self.is_same() {
             // It fails where the instance has just broken the connection: then the request hears of that.
             shutdown(self.fd, Shutdown::Both).ok();
@@ -118,9 +157,10 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pingora_core::protocols::SocketDigest;
     use std::os::fd::AsRawFd as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
     #[tokio::test]
     async fn only_the_connection_of_then_is_shut() {
@@ -129,17 +169,19 @@ mod tests {
         let here = TcpStream::connect(peer).await.expect("connected");
         let (mut there, _) = listener.accept().await.expect("accepted");
         let other = TcpStream::connect(peer).await.expect("connected");
-        let connection = Connection {
+        let mut connection = Connection {
             fd: other.as_raw_fd(),
-            local: here.local_addr().expect("bound"),
-            peer,
+            ends: Ends::Inet {
+                local: here.local_addr().expect("bound"),
+                peer,
+            },
         };
         connection.shut();
         there.write_all(b"H").await.expect("sent");
         here.readable().await.expect("open");
         assert_eq!(here.try_read(&mut [0]).expect("a byte"), 1);
-        let fd = here.as_raw_fd();
-        Connection { fd, ..connection }.shut();
+        connection.fd = here.as_raw_fd();
+        connection.shut();
         assert_eq!(there.read(&mut [0]).await.expect("the end"), 0);
         drop(other);
     }
@@ -152,13 +194,39 @@ mod tests {
         let (mut there, _) = listener.accept().await.expect("accepted");
         let connection = Connection {
             fd: here.as_raw_fd(),
-            local: here.local_addr().expect("bound"),
-            peer,
+            ends: Ends::Inet {
+                local: here.local_addr().expect("bound"),
+                peer,
+            },
         };
         assert!(connection.is_silent());
         let other = TcpStream::connect(peer).await.expect("connected");
         let fd = other.as_raw_fd();
-        assert!(!Connection { fd, ..connection }.is_silent());
+        let ends = connection.ends.clone();
+        assert!(!Connection { fd, ends }.is_silent());
+        there.write_all(b"H").await.expect("sent");
+        here.readable().await.expect("open");
+        assert!(!connection.is_silent());
+    }
+
+    #[tokio::test]
+    async fn so_it_is_with_a_unix_socket() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [path, elsewhere] = ["a.sock", "b.sock"].map(|name| directory.path().join(name));
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let _elsewhere = UnixListener::bind(&elsewhere).expect("a socket");
+        let here = UnixStream::connect(&path).await.expect("connected");
+        let (mut there, _) = listener.accept().await.expect("accepted");
+        let digest = Digest {
+            socket_digest: Some(Arc::new(SocketDigest::from_raw_fd(here.as_raw_fd()))),
+            ..Digest::default()
+        };
+        let address = Address::unix(path.to_str().expect("text")).expect("valid");
+        let connection = Connection::of(here.as_raw_fd(), &address, Some(&digest)).expect("known");
+        assert!(connection.is_silent());
+        let other = UnixStream::connect(&elsewhere).await.expect("connected");
+        let (fd, ends) = (other.as_raw_fd(), connection.ends.clone());
+        assert!(!Connection { fd, ends }.is_silent());
         there.write_all(b"H").await.expect("sent");
         here.readable().await.expect("open");
         assert!(!connection.is_silent());

@@ -43,7 +43,11 @@ impl Dispatch {
         tls: Option<Arc<InstanceTls>>,
     ) -> Self {
         let retry = config.retry;
-        let mirror = Mirror::new(config.mirror, config.upstream.idle_timeout, tls.clone());
+        let mirror = Mirror::new(
+            config.mirror.clone(),
+            config.upstream.idle_timeout,
+            tls.clone(),
+        );
         Self {
             routes,
             counters: Counters::default(),

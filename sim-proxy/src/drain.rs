@@ -96,7 +96,7 @@ impl Stream {
         match &self.whom {
             Whom::Task(waker) => waker.wake_by_ref(),
             Whom::Connection(connection) => connection.shut(),
-            Whom::Shared(connection, links) => links.shut(*connection),
+            Whom::Shared(connection, links) => links.shut(connection),
         }
     }
 }
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn only_what_began_before_the_change_ends_and_only_after_its_grace() {
-        let live = InstanceLive::new(InstanceId(1));
+        let live = InstanceLive::new(InstanceId(1), ([127, 0, 0, 1], 1).into());
         assert!(!is_over(&live, 5, 10, u64::MAX));
         assert_eq!(era(&live, 5), 0);
         live.drains_since(100);
@@ -296,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_stream_is_woken_when_its_grace_is_over_and_leaves_nothing() {
-        let live = Arc::new(InstanceLive::new(InstanceId(1)));
+        let live = Arc::new(InstanceLive::new(InstanceId(1), ([127, 0, 0, 1], 1).into()));
         let mut stay = Stay::new(monotonic_ns(), 20_000_000);
         live.drains_since(monotonic_ns());
         std::future::poll_fn(|context| match stay.ends(&live, context) {

@@ -12,6 +12,7 @@ mod request;
 pub(crate) use begin::noting_begin;
 pub(crate) use request::Request;
 
+use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
@@ -110,7 +111,7 @@ impl Gateway {
         if !is_own || !session.req_header().method.is_safe() || !session.as_mut().is_body_empty() {
             return None;
         }
-        let (attempt, connection) = (request.attempt.as_ref()?, request.connection?);
+        let (attempt, connection) = (request.attempt.as_ref()?, request.connection.clone()?);
         let live = attempt.live();
         let dispatch = self.workloads.shared(request.place?)?;
         let cut = Cut::new(dispatch, live.id(), connection, request.tries);
@@ -120,12 +121,14 @@ impl Gateway {
 
     /// From now on it is a stream, which may end before it is over.
     fn streams(&self, request: &mut Request) {
-        if let (Some(attempt), Some(connection), Some(dispatch)) =
-            (&request.attempt, request.connection, self.dispatch(request))
-        {
+        if let (Some(attempt), Some(connection), Some(dispatch)) = (
+            &request.attempt,
+            &request.connection,
+            self.dispatch(request),
+        ) {
             let links = (dispatch.protocol == Protocol::Http2).then_some(&self.links);
             let stay = Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns);
-            request.stay = Some(stay.ends_with(attempt.live(), connection, links));
+            request.stay = Some(stay.ends_with(attempt.live(), connection.clone(), links));
         }
     }
 
@@ -234,7 +237,7 @@ impl ProxyHttp for Gateway {
             Protocol::Http1 => &self.http1_options,
             Protocol::Http2 => &self.http2_options,
         };
-        let mut peer = peer(&attempt, options, dispatch.tls.as_deref());
+        let mut peer = peer(&attempt, options, dispatch.tls.as_deref())?;
         peer.group_key ^= drain::era(attempt.live(), attempt.entered_ns());
         if grpc::is_call(session) {
             // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
@@ -263,7 +266,9 @@ impl ProxyHttp for Gateway {
         digest: Option<&Digest>,
         request: &mut Request,
     ) -> Result<()> {
-        request.connection = Connection::of(fd, digest);
+        let attempt = request.attempt.as_ref();
+        request.connection =
+            attempt.and_then(|attempt| Connection::of(fd, attempt.address(), digest));
         request.seat = self.seat(session, peer, request);
         request.stay = None;
         if grpc::is_call(session) || session.is_upgrade_req() {
@@ -407,7 +412,9 @@ impl ProxyHttp for Gateway {
         request: &mut Request,
         mut error: BError,
     ) -> BError {
-        let failure = is_instance_at_fault(&error).then_some(Failure::Connect);
+        let at_fault = |attempt: &Attempt| is_instance_at_fault(&error, attempt.address());
+        let at_fault = request.attempt.as_ref().is_some_and(at_fault);
+        let failure = at_fault.then_some(Failure::Connect);
         let stale = is_stale(&error);
         let reason = if stale {
             RetryReason::Reset

@@ -232,7 +232,7 @@ impl Handover {
             let snapshot = dispatch.routes.snapshot();
             let share = |upstream: &crate::snapshot::Upstream| v1::Share {
                 instance: upstream.instance.0,
-                address: upstream.address.to_string(),
+                address: upstream.live.address().to_string(),
                 weight_bp: u32::from(upstream.weight_bp),
                 ready: upstream.ready,
             };

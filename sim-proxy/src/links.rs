@@ -14,8 +14,9 @@ use pingora_error::{Error, ErrorType, Result};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// All that are open. Locked when one is made and when it ends; a request takes one that is there, and locks nothing.
 #[derive(Debug, Default)]
@@ -28,9 +29,9 @@ impl Links {
     }
 
     /// Shuts one down, if it is still open.
-    pub(crate) fn shut(&self, connection: Connection) {
+    pub(crate) fn shut(&self, connection: &Connection) {
         let open = self.open();
-        if open.contains(&connection.fd) {
+        if open.contains(&connection.fd()) {
             connection.shut();
         }
     }
@@ -43,14 +44,15 @@ pub(crate) struct Connect(pub(crate) Arc<Links>);
 #[async_trait]
 impl L4Connect for Connect {
     async fn connect(&self, to: &PeerAddress) -> Result<Stream> {
-        let Some(&to) = to.as_inet() else {
-            // No table has another.
-            return Err(failed(io::ErrorKind::Unsupported.into()));
+        let mut stream: Stream = match to {
+            PeerAddress::Inet(to) => TcpStream::connect(to).await.map_err(failed)?.into(),
+            PeerAddress::Unix(to) => {
+                let path = to.as_pathname().unwrap_or(Path::new(""));
+                UnixStream::connect(path).await.map_err(failed)?.into()
+            }
         };
-        let stream = TcpStream::connect(to).await.map_err(failed)?;
         let fd = stream.as_raw_fd();
         self.0.open().insert(fd);
-        let mut stream = Stream::from(stream);
         let links = self.0.clone();
         stream.tracer = Some(Tracer(Box::new(Link { links, fd })));
         Ok(stream)
@@ -105,13 +107,13 @@ mod tests {
         let here = connect.connect(&to).await.expect("connected");
         let (mut there, local) = listener.accept().await.expect("accepted");
         let fd = here.as_raw_fd();
-        let connection = Connection { fd, local, peer };
-        links.shut(connection);
+        let connection = Connection::inet(fd, local, peer);
+        links.shut(&connection);
         assert_eq!(there.read(&mut [0]).await.expect("the end"), 0);
         drop(here);
         assert!(links.open().is_empty());
         // It may be another's by now.
-        links.shut(connection);
+        links.shut(&connection);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use crate::quantiles::Quantiles;
 use crate::sync::LATENCY_BUCKETS;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
+use sim_core::address::Address;
 use sim_core::histogram::{LatencyHistogram, bucket_of};
 use sim_core::name::InstanceId;
 use sim_life::LifeFlags;
@@ -56,6 +57,8 @@ struct Traffic {
 #[derive(Debug)]
 pub struct InstanceLive {
     id: InstanceId,
+    /// Here, and not in each table's line: a request holds this anyway, and a path can't be copied as a number can.
+    address: Address,
     traffic: CachePadded<Traffic>,
     health: CachePadded<Health>,
     /// The flags of the node that watches it, once found. Never taken back: a node that is gone
@@ -70,11 +73,12 @@ pub struct InstanceLive {
 }
 
 impl InstanceLive {
-    /// Of an instance never seen before.
+    /// Of an instance never seen before, which listens at `address`.
     #[must_use]
-    pub fn new(id: InstanceId) -> Self {
+    pub fn new(id: InstanceId, address: Address) -> Self {
         Self {
             id,
+            address,
             traffic: CachePadded::default(),
             health: CachePadded::default(),
             life: OnceLock::new(),
@@ -91,6 +95,13 @@ impl InstanceLive {
     #[must_use]
     pub fn id(&self) -> InstanceId {
         self.id
+    }
+
+    /// Where it listens.
+    #[must_use]
+    #[inline]
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Its ejection state.
@@ -312,7 +323,7 @@ mod tests {
 
     #[test]
     fn differences_of_two_readings_hold_each_count_once() {
-        let live = InstanceLive::new(InstanceId(1));
+        let live = InstanceLive::new(InstanceId(1), ([127, 0, 0, 1], 80).into());
         live.record_latency(1_000);
         let first = live.totals();
         live.record_latency(1_000);
@@ -327,7 +338,7 @@ mod tests {
 
     #[test]
     fn counters_and_health_do_not_share_a_line() {
-        let live = InstanceLive::new(InstanceId(1));
+        let live = InstanceLive::new(InstanceId(1), ([127, 0, 0, 1], 80).into());
         let traffic = std::ptr::from_ref(&*live.traffic) as usize;
         let health = std::ptr::from_ref(&*live.health) as usize;
         assert!(traffic.abs_diff(health) >= 64);

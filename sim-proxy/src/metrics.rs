@@ -414,7 +414,10 @@ mod tests {
 
     #[test]
     fn a_latency_is_counted_in_every_bucket_above_it() {
-        let live = Arc::new(InstanceLive::new(InstanceId(1)));
+        let live = Arc::new(InstanceLive::new(
+            InstanceId(1),
+            ([127, 0, 0, 1], 80).into(),
+        ));
         live.record_latency(1_000);
         live.record_latency(300_000_000);
         let totals = live.totals();

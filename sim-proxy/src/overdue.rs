@@ -120,7 +120,12 @@ mod tests {
     };
 
     fn instances() -> [Arc<InstanceLive>; 2] {
-        [1, 2].map(|id| Arc::new(InstanceLive::new(InstanceId(id))))
+        [1, 2].map(|id| {
+            Arc::new(InstanceLive::new(
+                InstanceId(id),
+                ([127, 0, 0, 1], 80).into(),
+            ))
+        })
     }
 
     #[test]

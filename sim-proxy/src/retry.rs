@@ -6,9 +6,11 @@
 //! idle: that the instance closed it is no proof that it did not act.
 
 use crate::counters::RetryReason;
+use crate::dial;
 use crate::health::Failure;
 use crate::tls::instances::is_refused as is_refused_tls;
 use pingora_error::{Error, ErrorType};
+use sim_core::address::Address;
 
 /// An error from the instance's side: what it says about the instance and why to try another.
 pub(crate) fn judge(error: &Error, reused: bool) -> (Option<Failure>, RetryReason) {
@@ -92,14 +94,15 @@ pub(crate) fn may_go_again(
     }
 }
 
-/// True where failing to connect is the instance's failure. Running out of local ports or file
-/// descriptors is not, and must not eject every instance in turn.
-pub(crate) fn is_instance_at_fault(error: &Error) -> bool {
+/// True where failing to connect to `address` is the instance's failure, as [`dial::is_instance_at_fault`] has it.
+pub(crate) fn is_instance_at_fault(error: &Error, address: &Address) -> bool {
     use ErrorType as E;
-    matches!(
+    let says = matches!(
         error.etype(),
         E::ConnectRefused | E::ConnectTimedout | E::ConnectNoRoute | E::ConnectError
-    ) || is_tls(error)
+    );
+    let cause = error.root_cause().downcast_ref();
+    says || is_tls(error) || cause.is_some_and(|cause| dial::is_instance_at_fault(cause, address))
 }
 
 /// State of a request that got no answer.
@@ -158,9 +161,19 @@ mod tests {
 
     #[test]
     fn exhausted_local_ports_are_not_the_instances_fault() {
-        assert!(!is_instance_at_fault(&Error::new(ErrorType::BindError)));
-        assert!(!is_instance_at_fault(&Error::new(ErrorType::InternalError)));
-        assert!(is_instance_at_fault(&Error::new(ErrorType::ConnectRefused)));
+        let address = ([127, 0, 0, 1], 80).into();
+        let at_fault = |etype| is_instance_at_fault(&Error::new(etype), &address);
+        assert!(!at_fault(ErrorType::BindError));
+        assert!(!at_fault(ErrorType::InternalError));
+        assert!(at_fault(ErrorType::ConnectRefused));
+        // A socket that is another user's, on the other hand, is.
+        let denied = || {
+            let cause = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            Error::because(ErrorType::InternalError, "connecting", cause)
+        };
+        assert!(!is_instance_at_fault(&denied(), &address));
+        let socket = Address::unix("/run/a.sock").expect("valid");
+        assert!(is_instance_at_fault(&denied(), &socket));
     }
 
     #[test]

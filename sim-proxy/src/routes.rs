@@ -153,13 +153,13 @@ impl Routes {
         &self.overdue
     }
 
-    /// Where copies of requests go, by the table.
+    /// What `of` makes of where copies of requests go, by the table, if it says.
     #[inline]
-    pub(crate) fn mirror(&self) -> Option<MirrorTo> {
+    pub(crate) fn mirror<T>(&self, of: impl FnOnce(&MirrorTo) -> T) -> Option<T> {
         if !self.has_mirror.load(Ordering::Relaxed) {
             return None;
         }
-        self.current.load().mirror()
+        self.current.load().mirror().map(of)
     }
 
     /// Tables refused so far.
@@ -202,11 +202,15 @@ impl Routes {
         if offered == present && present != Version::default() {
             return Ok(false);
         }
-        let snapshot = Snapshot::new(table, monotonic_ns(), |id| {
-            if let Some(live) = known.iter().find(|live| live.id() == id) {
+        let snapshot = Snapshot::new(table, monotonic_ns(), |share| {
+            let (id, address) = (share.instance, &share.address);
+            let found = known.iter().find(|live| live.id() == id);
+            if let Some(live) = found.filter(|live| live.address() == address) {
                 return live.clone();
             }
-            let live = Arc::new(InstanceLive::new(id));
+            // One that listens elsewhere is another one, whatever it is called.
+            known.retain(|live| live.id() != id);
+            let live = Arc::new(InstanceLive::new(id, address.clone()));
             known.push(live.clone());
             live
         });

@@ -2,9 +2,9 @@
 //! published as a whole behind one pointer (see [`crate::routes`]).
 
 use crate::live::InstanceLive;
+use sim_core::address::Address;
 use sim_core::name::InstanceId;
-use sim_core::table::{FULL_BP, Version, WeightTable};
-use std::net::SocketAddr;
+use sim_core::table::{FULL_BP, Share, Version, WeightTable};
 use std::sync::Arc;
 
 /// One line of the table.
@@ -12,8 +12,6 @@ use std::sync::Arc;
 pub struct Upstream {
     /// Which instance.
     pub instance: InstanceId,
-    /// Where it listens.
-    pub address: SocketAddr,
     /// Its share of first attempts, in basis points.
     pub weight_bp: u16,
     /// Proven ready; otherwise nothing is ever sent there.
@@ -23,12 +21,12 @@ pub struct Upstream {
 }
 
 /// Where copies of requests go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MirrorTo {
     /// Which instance; none where it is none of the table's.
     pub instance: Option<InstanceId>,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Share of the requests that are copied, in basis points.
     pub share_bp: u16,
 }
@@ -58,21 +56,20 @@ impl Snapshot {
         }
     }
 
-    /// `table` with the state that `live` finds or makes for each instance.
+    /// `table` with the state that `live` finds or makes for the instance of each line.
     pub fn new(
         table: &WeightTable,
         now_ns: u64,
-        mut live: impl FnMut(InstanceId) -> Arc<InstanceLive>,
+        mut live: impl FnMut(&Share) -> Arc<InstanceLive>,
     ) -> Self {
         let upstreams: Box<[Upstream]> = table
             .shares()
             .iter()
             .map(|share| Upstream {
                 instance: share.instance,
-                address: share.address,
                 weight_bp: share.weight_bp,
                 ready: share.ready,
-                live: live(share.instance),
+                live: live(share),
             })
             .collect();
         let shares_upto = upstreams
@@ -86,7 +83,7 @@ impl Snapshot {
             let to = upstreams.iter().find(|u| u.instance == mirror.instance)?;
             Some(MirrorTo {
                 instance: Some(mirror.instance),
-                address: to.address,
+                address: to.live.address().clone(),
                 share_bp: mirror.share_bp,
             })
         });
@@ -120,8 +117,8 @@ impl Snapshot {
 
     /// Where copies of requests go, by the table.
     #[must_use]
-    pub fn mirror(&self) -> Option<MirrorTo> {
-        self.mirror
+    pub fn mirror(&self) -> Option<&MirrorTo> {
+        self.mirror.as_ref()
     }
 
     /// Line of `instance`.

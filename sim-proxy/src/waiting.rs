@@ -185,7 +185,10 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_an_instance_that_is_not_watched() {
-        let live = Arc::new(InstanceLive::new(sim_core::name::InstanceId(1)));
+        let live = Arc::new(InstanceLive::new(
+            sim_core::name::InstanceId(1),
+            ([127, 0, 0, 1], 80).into(),
+        ));
         let mut seat = Seat::new(u64::MAX);
         assert!(!seat.wait(&live, &Context::from_waker(Waker::noop())));
         drop(seat);
@@ -194,7 +197,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_overdue_is_woken_and_told_so() {
-        let live = Arc::new(InstanceLive::new(sim_core::name::InstanceId(1)));
+        let live = Arc::new(InstanceLive::new(
+            sim_core::name::InstanceId(1),
+            ([127, 0, 0, 1], 80).into(),
+        ));
         let due_ns = monotonic_ns() + 20_000_000;
         let mut seat = Seat::new(due_ns);
         std::future::poll_fn(|context| {

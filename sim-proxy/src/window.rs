@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn a_window_holds_what_came_in_it_and_nothing_else() {
-        let (live, mut window) = (InstanceLive::new(InstanceId(1)), Window::default());
+        let (live, mut window) = (
+            InstanceLive::new(InstanceId(1), ([127, 0, 0, 1], 80).into()),
+            Window::default(),
+        );
         let read = |window, quantile| live.quantiles().micros(window, quantile);
         window.look(&live);
         assert_eq!(read(0, 0), None);

@@ -1,12 +1,12 @@
 //! One instance as the core knows it.
 
+use crate::address::Address;
 use crate::capacity::Window;
 use crate::event::{ResourceSample, Source};
 use crate::name::{InstanceId, ServerName};
 use crate::parity::Arm;
 use crate::policy::Policy;
 use crate::time::Time;
-use core::net::SocketAddr;
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ pub struct Instance {
     pub(crate) server: ServerName,
     pub(crate) cpus: f64,
     pub(crate) memory_bytes: u64,
-    pub(crate) address: Option<SocketAddr>,
+    pub(crate) address: Option<Address>,
     pub(crate) state: State,
     pub(crate) asked_at: Time,
     pub(crate) resources_at: Option<Time>,

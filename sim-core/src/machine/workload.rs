@@ -319,7 +319,7 @@ impl Workload {
             let Some(instance) = self.get(id).filter(|i| i.is_healthy()) else {
                 return;
             };
-            let Some(address) = instance.address else {
+            let Some(address) = instance.address.clone() else {
                 return;
             };
             shares.push(Share {

@@ -16,7 +16,6 @@ use sim_core::table::WeightTable;
 use sim_core::time::Time;
 use sim_core::workload::{Readiness, Slo, Standby, WorkloadSpec};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// CPU-seconds a request.
@@ -159,7 +158,7 @@ impl World {
                     ready: false,
                 };
                 self.running.insert(*instance, running);
-                let address = SocketAddr::from(([127, 0, 0, 1], 1000 + instance.0 as u16));
+                let address = ([127, 0, 0, 1], 1000 + instance.0 as u16).into();
                 self.feed(Event::Started {
                     instance: *instance,
                     address,

@@ -6,7 +6,8 @@ use crate::dispatch::Dispatch;
 use crate::tls::instances::Alpn;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use std::net::SocketAddr;
+use sim_core::address::Address;
+use std::borrow::Cow;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// More of an answer's head isn't read, bytes.
@@ -49,7 +50,7 @@ struct Answer {
 /// Asks the instance of a workload at `address` once.
 pub(super) async fn ask(
     kind: &CheckKind,
-    address: SocketAddr,
+    address: &Address,
     dispatch: &Dispatch,
 ) -> Result<(), Failed> {
     let alpn = match (kind, dispatch.protocol) {
@@ -57,16 +58,25 @@ pub(super) async fn ask(
         (CheckKind::Grpc { .. }, _) | (CheckKind::Tcp, Protocol::Http2) => Alpn::Http2,
     };
     let link = dial(address, dispatch.tls.as_deref(), alpn).await?;
+    let host = &*host_of(address);
     match kind {
         CheckKind::Tcp => Ok(()),
-        CheckKind::Http { path, status } => http(link, address, path, *status).await,
-        CheckKind::Grpc { service } => grpc(link, address, service).await,
+        CheckKind::Http { path, status } => http(link, host, path, *status).await,
+        CheckKind::Grpc { service } => grpc(link, host, service).await,
     }
 }
 
-async fn http(mut link: Link, address: SocketAddr, path: &str, wanted: u16) -> Result<(), Failed> {
+/// Whom a question names: a socket has no name of a host.
+fn host_of(address: &Address) -> Cow<'static, str> {
+    match address {
+        Address::Inet(address) => address.to_string().into(),
+        Address::Unix(_) => "localhost".into(),
+    }
+}
+
+async fn http(mut link: Link, host: &str, path: &str, wanted: u16) -> Result<(), Failed> {
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: sim-proxy\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sim-proxy\r\nConnection: close\r\n\r\n"
     );
     link.write_all(request.as_bytes()).await?;
     // TLS may keep the end of it back.
@@ -93,7 +103,7 @@ async fn http(mut link: Link, address: SocketAddr, path: &str, wanted: u16) -> R
     }
 }
 
-async fn grpc(link: Link, address: SocketAddr, service: &str) -> Result<(), Failed> {
+async fn grpc(link: Link, host: &str, service: &str) -> Result<(), Failed> {
     let scheme = if link.material() == 0 {
         "http"
     } else {
@@ -102,7 +112,7 @@ async fn grpc(link: Link, address: SocketAddr, service: &str) -> Result<(), Fail
     let (requests, connection) = h2::client::handshake(link).await?;
     // Dropped with the check, and with it what drives it.
     let mut connection = std::pin::pin!(connection);
-    let call = call(requests, scheme, address, service);
+    let call = call(requests, scheme, host, service);
     tokio::select! {
         biased;
         answered = call => answered,
@@ -113,10 +123,10 @@ async fn grpc(link: Link, address: SocketAddr, service: &str) -> Result<(), Fail
 async fn call(
     requests: h2::client::SendRequest<Bytes>,
     scheme: &str,
-    address: SocketAddr,
+    host: &str,
     service: &str,
 ) -> Result<(), Failed> {
-    let request = http::Request::post(format!("{scheme}://{address}/grpc.health.v1.Health/Check"))
+    let request = http::Request::post(format!("{scheme}://{host}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("user-agent", "sim-proxy")
@@ -160,6 +170,7 @@ mod tests {
     use super::*;
     use crate::config::ProxyConfig;
     use crate::workloads::Workloads;
+    use std::net::SocketAddr;
     use tokio::net::TcpListener;
 
     /// Asks one that speaks in the clear.
@@ -170,7 +181,7 @@ mod tests {
         let workloads = vec![workload.into()];
         let config = ProxyConfig::new(name, workloads, any, any, "/nonexistent".into());
         let workloads = Workloads::new(&config, &[]);
-        ask(kind, address, workloads.at(0).expect("there")).await
+        ask(kind, &address.into(), workloads.at(0).expect("there")).await
     }
 
     fn http_check(status: u16) -> CheckKind {

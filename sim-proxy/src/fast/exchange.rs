@@ -9,12 +9,11 @@ use crate::attempt::Target;
 use crate::clock::{monotonic_ns, nanos};
 use crate::config::UpstreamSettings;
 use crate::counters::RetryReason;
-use crate::dial::{Link, NoLink, dial};
+use crate::dial::{Link, NoLink, dial, is_instance_at_fault};
 use crate::health::Failure;
 use crate::retry::failure_of_reset;
 use crate::tls::instances::{Alpn, InstanceTls};
 use pingora_core::protocols::Stream;
-use std::io;
 use std::task::Context;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -133,7 +132,7 @@ pub(super) struct Answered {
 
 /// Sends a question to an instance.
 pub(super) async fn send(
-    target: Target,
+    target: Target<'_>,
     question: Question<'_>,
     watchdog: &mut Watchdog,
     timeouts: &Timeouts,
@@ -341,7 +340,7 @@ fn broken(failure: Option<Failure>, reason: RetryReason, reused: bool) -> Broken
 }
 
 async fn connect(
-    target: Target,
+    target: Target<'_>,
     question: Question<'_>,
     timeouts: &Timeouts,
 ) -> Result<Link, Broken> {
@@ -358,26 +357,11 @@ async fn connect(
         Ok(Err(NoLink::Connect(error))) => (Some(error), false),
         Err(_) => (None, true),
     };
-    let at_fault = error.is_none_or(|error| is_instance_at_fault(&error));
+    let at_fault = error.is_none_or(|error| is_instance_at_fault(&error, target.address));
     Err(Broken {
         failure: at_fault.then_some(Failure::Connect),
         reason: RetryReason::Connect,
         reused: false,
         late,
     })
-}
-
-/// True where failing to connect is the instance's failure. Running out of local ports or file descriptors is not,
-/// and must not eject every instance in turn.
-fn is_instance_at_fault(error: &io::Error) -> bool {
-    use io::ErrorKind as K;
-    matches!(
-        error.kind(),
-        K::ConnectionRefused
-            | K::ConnectionReset
-            | K::ConnectionAborted
-            | K::TimedOut
-            | K::HostUnreachable
-            | K::NetworkUnreachable
-    )
 }

@@ -5,7 +5,7 @@
 
 use super::exchange::{self, Answered, Asked, Broken, Question, Timeouts, Unanswered, User};
 use super::watchdog::Watchdog;
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, Target};
 use crate::clock::monotonic_ns;
 use crate::dispatch::Dispatch;
 use crate::errors::ErrorClass;
@@ -38,7 +38,13 @@ pub(super) async fn race(
         let hearing = asked.hear(question, &keep, |_| None, user, watchdog, timeouts);
         return settle(dispatch, first, Box::pin(hearing).await);
     };
-    let target = second.target();
+    // Who it is, while it may become somebody's whose answer this is.
+    let (live, entered_ns) = (second.live().clone(), second.entered_ns());
+    let target = Target {
+        instance: live.id(),
+        address: live.address(),
+        entered_ns,
+    };
     let raced = Question {
         raced: true,
         ..question

@@ -56,7 +56,7 @@ impl Note {
         std::mem::replace(self, next)
     }
 
-    pub(super) fn asked(&mut self, target: Target, tries: u8) {
+    pub(super) fn asked(&mut self, target: Target<'_>, tries: u8) {
         self.instance = Some(target.instance);
         self.tries = tries;
         if tries == 1 {

@@ -2,9 +2,9 @@
 
 use crate::clock::monotonic_ns;
 use crate::dial::Link;
+use sim_core::address::Address;
 use sim_core::name::InstanceId;
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A connection that waits for its next request.
@@ -17,12 +17,19 @@ struct Idle {
 }
 
 /// Where connections lead, and by which material they are secured ([`Link::material`]).
-pub(super) type To = (InstanceId, SocketAddr, u64);
+pub(super) type To<'a> = (InstanceId, &'a Address, u64);
+
+/// The same, kept.
+type Kept = (InstanceId, Address, u64);
+
+fn leads((instance, address, material): &Kept, to: To<'_>) -> bool {
+    (*instance, address, *material) == to
+}
 
 #[derive(Debug, Default)]
 struct Pool {
     /// Few instances: looking through them is faster than hashing.
-    of: Vec<(To, Vec<Idle>)>,
+    of: Vec<(Kept, Vec<Idle>)>,
     count: usize,
     swept: bool,
 }
@@ -40,9 +47,9 @@ pub(super) struct PoolLimits {
 
 /// The connection that was used last, if it is still good. `sure`: the kernel is asked, since the request can't be
 /// repeated.
-pub(super) fn take(to: To, limits: PoolLimits, now_ns: u64, sure: bool) -> Option<Link> {
+pub(super) fn take(to: To<'_>, limits: PoolLimits, now_ns: u64, sure: bool) -> Option<Link> {
     POOL.with_borrow_mut(|pool| {
-        let (_, idle) = pool.of.iter_mut().find(|(known, _)| *known == to)?;
+        let (_, idle) = pool.of.iter_mut().find(|(known, _)| leads(known, to))?;
         while let Some(mut last) = idle.pop() {
             pool.count -= 1;
             let old = now_ns.saturating_sub(last.since_ns) >= limits.idle_ns;
@@ -55,9 +62,9 @@ pub(super) fn take(to: To, limits: PoolLimits, now_ns: u64, sure: bool) -> Optio
 }
 
 /// Closes the idle connections to an instance.
-pub(super) fn forget(to: To) {
+pub(super) fn forget(to: To<'_>) {
     POOL.with_borrow_mut(|pool| {
-        if let Some((_, idle)) = pool.of.iter_mut().find(|(known, _)| *known == to) {
+        if let Some((_, idle)) = pool.of.iter_mut().find(|(known, _)| leads(known, to)) {
             pool.count -= idle.len();
             idle.clear();
         }
@@ -65,14 +72,16 @@ pub(super) fn forget(to: To) {
 }
 
 /// Keeps `link` for the next request. `doubtful`: see [`Idle`].
-pub(super) fn keep(to: To, link: Link, limits: PoolLimits, now_ns: u64, doubtful: bool) {
+pub(super) fn keep(to: To<'_>, link: Link, limits: PoolLimits, now_ns: u64, doubtful: bool) {
     POOL.with_borrow_mut(|pool| {
         if pool.count >= limits.count_max {
             return;
         }
-        let at = pool.of.iter().position(|(known, _)| *known == to);
+        let at = pool.of.iter().position(|(known, _)| leads(known, to));
         let at = at.unwrap_or_else(|| {
-            pool.of.push((to, Vec::new()));
+            let (instance, address, material) = to;
+            pool.of
+                .push(((instance, address.clone(), material), Vec::new()));
             pool.of.len() - 1
         });
         pool.of[at].1.push(Idle {
@@ -112,14 +121,15 @@ async fn sweep(limits: PoolLimits) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dial::Socket;
     use tokio::net::{TcpListener, TcpStream};
 
     const LIMITS: PoolLimits = PoolLimits {
         idle_ns: 50_000_000,
         count_max: 2,
     };
-    fn one(stream: &TcpStream) -> To {
-        (InstanceId(1), stream.peer_addr().expect("connected"), 0)
+    fn one(stream: &TcpStream) -> Address {
+        stream.peer_addr().expect("connected").into()
     }
 
     async fn connections(count: usize) -> (Vec<TcpStream>, Vec<TcpStream>) {
@@ -140,13 +150,14 @@ mod tests {
             .iter()
             .map(|s| s.local_addr().expect("bound"))
             .collect();
-        let (now, to) = (monotonic_ns(), one(&here[0]));
+        let (now, address) = (monotonic_ns(), one(&here[0]));
+        let to = (InstanceId(1), &address, 0);
         for stream in here {
-            keep(to, Link::Plain(stream), LIMITS, now, false);
+            keep(to, stream.into(), LIMITS, now, false);
         }
         let taken = || match take(to, LIMITS, now, true)? {
-            Link::Plain(stream) => stream.local_addr().ok(),
-            Link::Secured(_) => None,
+            Link::Plain(Socket::Tcp(stream)) => stream.local_addr().ok(),
+            _ => None,
         };
         assert_eq!(taken(), Some(ports[1]));
         assert_eq!(taken(), Some(ports[0]));
@@ -159,13 +170,14 @@ mod tests {
     async fn one_that_is_old_or_was_closed_is_not_taken() {
         let (mut here, mut there) = connections(2).await;
         let now = monotonic_ns();
-        let to = one(&here[0]);
-        keep(to, Link::Plain(here.remove(0)), LIMITS, now, false);
+        let address = one(&here[0]);
+        let to = (InstanceId(1), &address, 0);
+        keep(to, here.remove(0).into(), LIMITS, now, false);
         assert!(take(to, LIMITS, now + LIMITS.idle_ns, false).is_none());
         let closed = here.remove(0);
         drop(there.remove(1));
         closed.readable().await.expect("the end");
-        keep(to, Link::Plain(closed), LIMITS, now, false);
+        keep(to, closed.into(), LIMITS, now, false);
         assert!(take(to, LIMITS, now, false).is_none());
     }
 
@@ -173,14 +185,15 @@ mod tests {
     async fn the_kernel_is_asked_where_it_matters() {
         use tokio::io::AsyncWriteExt as _;
         let (mut here, mut there) = connections(3).await;
-        let (now, to) = (monotonic_ns(), one(&here[0]));
+        let (now, address) = (monotonic_ns(), one(&here[0]));
+        let to = (InstanceId(1), &address, 0);
         for (at, (sure, doubtful)) in [(true, false), (false, true)].into_iter().enumerate() {
             // What has come since this worker last heard from the kernel.
-            keep(to, Link::Plain(here.remove(0)), LIMITS, now, doubtful);
+            keep(to, here.remove(0).into(), LIMITS, now, doubtful);
             there[at].write_all(b"unasked").await.expect("sent");
             assert!(take(to, LIMITS, now, sure).is_none());
         }
-        keep(to, Link::Plain(here.remove(0)), LIMITS, now, false);
+        keep(to, here.remove(0).into(), LIMITS, now, false);
         forget(to);
         assert!(take(to, LIMITS, now, false).is_none());
     }
@@ -188,8 +201,9 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_uses_is_closed() {
         let (mut here, mut there) = connections(1).await;
-        let to = one(&here[0]);
-        let link = Link::Plain(here.remove(0));
+        let address = one(&here[0]);
+        let to = (InstanceId(1), &address, 0);
+        let link = here.remove(0).into();
         keep(to, link, LIMITS, monotonic_ns(), false);
         let mut byte = [0];
         let read = tokio::io::AsyncReadExt::read(&mut there[0], &mut byte);

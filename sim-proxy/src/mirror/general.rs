@@ -43,7 +43,7 @@ impl Taking {
         routes: &Routes,
         head: &RequestHeader,
     ) -> Option<Box<Self>> {
-        let to = mirror.target(routes)?;
+        mirror.to(routes, |_| Some(()))?;
         let has = |name: &str| head.headers.contains_key(name);
         // A change of protocol is a conversation, and so is gRPC: nothing that can be asked twice.
         let kind = head.headers.get(CONTENT_TYPE);
@@ -57,7 +57,7 @@ impl Taking {
                 .keys()
                 .any(|name| name.as_str().as_bytes() == NAME)
         };
-        let copying = mirror.draw_for(to, method, is_marked)?;
+        let copying = mirror.to(routes, |to| mirror.draw_for(to, method, is_marked))?;
         let has_body = has(CONTENT_LENGTH.as_str()) || has(TRANSFER_ENCODING.as_str());
         Some(Box::new(Self {
             copying,

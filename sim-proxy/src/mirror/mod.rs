@@ -103,20 +103,24 @@ impl Mirror {
     /// Whether a request of the fast path with this `head` is to be copied.
     #[inline]
     pub(crate) fn draw(&self, routes: &Routes, head: &[u8]) -> Option<Box<Copying>> {
-        let to = self.target(routes)?;
-        let method = head.split(|&byte| byte == b' ').next()?;
-        self.draw_for(to, method, || is_marked(head))
+        self.to(routes, |to| {
+            let method = head.split(|&byte| byte == b' ').next()?;
+            self.draw_for(to, method, || is_marked(head))
+        })
     }
 
-    /// Where copies go, if there is a mirror.
+    /// What `of` makes of where copies go, if there is a mirror.
     #[inline]
-    fn target(&self, routes: &Routes) -> Option<MirrorTo> {
-        routes.mirror().or(self.settings.fixed)
+    fn to<T>(&self, routes: &Routes, of: impl Fn(&MirrorTo) -> Option<T>) -> Option<T> {
+        match routes.mirror(&of) {
+            Some(made) => made,
+            None => self.settings.fixed.as_ref().and_then(of),
+        }
     }
 
     fn draw_for(
         &self,
-        to: MirrorTo,
+        to: &MirrorTo,
         method: &[u8],
         is_marked: impl FnOnce() -> bool,
     ) -> Option<Box<Copying>> {
@@ -129,7 +133,7 @@ impl Mirror {
             return None;
         }
         Some(Box::new(Copying {
-            to,
+            to: to.clone(),
             served_by: None,
             witness: self.settings.compare.then(Witness::hashing),
             is_whole: false,

@@ -7,8 +7,8 @@ use crate::clock::monotonic_ns;
 use crate::dial::{Link, NoLink, dial};
 use crate::fast::mirrored::{self, Unanswered};
 use crate::tls::instances::Alpn;
+use sim_core::address::Address;
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -25,7 +25,7 @@ const UNDER_WAY_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Copied {
     pub(super) mirror: Arc<Mirror>,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     pub(super) bytes: Vec<u8>,
     /// It is a HEAD: the answer has no body.
     pub(super) is_head: bool,
@@ -81,7 +81,7 @@ fn start() -> Queue {
 
 /// A connection that waits for the next copy.
 struct Idle {
-    to: SocketAddr,
+    to: Address,
     link: Link,
     until: Instant,
 }
@@ -96,7 +96,7 @@ async fn send_all(mut waiting: Receiver<Copied>, bytes: Arc<AtomicUsize>) {
             copied = waiting.recv(), if under_way.len() < UNDER_WAY_MAX => {
                 let Some(copied) = copied else { return };
                 bytes.fetch_sub(copied.bytes.len(), Ordering::Relaxed);
-                let link = take(&mut idle, copied.address, copied.mirror.material());
+                let link = take(&mut idle, &copied.address, copied.mirror.material());
                 under_way.spawn(send(copied, link));
             }
             Some(sent) = under_way.join_next() => idle.extend(sent.ok().flatten()),
@@ -109,9 +109,9 @@ async fn send_all(mut waiting: Receiver<Copied>, bytes: Arc<AtomicUsize>) {
 }
 
 /// The connection to `to` that was used last, if it is still good and secured by `material`.
-fn take(idle: &mut Vec<Idle>, to: SocketAddr, material: u64) -> Option<Link> {
+fn take(idle: &mut Vec<Idle>, to: &Address, material: u64) -> Option<Link> {
     let now = Instant::now();
-    let leads = |one: &Idle| one.to == to && one.link.material() == material;
+    let leads = |one: &Idle| one.to == *to && one.link.material() == material;
     while let Some(at) = idle.iter().rposition(leads) {
         let mut one = idle.remove(at);
         if one.until > now && one.link.is_quiet(false) {
@@ -167,7 +167,7 @@ async fn ask(
         }
     }
     let tls = copied.mirror.tls.as_deref();
-    let mut link = match dial(copied.address, tls, Alpn::Http1).await {
+    let mut link = match dial(&copied.address, tls, Alpn::Http1).await {
         Ok(link) => link,
         Err(none) => {
             if let (NoLink::Tls(error), Some(tls)) = (&none, tls) {

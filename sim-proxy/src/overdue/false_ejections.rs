@@ -22,7 +22,12 @@ struct Run {
 /// on the time.
 fn run(rate: u64, seconds: u64, latency_ns: impl Fn(f64, u64) -> u64) -> Run {
     let settings = EjectSettings::default();
-    let both = [1, 2].map(|id| Arc::new(InstanceLive::new(InstanceId(id))));
+    let both = [1, 2].map(|id| {
+        Arc::new(InstanceLive::new(
+            InstanceId(id),
+            ([127, 0, 0, 1], 80).into(),
+        ))
+    });
     let mut follower = Follower::new(HedgeSettings::default());
     let uniform = |n: u64| (mix(n) >> 11) as f64 / 9_007_199_254_740_992.0;
     let mut run = Run::default();

@@ -25,7 +25,9 @@ fn snapshot(weights: &[Option<u16>]) -> Snapshot {
         generation: 1,
     };
     let table = WeightTable::new(name, version, shares).expect("a table");
-    Snapshot::new(&table, NOW, |id| Arc::new(InstanceLive::new(id)))
+    Snapshot::new(&table, NOW, |share| {
+        Arc::new(InstanceLive::new(share.instance, share.address.clone()))
+    })
 }
 
 fn eject(snapshot: &Snapshot, at: usize, now_ns: u64) {

@@ -24,7 +24,9 @@ fn snapshot(weights: &[u16]) -> Snapshot {
         generation: 1,
     };
     let table = WeightTable::new(name, version, shares).expect("a table");
-    Snapshot::new(&table, 1, |id| Arc::new(InstanceLive::new(id)))
+    Snapshot::new(&table, 1, |share| {
+        Arc::new(InstanceLive::new(share.instance, share.address.clone()))
+    })
 }
 
 /// What became of requests that came at even times to instances that serve one after the other.

@@ -9,10 +9,12 @@ const NOW: u64 = 1_000_000_000_000;
 fn upstreams(weights: &[u16]) -> Vec<Upstream> {
     let upstream = |(id, &weight_bp): (usize, &u16)| Upstream {
         instance: InstanceId(id as u64 + 1),
-        address: ([127, 0, 0, 1], 80).into(),
         weight_bp,
         ready: true,
-        live: Arc::new(InstanceLive::new(InstanceId(id as u64 + 1))),
+        live: Arc::new(InstanceLive::new(
+            InstanceId(id as u64 + 1),
+            ([127, 0, 0, 1], 80).into(),
+        )),
     };
     weights.iter().enumerate().map(upstream).collect()
 }

@@ -21,6 +21,7 @@ mod secure;
 mod sessions;
 mod telling;
 mod tls;
+mod unix;
 mod upgrade;
 mod upstream;
 mod websocket;

@@ -203,6 +203,12 @@ pub(crate) type Connector = BoxCloneSyncService<Uri, TokioIo<Wire>, io::Error>;
 /// A connection of either kind.
 pub(crate) struct Wire(Pin<Box<dyn Io>>);
 
+impl Wire {
+    pub(crate) fn new(io: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        Self(Box::pin(io))
+    }
+}
+
 trait Io: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 

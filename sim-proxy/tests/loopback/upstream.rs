@@ -1,5 +1,6 @@
 //! An instance: a small HTTP server that counts, and that can die. It answers in the protocol that it is asked in.
 
+use crate::secure::Wire;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -9,11 +10,12 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -105,6 +107,29 @@ impl Upstream {
             .await
             .expect("an address for an instance");
         let address = listener.local_addr().expect("bound");
+        Self::serve_at(name, address, Listener::Tcp(listener), tls)
+    }
+
+    /// One at a Unix socket, whose file stays when it is killed.
+    pub(crate) fn start_unix(
+        name: &'static str,
+        path: &Path,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Self {
+        if path.exists() {
+            std::fs::remove_file(path).expect("left by the one before");
+        }
+        let listener = Listener::Unix(UnixListener::bind(path).expect("a socket"));
+        let none = ([0, 0, 0, 0], 0).into();
+        Self::serve_at(name, none, listener, tls.map(Into::into))
+    }
+
+    fn serve_at(
+        name: &'static str,
+        address: SocketAddr,
+        listener: Listener,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let counts = Arc::<Counts>::default();
         let (killed, at) = (Arc::<Notify>::default(), (listener, tls));
         let server = tokio::spawn(accept(at, name, counts.clone(), killed.clone()));
@@ -123,28 +148,53 @@ impl Upstream {
     }
 }
 
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> Wire {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await.expect("accept");
+                stream.set_nodelay(true).expect("nodelay");
+                stream.set_zero_linger().expect("reset on close");
+                Wire::new(stream)
+            }
+            Self::Unix(listener) => Wire::new(listener.accept().await.expect("accept").0),
+        }
+    }
+}
+
+/// What comes on a connection in the clear, and whether that is HTTP/2.
+async fn begun(stream: Wire) -> (impl AsyncRead + AsyncWrite + Send + Unpin, bool) {
+    let (mut read, write) = tokio::io::split(stream);
+    let mut first = Vec::with_capacity(3);
+    while first.len() < 3 && read.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+    let is_http2 = first == b"PRI";
+    let read = std::io::Cursor::new(first).chain(read);
+    (tokio::io::join(read, write), is_http2)
+}
+
 async fn accept(
-    (listener, tls): (TcpListener, Option<TlsAcceptor>),
+    (listener, tls): (Listener, Option<TlsAcceptor>),
     name: &'static str,
     counts: Arc<Counts>,
     killed: Arc<Notify>,
 ) {
     let mut connections = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
+        let stream = tokio::select! {
             accepted = listener.accept() => accepted,
             () = killed.notified() => break,
         };
-        let (stream, _) = accepted.expect("accept");
-        stream.set_nodelay(true).expect("nodelay");
-        stream.set_zero_linger().expect("reset on close");
         counts.connections.fetch_add(1, Ordering::SeqCst);
         let (counts, tls) = (counts.clone(), tls.clone());
         connections.spawn(async move {
             let Some(tls) = tls else {
-                let mut first = [0; 3];
-                let peeked = stream.peek(&mut first).await.unwrap_or_default();
-                return serve(stream, &first[..peeked] == b"PRI", name, counts).await;
+                let (stream, is_http2) = begun(stream).await;
+                return serve(stream, is_http2, name, counts).await;
             };
             // One that is refused is part of the tests.
             if let Ok(stream) = tls.accept(stream).await {

@@ -10,6 +10,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
+use sim_core::address::Address;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ pub(crate) fn workload() -> WorkloadName {
 pub(crate) fn table(
     epoch: u64,
     generation: u64,
-    lines: &[(u64, SocketAddr, u16, bool)],
+    lines: &[(u64, impl Into<Address> + Clone, u16, bool)],
 ) -> WeightTable {
     table_of(workload(), epoch, generation, lines)
 }
@@ -54,15 +55,15 @@ pub(crate) fn table_of(
     workload: WorkloadName,
     epoch: u64,
     generation: u64,
-    lines: &[(u64, SocketAddr, u16, bool)],
+    lines: &[(u64, impl Into<Address> + Clone, u16, bool)],
 ) -> WeightTable {
     let shares = lines
         .iter()
-        .map(|&(id, address, weight_bp, ready)| Share {
-            instance: InstanceId(id),
-            address,
-            weight_bp,
-            ready,
+        .map(|(id, address, weight_bp, ready)| Share {
+            instance: InstanceId(*id),
+            address: address.clone().into(),
+            weight_bp: *weight_bp,
+            ready: *ready,
         })
         .collect();
     WeightTable::new(workload, Version { epoch, generation }, shares).expect("a table")

@@ -75,7 +75,7 @@ impl Config {
             format!("{}, split {}{sticky}", self.front.urls(), self.front.policy),
         );
         let mirror = &self.front.mirror;
-        if let Some(to) = mirror.fixed {
+        if let Some(to) = &mirror.fixed {
             let of = if mirror.unsafe_methods {
                 "all requests"
             } else {

@@ -39,7 +39,8 @@ pub(super) fn settings(
     let fixed = match (&table.to, table.percent) {
         (None, None) => None,
         (Some(to), Some(percent)) => {
-            let allowed = "must be ip:port, such as \"10.0.0.7:8080\"";
+            let allowed =
+                "must be ip:port, such as \"10.0.0.7:8080\", or unix: and an absolute path";
             let address = rules.parsed("proxy.mirror.to", to, allowed)?;
             let good = |percent: f64| (0.01..=100.0).contains(&percent);
             let percent = rules.number("proxy.mirror.percent", percent, good, "0.01 to 100")?;

@@ -360,7 +360,7 @@ impl Config {
         proxy.hold = self.front.hold;
         proxy.forward.clone_from(&self.front.forward);
         proxy.trace = self.front.trace;
-        proxy.mirror = self.front.mirror;
+        proxy.mirror.clone_from(&self.front.mirror);
         proxy.handover_socket = Some(self.handover_socket());
         proxy.stream_grace = self.front.stream_grace;
         proxy.upgrade_drain_timeout = self.front.upgrade_drain;

@@ -51,8 +51,8 @@ fn snapshot() -> Result<Snapshot> {
     };
     let name = WorkloadName::new("bench").context("a name")?;
     let table = WeightTable::new(name, version, shares.to_vec()).context("a table")?;
-    Ok(Snapshot::new(&table, NOW_NS, |id| {
-        Arc::new(InstanceLive::new(id))
+    Ok(Snapshot::new(&table, NOW_NS, |share| {
+        Arc::new(InstanceLive::new(share.instance, share.address.clone()))
     }))
 }
 

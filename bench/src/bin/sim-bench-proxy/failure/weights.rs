@@ -61,7 +61,7 @@ fn of_sim(peers: &Peers) -> Result<Value> {
         let shares = (1..).zip(addresses).zip(weights);
         let shares = shares.map(|((number, address), weight_bp)| Share {
             instance: InstanceId(number),
-            address,
+            address: address.into(),
             weight_bp,
             ready: true,
         });
