@@ -6,10 +6,10 @@ use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use sim_proxy::config::EjectSettings;
 use sim_proxy::live::InstanceLive;
-use sim_proxy::pick::pick;
+use sim_proxy::pick::{pick, pick_in_turn};
 use sim_proxy::routes::{Entry, Routes};
 use sim_proxy::snapshot::Snapshot;
-use sim_proxy::tickets::{Tickets, take_ticket};
+use sim_proxy::tickets::{Tickets, take_ticket, take_turn};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -64,6 +64,12 @@ fn picks(c: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("thread_sequence", count), |b| {
             b.iter(|| pick(black_box(&healthy), take_ticket(), NOW));
+        });
+        group.bench_function(BenchmarkId::new("in_turn", count), |b| {
+            b.iter(|| {
+                let place = take_turn(usize::from(count), healthy.schedule());
+                pick_in_turn(black_box(&healthy), place, take_ticket, NOW)
+            });
         });
         let failing = snapshot(count);
         failing.upstreams()[0]

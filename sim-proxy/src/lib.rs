@@ -5,8 +5,8 @@
 //! are part of a backend's identity there, its round robin is bursty and all-zero weights panic.
 //!
 //! A request's way: the [`fast`] path, or the general one ([`gateway`]) for all that is rare;
-//! [`matching`] tells whose it is of the [`workloads`]; that one's [`routes`] load the one [`snapshot`], [`pick`] chooses by a low-discrepancy [`tickets`]
-//! sequence, counters go to the instance's [`live`] state, failures to its [`health`].
+//! [`matching`] tells whose it is of the [`workloads`]; that one's [`routes`] load the one [`snapshot`], [`pick`] chooses by the turns of its
+//! [`schedule`], counters go to the instance's [`live`] state, failures to its [`health`].
 //! The control session swaps snapshots; a request never waits for it.
 
 pub mod access_log;
@@ -53,6 +53,7 @@ mod refusal;
 mod report;
 mod retry;
 pub mod routes;
+pub mod schedule;
 mod session;
 pub mod snapshot;
 pub mod sticky;

@@ -46,7 +46,33 @@ pub fn pick(snapshot: &Snapshot, ticket: u64, now_ns: u64) -> Option<Pick> {
             at,
             how: How::Share,
         }),
-        _ => pick_around(snapshot, ticket, at, now_ns),
+        _ => {
+            // The tickets that come here all lie in one share; the place inside it is as even as the
+            // ticket was, and runs over the whole range again.
+            let place = snapshot.place_in_share(ticket, at);
+            pick_around(snapshot, place, at, now_ns)
+        }
+    }
+}
+
+/// The same for who takes its turn at `place` of the snapshot's schedule: within one request of the weights at any time.
+/// `ticket` is drawn where the instance doesn't get all of its share.
+#[must_use]
+#[inline]
+pub fn pick_in_turn(
+    snapshot: &Snapshot,
+    place: u32,
+    ticket: impl FnOnce() -> u64,
+    now_ns: u64,
+) -> Option<Pick> {
+    let at = snapshot.schedule().at(place).unwrap_or(usize::MAX);
+    match snapshot.upstreams().get(at) {
+        Some(upstream) if upstream.live.is_whole() => Some(Pick {
+            at,
+            how: How::Share,
+        }),
+        // Of one share: the point is one in it.
+        _ => pick_around(snapshot, ticket(), at, now_ns),
     }
 }
 
@@ -127,13 +153,10 @@ pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
     snapshot.upstreams().iter().any(healthy)
 }
 
-/// Picks where `at`, whose share the ticket meets, is not in.
+/// Picks where `at`, whose share is met at `place` (2^64 = 1), doesn't get all of it.
 #[cold]
-fn pick_around(snapshot: &Snapshot, ticket: u64, at: usize, now_ns: u64) -> Option<Pick> {
+fn pick_around(snapshot: &Snapshot, place: u64, at: usize, now_ns: u64) -> Option<Pick> {
     let upstreams = snapshot.upstreams();
-    // The tickets that come here all lie in one share; the place inside it is as even as the
-    // ticket was, and runs over the whole range again.
-    let place = snapshot.place_in_share(ticket, at);
     let met = upstreams.get(at);
     match met.map(|met| (met, met.live.standing(now_ns))) {
         Some((_, Standing::ProbeDue)) => Some(Pick {

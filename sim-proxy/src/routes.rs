@@ -24,18 +24,18 @@ use crate::health::{Failure, Standing};
 use crate::live::InstanceLive;
 use crate::overdue::Overdue;
 use crate::pick::{
-    How, Pick, has_other, pick, pick_of_session, pick_of_two, pick_other, pick_with_room,
+    How, Pick, has_other, pick_in_turn, pick_of_session, pick_of_two, pick_other, pick_with_room,
 };
 use crate::policy::Policy;
 use crate::snapshot::{MirrorTo, Snapshot, Upstream};
 use crate::sticky::SessionKey;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{ArcSwap, Guard, Mutex, MutexGuard};
-use crate::tickets::{take_second_ticket, take_ticket};
+use crate::tickets::{take_second_ticket, take_ticket, take_turn};
 use crossbeam_utils::CachePadded;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Version, WeightTable};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, PoisonError};
 
 /// Why a table was not applied.
@@ -80,6 +80,8 @@ pub enum NoEntry {
 /// The routes of one workload: the current snapshot and the instances known.
 #[derive(Debug)]
 pub struct Routes {
+    /// No others have it.
+    id: usize,
     workload: WorkloadName,
     eject: EjectSettings,
     policy: Policy,
@@ -102,7 +104,10 @@ impl Routes {
     /// Without a table.
     #[must_use]
     pub fn new(workload: WorkloadName, eject: EjectSettings) -> Self {
+        // Relaxed: a number that no others have, whatever the order.
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
         Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             workload,
             eject,
             policy: Policy::Weighted,
@@ -308,13 +313,16 @@ impl Routes {
     }
 
     fn choose(&self, snapshot: &Snapshot, entry: Entry, now_ns: u64) -> Option<Pick> {
-        let ticket = take_ticket();
         let choice = match (entry.session, entry.not) {
-            (Some(session), not) => pick_of_session(snapshot, session, ticket, now_ns, not)?,
-            (None, Some(not)) => pick_other(snapshot, ticket, now_ns, not)?,
-            (None, None) if self.policy == Policy::Weighted => pick(snapshot, ticket, now_ns)?,
+            (Some(session), not) => pick_of_session(snapshot, session, take_ticket(), now_ns, not)?,
+            (None, Some(not)) => pick_other(snapshot, take_ticket(), now_ns, not)?,
+            (None, None) if self.policy == Policy::Weighted => {
+                let place = take_turn(self.id, snapshot.schedule());
+                pick_in_turn(snapshot, place, take_ticket, now_ns)?
+            }
             (None, None) => {
-                pick_of_two(snapshot, self.policy, ticket, take_second_ticket(), now_ns)?
+                let (ticket, second) = (take_ticket(), take_second_ticket());
+                pick_of_two(snapshot, self.policy, ticket, second, now_ns)?
             }
         };
         if choice.how != How::Probe {

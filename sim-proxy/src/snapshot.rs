@@ -2,6 +2,8 @@
 //! published as a whole behind one pointer (see [`crate::routes`]).
 
 use crate::live::InstanceLive;
+use crate::schedule::Schedule;
+use crate::tickets::entropy;
 use sim_core::address::Address;
 use sim_core::name::InstanceId;
 use sim_core::table::{FULL_BP, Share, Version, WeightTable};
@@ -41,6 +43,8 @@ pub struct Snapshot {
     /// `upstreams`' weights summed up to and with each; apart from them, so that a pick among 16
     /// reads one cache line.
     shares_upto: Box<[u32]>,
+    /// Whose turn it is.
+    schedule: Schedule,
 }
 
 impl Snapshot {
@@ -53,6 +57,7 @@ impl Snapshot {
             upstreams: Box::default(),
             mirror: None,
             shares_upto: Box::default(),
+            schedule: Schedule::empty(),
         }
     }
 
@@ -87,7 +92,9 @@ impl Snapshot {
                 share_bp: mirror.share_bp,
             })
         });
+        let weights: Vec<u16> = upstreams.iter().map(|u| u.weight_bp).collect();
         Self {
+            schedule: Schedule::new(&weights, entropy()),
             version: table.version(),
             mirror,
             applied_at_ns: now_ns,
@@ -125,6 +132,13 @@ impl Snapshot {
     #[must_use]
     pub fn upstream(&self, instance: InstanceId) -> Option<&Upstream> {
         self.upstreams.iter().find(|u| u.instance == instance)
+    }
+
+    /// Turns by the weights.
+    #[must_use]
+    #[inline]
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// Index of the instance whose share holds the point `ticket` (2^64 = 1). Past the end where

@@ -6,3 +6,6 @@
 pub(crate) use arc_swap::{ArcSwap, Guard};
 pub(crate) use sim_core::histogram::BUCKETS as LATENCY_BUCKETS;
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
+
+/// Turns of a schedule at least: a client must not come round to the same ones soon.
+pub(crate) const SCHEDULE_SLOTS: usize = 4_096;

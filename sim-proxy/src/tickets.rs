@@ -11,6 +11,7 @@
 //! any run of N points is even within O(log N), with at most one unfinished block on top, and the
 //! points that a periodic client meets are random.
 
+use crate::schedule::{Cursor, Schedule};
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 
@@ -134,6 +135,20 @@ pub(crate) fn entropy() -> u64 {
 thread_local! {
     static TICKETS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
     static SECONDS: RefCell<Tickets> = RefCell::new(Tickets::new(entropy()));
+}
+
+/// The next place in `schedule` for this thread. `owner` is whose schedule it is: a number of its own, and small.
+#[inline]
+pub fn take_turn(owner: usize, schedule: &Schedule) -> u32 {
+    thread_local! {
+        static CURSORS: RefCell<Vec<Cursor>> = const { RefCell::new(Vec::new()) };
+    }
+    CURSORS.with_borrow_mut(|cursors| {
+        if owner >= cursors.len() {
+            cursors.resize(owner + 1, Cursor::default());
+        }
+        cursors[owner].take(schedule, draw)
+    })
 }
 
 /// A random number of this thread's own. No secret: who sees one can tell the next.

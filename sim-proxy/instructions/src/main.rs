@@ -51,6 +51,9 @@ mod ramp;
 #[path = "../../src/routes.rs"]
 mod routes;
 #[rustfmt::skip]
+#[path = "../../src/schedule.rs"]
+mod schedule;
+#[rustfmt::skip]
 #[path = "../../src/snapshot.rs"]
 mod snapshot;
 #[rustfmt::skip]

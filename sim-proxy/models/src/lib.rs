@@ -64,6 +64,9 @@ mod ramp;
 #[path = "../../src/routes.rs"]
 pub mod routes;
 #[rustfmt::skip]
+#[path = "../../src/schedule.rs"]
+mod schedule;
+#[rustfmt::skip]
 #[path = "../../src/snapshot.rs"]
 pub mod snapshot;
 #[rustfmt::skip]

@@ -10,6 +10,8 @@ use std::sync::{Arc, PoisonError};
 
 /// One is enough: a thousand counters per instance would be a thousand places to switch threads.
 pub(crate) const LATENCY_BUCKETS: usize = 1;
+/// As few as there are.
+pub(crate) const SCHEDULE_SLOTS: usize = 1;
 
 /// In place of arc-swap's. A load is an acquire and a store a release of one word, as there (its orderings are stronger,
 /// for its own sake). What isn't modelled is when arc-swap frees what was replaced: here everything lives to the end.

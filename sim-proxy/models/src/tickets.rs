@@ -6,6 +6,14 @@ pub(crate) use points::mix;
 #[path = "../../src/tickets.rs"]
 mod points;
 
+/// The first instance's first turn.
+pub(crate) fn take_turn(_owner: usize, schedule: &crate::schedule::Schedule) -> u32 {
+    let mut places = (0..).take_while(|&place| schedule.at(place).is_some());
+    places
+        .find(|&place| schedule.at(place) == Some(0))
+        .unwrap_or(0)
+}
+
 /// In the first instance's share.
 pub(crate) fn take_ticket() -> u64 {
     0

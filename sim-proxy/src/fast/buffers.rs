@@ -6,9 +6,12 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 /// Bytes that pass at once: more than a socket often has, and no more than stays in the core's own cache.
-const PASS_BYTES: usize = 32 * 1_024;
-/// Room for one read of what is kept: a head, and a body of 8 KiB behind it.
-const READ_BYTES: usize = 12 * 1_024;
+const PASS_BYTES: usize = 128 * 1_024;
+/// Room for one read of what comes from a user: a head, and a body of 8 KiB behind it.
+pub(super) const ASKED_BYTES: usize = 12 * 1_024;
+/// Room for one read of an answer: a head, and a body of 64 KiB behind it, so that both pass in one write. It is taken
+/// when there is something to read, and touched as far as that goes.
+pub(super) const ANSWERED_BYTES: usize = 68 * 1_024;
 /// Buffers kept for the next that needs one.
 const KEPT: usize = 128;
 /// Larger ones are given back to the allocator.
@@ -32,14 +35,16 @@ impl Buffer {
         &mut self.0
     }
 
-    /// Adds what is there to read; the number of bytes, 0 at the end. While there is nothing it takes no memory.
+    /// Adds what is there to read, with room for `bytes`; their number, 0 at the end. While there is nothing it takes no
+    /// memory.
     pub(super) fn poll_read(
         &mut self,
         io: &mut (impl AsyncRead + Unpin + ?Sized),
+        bytes: usize,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
         let room = self.room();
-        room.reserve(READ_BYTES);
+        room.reserve(bytes);
         let read = pin!(io.read_buf(room)).poll(context);
         if self.0.is_empty() {
             self.release();

@@ -1,7 +1,7 @@
 //! A copy of a request at the mirror: its answer is read to its end, and thrown away.
 
 use super::answer::{self, Passing, Rest};
-use super::buffers::{Buffer, poll_read};
+use super::buffers::{ASKED_BYTES, Buffer, poll_read};
 use super::exchange::ANSWER_HEAD_BYTES_MAX;
 use crate::dial::Link;
 use crate::mirror::Witness;
@@ -47,7 +47,7 @@ pub(crate) async fn ask(
                 _ => return Err(broken(true)),
             }
         }
-        match poll_fn(|context| read.poll_read(stream, context)).await {
+        match poll_fn(|context| read.poll_read(stream, ASKED_BYTES, context)).await {
             Ok(1..) => begun = true,
             Ok(0) | Err(_) => return Err(broken(begun)),
         }

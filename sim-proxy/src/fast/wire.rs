@@ -1,7 +1,7 @@
 //! Bytes between a user and an instance, with the deadlines of a connection.
 
 use super::answer::Rest;
-use super::buffers::{Buffer, poll_read};
+use super::buffers::{ANSWERED_BYTES, ASKED_BYTES, Buffer, poll_read};
 use super::watchdog::Watchdog;
 use crate::clock::monotonic_ns;
 use crate::counters::RetryReason;
@@ -48,7 +48,7 @@ pub(super) async fn fill(
     mut unless: impl FnMut(&mut Context<'_>) -> bool,
 ) -> Got {
     poll_fn(|context| {
-        Poll::Ready(match buffer.poll_read(io, context) {
+        Poll::Ready(match buffer.poll_read(io, ASKED_BYTES, context) {
             Poll::Ready(Ok(1..)) => Got::Bytes,
             Poll::Ready(Ok(0) | Err(_)) => Got::End,
             Poll::Pending if unless(context) => Got::End,
@@ -145,7 +145,7 @@ pub(super) async fn listen(
 ) -> Result<Got, Gone> {
     let mut deadline_ns = None;
     poll_fn(|context| {
-        let read = answer.poll_read(instance, context);
+        let read = answer.poll_read(instance, ANSWERED_BYTES, context);
         if read.is_pending() && deadline_ns.is_none() {
             deadline_ns = Some(after(monotonic_ns(), patience_ns).min(until_ns));
         }
@@ -197,7 +197,7 @@ fn is_gone(
     context: &mut Context<'_>,
 ) -> bool {
     while ahead.len() < AHEAD_BYTES_MAX {
-        match ahead.poll_read(user, context) {
+        match ahead.poll_read(user, ASKED_BYTES, context) {
             Poll::Ready(Ok(1..)) => {}
             Poll::Ready(Ok(0) | Err(_)) => return true,
             Poll::Pending => return false,

@@ -11,9 +11,10 @@ use serde_json::{Map, Value};
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use sim_proxy::live::InstanceLive;
-use sim_proxy::pick::pick;
+use sim_proxy::pick::pick_in_turn;
+use sim_proxy::schedule::Cursor;
 use sim_proxy::snapshot::Snapshot;
-use sim_proxy::tickets::{Tickets, take_ticket};
+use sim_proxy::tickets::{take_ticket, take_turn};
 
 /// Picks of one measurement, of each thread.
 const PICKS: u32 = 10_000_000;
@@ -67,7 +68,9 @@ fn nanoseconds(threads: usize) -> Result<f64> {
                     begin.wait();
                     let at = Instant::now();
                     for _ in 0..PICKS {
-                        black_box(pick(black_box(&snapshot), take_ticket(), NOW_NS));
+                        let snapshot = black_box(&snapshot);
+                        let place = take_turn(0, snapshot.schedule());
+                        black_box(pick_in_turn(snapshot, place, take_ticket, NOW_NS));
                     }
                     at.elapsed().as_secs_f64() * 1e9 / f64::from(PICKS)
                 })
@@ -82,13 +85,14 @@ fn nanoseconds(threads: usize) -> Result<f64> {
 
 /// By how many requests the first of any number of picks of one worker miss the weights, at most.
 fn discrepancy() -> Result<f64> {
-    let snapshot = snapshot()?;
     let mut worst: f64 = 0.0;
     for seed in 0..SEEDS {
-        let mut tickets = Tickets::new(seed);
+        // Each in an order of its own.
+        let (snapshot, mut cursor) = (snapshot()?, Cursor::default());
         let mut first = 0.0;
         for count in 1..=PREFIXES {
-            let picked = pick(&snapshot, tickets.take(), NOW_NS).context("no pick")?;
+            let place = cursor.take(snapshot.schedule(), || seed << 59);
+            let picked = pick_in_turn(&snapshot, place, take_ticket, NOW_NS).context("no pick")?;
             first += f64::from(u8::from(picked.at == 0));
             worst = worst.max((first - 0.95 * f64::from(count)).abs());
         }
