@@ -24,16 +24,19 @@ pub(crate) enum Contender {
     Envoy,
     /// The least program by `pingora-proxy`: what SIM would be without a path of its own.
     Pingora,
+    /// Bytes passed on and nothing else: what no proxy can do without.
+    Floor,
 }
 
 impl Contender {
     /// SIM is the first.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Sim,
         Self::Nginx,
         Self::Haproxy,
         Self::Envoy,
         Self::Pingora,
+        Self::Floor,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl Contender {
             Self::Haproxy => "haproxy",
             Self::Envoy => "envoy",
             Self::Pingora => "naive_pingora",
+            Self::Floor => "floor",
         }
     }
 }
@@ -111,7 +115,8 @@ impl Running {
             Contender::Sim | Contender::Nginx => nginx(peers, at, address, &behind)?,
             Contender::Haproxy => haproxy(peers, at, address, &behind)?,
             Contender::Envoy => envoy(peers, at, address, &behind)?,
-            Contender::Pingora => pingora(at, address, upstream)?,
+            Contender::Pingora => own("sim-bench-pingora", at, address, upstream)?,
+            Contender::Floor => own("sim-bench-floor", at, address, upstream)?,
         };
         let proxy = spawn("proxy", command)?;
         let pid = proxy.pid();
@@ -189,10 +194,10 @@ impl Running {
     }
 }
 
-/// The naive one is a program of this package.
-fn pingora(at: &Path, address: SocketAddr, upstream: SocketAddr) -> Result<Command> {
+/// A program of this package.
+fn own(name: &str, at: &Path, address: SocketAddr, upstream: SocketAddr) -> Result<Command> {
     let own = std::env::current_exe()?;
-    let mut command = Command::new(own.with_file_name("sim-bench-pingora"));
+    let mut command = Command::new(own.with_file_name(name));
     command.arg(address.to_string()).arg(upstream.to_string());
     // It writes nothing there, but nothing else is its own either.
     command.current_dir(at);
