@@ -13,6 +13,7 @@ mod conformance;
 mod context;
 mod demo;
 mod ebpf;
+mod forecast;
 mod fuzz;
 mod loom;
 mod process;
@@ -51,6 +52,8 @@ enum Chore {
     Fuzz(fuzz::Arguments),
     /// Compare HTTP/1.1 with nginx, `HAProxy`, Envoy and gunicorn; run suites of HTTP/2
     Conformance(conformance::Arguments),
+    /// Run the forecaster over a folder of traces and write what a scorer reads
+    ForecastTraces(forecast::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
     VmTest(vm::Arguments),
     /// Check dependency rules, lints, file sizes and words
@@ -79,6 +82,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Loom(arguments) => loom::run(context, &arguments),
         Chore::Fuzz(arguments) => fuzz::run(context, &arguments),
         Chore::Conformance(arguments) => conformance::run(context, &arguments),
+        Chore::ForecastTraces(arguments) => forecast::run(context, &arguments),
         Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),
     }

@@ -31,6 +31,7 @@
 //! ```
 
 mod conformal;
+pub mod demand;
 mod engine;
 mod ensemble;
 mod harmonics;

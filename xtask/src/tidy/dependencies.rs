@@ -75,6 +75,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("sim-planted", &[]),
+    // The forecaster over recorded series, without the rest of the benchmarks.
+    ("sim-forecast-traces", &["sim-core"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,324 @@
+//! Forecasts of demand on the clock's grid: samples a minute to an hour apart, hours ahead.
+//!
+//! ```text
+//! sample ─► asinh ─► experts ─► quantiles around each ─► weighted a level ─► last correction ─► sinh
+//!              history, lag search  ▲          ▲                  ▲                 ▲
+//!                        regressions learn   pinball           losses            coverage
+//! ```
+//!
+//! * `history`: averages, day and hour profiles, and the features of a moment; `lags` searches a week
+//!   of lags for the moments that looked like now.
+//! * Experts: naive, a day ago, a week ago, averages, profile, damped Holt-Winters (`smoothing`),
+//!   a structural model (`structural`), a Kalman regression a knot (`regression`), three analogs, and
+//!   tables of quantiles by hour and by state.
+//! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
+//!   is trusted at each level.
+//!
+//! One configuration serves every series: all that depends on a series follows from its interval,
+//! its bounds and its samples. Each sample costs the same, however many came before. No clock, no chance, no
+//! function of the processor's own: the same samples give the same bits everywhere.
+//!
+//! ```
+//! use sim_core::forecast::demand::{DemandConfig, DemandForecaster};
+//!
+//! let mut forecaster = DemandForecaster::new(DemandConfig { interval_s: 300, ..DemandConfig::default() });
+//! for t in 0..600 {
+//!     forecaster.observe(Some(40.0 + f64::from(t % 36)));
+//! }
+//! let next = forecaster.forecast(1);
+//! assert!((next.quantiles[2] - 64.0).abs() < 3.0);
+//! assert!(forecaster.probability_of_any_above(74.0, 12) > 0.5);
+//! ```
+
+mod engine;
+mod history;
+mod lags;
+mod regression;
+mod smoothing;
+mod structural;
+mod tracker;
+mod volatility;
+
+use alloc::{vec, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use super::output::{ForecastStep, LEVELS};
+use engine::Engine;
+use tracker::{EXPERTS, POINTS};
+
+const DAY_S: u32 = 86_400;
+const HOUR_S: u32 = 3_600;
+/// Bounds of the interval: below, a week of lags is more than memory and time allow.
+const INTERVAL_MIN_S: u32 = 60;
+const INTERVAL_MAX_S: u32 = 14_400;
+/// Hours ahead when the configuration names no horizon.
+const HORIZON_HOURS: u32 = 6;
+/// Values beyond this, either way, are read as this.
+const VALUE_MAX: f64 = 1e15;
+/// Layout of the serialised state.
+const VERSION: u32 = 1;
+/// Samples before the scale is first chosen anew.
+const RESCALE_FIRST: u64 = 4;
+/// A scale that is off by less than this factor is left alone.
+const RESCALE_FACTOR: f64 = 1.2;
+/// The same after two days.
+const RESCALE_FACTOR_LATE: f64 = 3.0;
+/// Weights of the five inner quantiles in the mean: outer, inner, middle.
+const MEAN: [f64; 3] = [0.175, 0.175, 0.3];
+/// How far crossings at different steps are independent: 0 not at all, 1 wholly.
+const INDEPENDENCE: f64 = 0.35;
+
+/// What a [`DemandForecaster`] needs to know beforehand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DemandConfig {
+    /// Seconds from sample to sample (60 to 14400; values outside are brought to the nearest bound).
+    pub interval_s: u32,
+    /// Furthest step that is forecast; 0 means six hours. At most a day.
+    pub horizon_steps: u32,
+    /// No value lies below this. `None`: below zero, as long as no sample was.
+    pub lower: Option<f64>,
+    /// No value lies above this (100 for per cent).
+    pub upper: Option<f64>,
+}
+
+impl Default for DemandConfig {
+    fn default() -> Self {
+        Self {
+            interval_s: 300,
+            horizon_steps: 0,
+            lower: None,
+            upper: None,
+        }
+    }
+}
+
+/// Forecasts one series. See the [module](self) for how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DemandForecaster {
+    version: u32,
+    config: DemandConfig,
+    horizon: usize,
+    day: usize,
+    engine: Engine,
+    /// Samples as they came, as a ring; NaN cannot be serialised by all formats, so gaps are flagged.
+    raw: Vec<Option<f64>>,
+    scratch: Vec<f64>,
+    scale: f64,
+    rescale_at: u64,
+    /// Steps since the first sample.
+    steps: u64,
+    observed: u64,
+    negative_seen: bool,
+}
+
+impl DemandForecaster {
+    /// A forecaster that has seen nothing.
+    pub fn new(config: DemandConfig) -> Self {
+        let interval = config.interval_s.clamp(INTERVAL_MIN_S, INTERVAL_MAX_S);
+        let day = (DAY_S / interval) as usize;
+        let hour = (HOUR_S / interval).max(1) as usize;
+        let horizon = match config.horizon_steps {
+            0 => (HORIZON_HOURS * HOUR_S / interval).max(1) as usize,
+            steps => (steps as usize).min(day),
+        };
+        let engine = Engine::new(day, hour, horizon);
+        let capacity = engine.history().capacity();
+        Self {
+            version: VERSION,
+            config,
+            horizon,
+            day,
+            engine,
+            raw: vec![None; capacity],
+            scratch: vec![0.0; capacity],
+            scale: 1.0,
+            rescale_at: RESCALE_FIRST,
+            steps: 0,
+            observed: 0,
+            negative_seen: false,
+        }
+    }
+
+    /// Whether serialised state was written by this layout.
+    pub fn is_current(&self) -> bool {
+        self.version == VERSION
+    }
+
+    /// Furthest step that is forecast.
+    pub fn horizon(&self) -> usize {
+        self.horizon
+    }
+
+    /// Samples seen so far, missing ones left out.
+    pub fn observed(&self) -> u64 {
+        self.observed
+    }
+
+    /// Takes the sample of the next step; `None` or a value that is not finite means it is missing:
+    /// nothing is learned then, and state is carried on. Values beyond ±10¹⁵ are read as that.
+    pub fn observe(&mut self, sample: Option<f64>) {
+        let sample = sample
+            .filter(|y| y.is_finite())
+            .map(|y| y.clamp(-VALUE_MAX, VALUE_MAX));
+        if self.observed == 0 && sample.is_none() {
+            return;
+        }
+        self.observed += u64::from(sample.is_some());
+        self.negative_seen |= sample.is_some_and(|y| y < 0.0);
+        let at = (self.steps % self.raw.len() as u64) as usize;
+        self.raw[at] = sample;
+        self.steps += 1;
+        if self.observed >= self.rescale_at && sample.is_some() {
+            self.rescale_at += self.rescale_at.min(self.day as u64);
+            if self.rescale() {
+                return;
+            }
+        }
+        self.engine
+            .observe(sample.map(|y| libm::asinh(y / self.scale)));
+    }
+
+    /// Chooses the scale anew from all samples, as long as all of them are held. If it has changed,
+    /// they are told again on the new one.
+    fn rescale(&mut self) -> bool {
+        let count = usize::try_from(self.steps).unwrap_or(usize::MAX);
+        if count > self.raw.len() {
+            return false;
+        }
+        let mut n = 0;
+        let mut sum = 0.0;
+        for y in self.raw[..count].iter().flatten() {
+            self.scratch[n] = y.abs();
+            sum += y.abs();
+            n += 1;
+        }
+        let sizes = &mut self.scratch[..n];
+        sizes.sort_unstable_by(f64::total_cmp);
+        let (middle, mean) = (sizes[n / 2], sum / n as f64);
+        // A series that is mostly zero has a median that says nothing.
+        let scale = middle.max(0.5 * mean).max(f64::MIN_POSITIVE);
+        let late = self.observed > 2 * self.day as u64;
+        let factor = if late {
+            RESCALE_FACTOR_LATE
+        } else {
+            RESCALE_FACTOR
+        };
+        if scale <= factor * self.scale && self.scale <= factor * scale {
+            return false;
+        }
+        self.scale = scale;
+        self.engine.reset();
+        for &y in &self.raw[..count] {
+            self.engine.observe(y.map(|y| libm::asinh(y / scale)));
+        }
+        true
+    }
+
+    /// Mean and quantiles `step` steps ahead (1 to the horizon, brought into it). All zero before the first
+    /// sample.
+    pub fn forecast(&self, step: usize) -> ForecastStep {
+        let quantiles = if self.observed == 0 {
+            [0.0; LEVELS.len()]
+        } else {
+            self.engine.quantiles(step).map(|z| self.value(z))
+        };
+        let [outer, inner, middle] = MEAN;
+        let [q05, q10, q50, q90, q95, ..] = quantiles;
+        ForecastStep {
+            mean: outer * (q05 + q95) + inner * (q10 + q90) + middle * q50,
+            quantiles,
+        }
+    }
+
+    fn value(&self, z: f64) -> f64 {
+        let y = libm::sinh(z) * self.scale;
+        let y = self.config.upper.map_or(y, |upper| y.min(upper));
+        let lower = self.config.lower.or((!self.negative_seen).then_some(0.0));
+        lower
+            .map_or(y, |lower| y.max(lower))
+            .clamp(-10.0 * VALUE_MAX, 10.0 * VALUE_MAX)
+    }
+
+    /// Probability that any of the next `steps` samples exceeds `threshold`.
+    ///
+    /// Neighbouring steps cross together more often than not, so the chances are multiplied with an
+    /// exponent below one; never less than the largest single chance.
+    pub fn probability_of_any_above(&self, threshold: f64, steps: usize) -> f64 {
+        let mut largest = 0.0_f64;
+        let mut none = 0.0;
+        for step in 1..=steps.min(self.horizon) {
+            let p = self.forecast(step).probability_above(threshold);
+            largest = largest.max(p);
+            none += libm::log(1.0 - p);
+        }
+        largest.max(1.0 - libm::exp(INDEPENDENCE * none))
+    }
+
+    /// How the experts do at each knot, for display and metrics.
+    pub fn scores(&self) -> Vec<KnotScore> {
+        self.engine
+            .trackers()
+            .map(|(lead, tracker)| {
+                let (weights, losses) = tracker.medians();
+                let naive = losses[0];
+                let experts = EXPERT_NAMES
+                    .iter()
+                    .zip(weights.iter().zip(losses))
+                    .map(|(&name, (&weight, loss))| ExpertScore {
+                        name,
+                        weight,
+                        relative_loss: (naive > 0.0).then(|| loss / naive),
+                    })
+                    .collect();
+                KnotScore { lead, experts }
+            })
+            .collect()
+    }
+
+    /// Forecasts that were scored one step ahead.
+    pub fn scored(&self) -> u64 {
+        self.engine.scored()
+    }
+}
+
+/// Names of the experts, in the order of [`KnotScore::experts`].
+pub const EXPERT_NAMES: [&str; EXPERTS] = [
+    "naive",
+    "day_ago",
+    "week_ago",
+    "average",
+    "day_mean",
+    "profile",
+    "holt_winters",
+    "structural",
+    "regression",
+    "analog_shape",
+    "analog_period",
+    "analog_long",
+    "hours",
+    "states",
+    "states_of_day",
+    "hours_of_regression",
+];
+const _: () = assert!(POINTS == 12);
+
+/// How the experts do at one lead.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KnotScore {
+    /// Steps ahead.
+    pub lead: usize,
+    /// One entry an expert.
+    pub experts: Vec<ExpertScore>,
+}
+
+/// How one expert does at the median.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertScore {
+    /// Which one.
+    pub name: &'static str,
+    /// Its share (0 to 1; all sum to 1).
+    pub weight: f64,
+    /// Recent loss over that of the last value repeated; `None` before any was scored.
+    pub relative_loss: Option<f64>,
+}

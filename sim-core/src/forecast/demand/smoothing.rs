@@ -1,0 +1,100 @@
+//! Damped Holt-Winters with an additive day.
+//!
+//! In words: level, slope and one value a slot of the day, each corrected by its own share of the
+//! one-step error; the slope shrinks by a fixed factor a step, also in forecasts. Sources: Holt
+//! (1957), Winters (1960); damping after Gardner & McKenzie, Management Science 31 (1985); error
+//! form ETS(A,Ad,A) of Hyndman et al., *Forecasting with Exponential Smoothing* (2008), §2.5; errors
+//! are clipped after Gelper, Fried & Croux, J. Forecasting 29 (2010).
+//!
+//! How it fails: each slot is learned alone, so a day's profile carries the noise of its few visits;
+//! bursts bend the level. Sharp, regular profiles are its strength.
+
+use alloc::{vec, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use super::structural::damped_sum;
+
+const LEVEL_RATE: f64 = 0.2;
+const SLOPE_RATE: f64 = 0.005;
+const SEASON_RATE: f64 = 0.15;
+/// A slot's first visit moves it this far.
+const SEASON_FIRST: f64 = 0.5;
+const DAMPING: f64 = 0.98;
+/// Errors count in full up to this many times their mean absolute size, after the first few.
+const CLIP: f64 = 4.0;
+const SETTLED: u32 = 10;
+const SPREAD_MEMORY: f64 = 100.0;
+
+/// Smoothing state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct HoltWinters {
+    level: f64,
+    slope: f64,
+    season: Vec<f64>,
+    mean_abs: f64,
+    observed: u32,
+}
+
+impl HoltWinters {
+    pub(super) fn new(day: usize) -> Self {
+        Self {
+            level: 0.0,
+            slope: 0.0,
+            season: vec![0.0; day],
+            mean_abs: 0.0,
+            observed: 0,
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.season.fill(0.0);
+        (self.level, self.slope, self.mean_abs, self.observed) = (0.0, 0.0, 0.0, 0);
+    }
+
+    /// Moves on by one step, to `slot` of the day, and takes its sample if there is one; `first`
+    /// says that the slot was never seen before.
+    pub(super) fn observe(&mut self, slot: usize, first: bool, sample: Option<f64>) {
+        self.slope *= DAMPING;
+        self.level += self.slope;
+        let Some(y) = sample else { return };
+        if self.observed == 0 {
+            self.level = y;
+        }
+        let error = y - self.level - self.season[slot];
+        self.observed = self.observed.saturating_add(1);
+        let limit = CLIP * self.mean_abs.max(1e-9);
+        let clipped = if self.observed > SETTLED {
+            error.clamp(-limit, limit)
+        } else {
+            error
+        };
+        let warm = 1.0 / f64::from(self.observed);
+        self.mean_abs += warm.max(1.0 / SPREAD_MEMORY) * (clipped.abs() - self.mean_abs);
+        let level_rate = warm.max(LEVEL_RATE);
+        self.level += level_rate * clipped;
+        self.slope += SLOPE_RATE * clipped;
+        let season_rate = if first { SEASON_FIRST } else { SEASON_RATE };
+        self.season[slot] += season_rate * (1.0 - level_rate) * clipped;
+    }
+
+    /// Mean of the sample `lead` steps on, which falls into `slot`.
+    pub(super) fn mean(&self, lead: usize, slot: usize) -> f64 {
+        self.level + self.slope * damped_sum(DAMPING, lead) + self.season[slot]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sharp_slot_is_learned_by_itself() {
+        let mut m = HoltWinters::new(10);
+        for t in 0..600_usize {
+            m.observe(t % 10, t < 10, Some(if t % 10 == 3 { 100.0 } else { 50.0 }));
+        }
+        assert!((m.mean(4, 3) - 100.0).abs() < 5.0, "{}", m.mean(4, 3));
+        assert!((m.mean(5, 4) - 50.0).abs() < 5.0, "{}", m.mean(5, 4));
+    }
+}
