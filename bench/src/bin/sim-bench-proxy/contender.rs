@@ -56,6 +56,8 @@ impl Contender {
 pub(crate) struct Running {
     /// Where users connect.
     pub(crate) address: SocketAddr,
+    /// Where the instance is, if that is known.
+    instance: Option<SocketAddr>,
     proxy: Pid,
     /// In the order of their end.
     _processes: Vec<Guarded>,
@@ -85,13 +87,56 @@ impl Begun {
         let waited = await_answer(&mut processes[0], self.address, path);
         waited.with_context(said)?;
         let proxy = role(processes[0].pid(), "proxy")?;
-        Running::settle(self.folder, self.address, proxy, processes, path)
+        let instance = fs::read_to_string(self.folder.path().join(sim::INSTANCE));
+        let instance = instance.ok().and_then(|text| text.parse().ok());
+        let addresses = (self.address, instance);
+        Running::settle(self.folder, addresses, proxy, processes, path)
     }
 }
 
 impl Running {
     pub(crate) fn start(contender: Contender, peers: &Peers) -> Result<Self> {
         Self::start_for(contender, peers, Users::Http1)
+    }
+
+    /// All contenders, before one and the same instance: SIM's, which is sensed. What that costs the instance is no
+    /// difference between proxies.
+    pub(crate) fn all(peers: &Peers) -> Result<Vec<(Contender, Self)>> {
+        let mut all: Vec<(Contender, Self)> = Vec::new();
+        for contender in Contender::ALL {
+            let instance = match all.first() {
+                None => None,
+                Some((_, sim)) => Some(sim.instance.context("SIM has no instance of ours")?),
+            };
+            let started = match instance {
+                None => Self::start(contender, peers),
+                Some(instance) => Self::before(contender, peers, instance),
+            };
+            all.push((contender, started.with_context(|| contender.name())?));
+        }
+        Ok(all)
+    }
+
+    /// One of the others, before an instance that runs already.
+    fn before(contender: Contender, peers: &Peers, instance: SocketAddr) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (at, address) = (folder.path(), free_address()?);
+        let command = command(contender, peers, at, address, instance, Users::Http1)?;
+        let proxy = spawn("proxy", command)?;
+        let pid = proxy.pid();
+        Self::settle(folder, (address, Some(instance)), pid, vec![proxy], "/")
+    }
+
+    /// The instance of this one, without a proxy.
+    pub(crate) fn without_proxy(&self) -> Result<Self> {
+        let address = self.instance.context("SIM has no instance of ours")?;
+        Ok(Self {
+            address,
+            instance: Some(address),
+            proxy: self.proxy,
+            _processes: Vec::new(),
+            _folder: tempfile::tempdir()?,
+        })
     }
 
     /// For users who speak something else.
@@ -110,34 +155,13 @@ impl Running {
             Users::Grpc => grpc_instance(&listen)?,
         };
         let instance = spawn("instance", instance)?;
-        let behind = Behind::one(upstream, users);
-        let command = match contender {
-            Contender::Sim | Contender::Nginx => nginx(peers, at, address, &behind)?,
-            Contender::Haproxy => haproxy(peers, at, address, &behind)?,
-            Contender::Envoy => envoy(peers, at, address, &behind)?,
-            Contender::Pingora => own("sim-bench-pingora", at, address, upstream)?,
-            Contender::Floor => own("sim-bench-floor", at, address, upstream)?,
-        };
-        let proxy = spawn("proxy", command)?;
+        let proxy = spawn(
+            "proxy",
+            command(contender, peers, at, address, upstream, users)?,
+        )?;
+        let addresses = (address, Some(upstream));
         let pid = proxy.pid();
-        Self::settle(folder, address, pid, vec![proxy, instance], "/")
-    }
-
-    /// An instance without a proxy.
-    pub(crate) fn direct(peers: &Peers) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let address = free_address()?;
-        let command = instance(peers, folder.path(), &address.to_string(), 1)?;
-        let mut instance = spawn("instance", command)?;
-        await_answer(&mut instance, address, "/")?;
-        let pid = instance.pid();
-        pin_all(pid, OTHER_CPU)?;
-        Ok(Self {
-            address,
-            proxy: pid,
-            _processes: vec![instance],
-            _folder: folder,
-        })
+        Self::settle(folder, addresses, pid, vec![proxy, instance], "/")
     }
 
     /// The whole of SIM.
@@ -160,7 +184,7 @@ impl Running {
     /// Waits until it serves, and puts everything on its core.
     fn settle(
         folder: tempfile::TempDir,
-        address: SocketAddr,
+        (address, instance): (SocketAddr, Option<SocketAddr>),
         proxy: Pid,
         mut processes: Vec<Guarded>,
         path: &str,
@@ -174,6 +198,7 @@ impl Running {
         pin(proxy, PROXY_CPU)?;
         Ok(Self {
             address,
+            instance,
             proxy,
             _processes: processes,
             _folder: folder,
@@ -191,6 +216,25 @@ impl Running {
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes = line.and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
         Ok(kibibytes.context("no VmRSS")? * 1024)
+    }
+}
+
+/// One of the others than SIM.
+fn command(
+    contender: Contender,
+    peers: &Peers,
+    at: &Path,
+    address: SocketAddr,
+    upstream: SocketAddr,
+    users: Users,
+) -> Result<Command> {
+    let behind = Behind::one(upstream, users);
+    match contender {
+        Contender::Sim | Contender::Nginx => nginx(peers, at, address, &behind),
+        Contender::Haproxy => haproxy(peers, at, address, &behind),
+        Contender::Envoy => envoy(peers, at, address, &behind),
+        Contender::Pingora => own("sim-bench-pingora", at, address, upstream),
+        Contender::Floor => own("sim-bench-floor", at, address, upstream),
     }
 }
 

@@ -20,22 +20,18 @@ const BODIES: [(&str, &str); 3] = [
 ];
 
 pub(crate) fn measure(peers: &Peers, rounds: usize) -> Result<Map<String, Value>> {
-    let mut running = Vec::new();
-    for contender in Contender::ALL {
-        let started = Running::start(contender, peers);
-        running.push(started.with_context(|| contender.name())?);
-    }
+    let running = Running::all(peers)?;
     let mut taken = vec![vec![Vec::new(); running.len()]; BODIES.len()];
     for round in 0..rounds {
         for (body, (name, path)) in BODIES.iter().enumerate() {
             // In turn, and from another one each time: a slow minute hits all alike.
             for step in 0..running.len() {
                 let which = (round + step) % running.len();
-                let proxy = &running[which];
+                let (contender, proxy) = &running[which];
                 let before = proxy.cpu_ns()?;
                 let url = format!("http://{}{path}", proxy.address);
                 let requests = load(peers, &url, SECONDS, Some(OTHER_CPU))
-                    .with_context(|| format!("{}, {name}", Contender::ALL[which].name()))?;
+                    .with_context(|| format!("{}, {name}", contender.name()))?;
                 let cpu_ns = proxy.cpu_ns()?.saturating_sub(before) as f64;
                 taken[body][which].push(requests / (cpu_ns / 1e9));
             }

@@ -9,7 +9,7 @@ use bench::peers::Peers;
 use bench::{median, quantile, round_to};
 use serde_json::{Map, Value, json};
 
-use crate::contender::{Contender, Running};
+use crate::contender::Running;
 use crate::plot::{self, Line};
 use crate::processes::OTHER_CPU;
 
@@ -43,12 +43,11 @@ struct Field {
 
 impl Field {
     fn start(peers: &Peers) -> Result<Self> {
-        let direct = Running::direct(peers).context(DIRECT)?;
-        let mut running = vec![(DIRECT, direct)];
-        for contender in Contender::ALL {
-            let started = Running::start(contender, peers);
-            running.push((contender.name(), started.with_context(|| contender.name())?));
-        }
+        let all = Running::all(peers)?;
+        let direct = all.first().map(|(_, sim)| sim.without_proxy());
+        let mut running = vec![(DIRECT, direct.context(DIRECT)??)];
+        let named = all.into_iter().map(|(of, running)| (of.name(), running));
+        running.extend(named);
         Ok(Self { running })
     }
 

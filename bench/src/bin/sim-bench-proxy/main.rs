@@ -114,6 +114,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(Role::Instance { listen, folder }) = &arguments.role {
         // SIM numbers its instances.
         let number = std::env::var("SIM_INSTANCE").context("SIM_INSTANCE")?;
+        std::fs::write(folder.join(sim::INSTANCE), listen)?;
         let error = configurations::instance(&peers, folder, listen, number.parse()?)?.exec();
         return Err(error).context("nginx");
     }

@@ -15,6 +15,8 @@ use crate::processes::spawn;
 
 /// What SIM says, below its folder.
 pub(crate) const LOG: &str = "sim.log";
+/// The address of its instance, below its folder, where that is one of ours.
+pub(crate) const INSTANCE: &str = "instance.address";
 
 /// Which SIM.
 #[derive(Clone, Debug)]
