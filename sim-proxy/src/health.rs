@@ -118,6 +118,13 @@ impl Health {
         until != 0 && now_ns < until.saturating_add(UNPROBED_NS)
     }
 
+    /// Any request may probe it, also one that can't be repeated: none that can has come for so long. Where all are
+    /// calls of gRPC, say, it would be out for ever.
+    pub(crate) fn may_any_probe(&self, now_ns: u64) -> bool {
+        let until = self.out_until_ns();
+        until != 0 && now_ns >= until.saturating_add(UNPROBED_NS)
+    }
+
     /// Ejections so far, failed probes included.
     #[must_use]
     pub fn ejections(&self) -> u64 {

@@ -329,7 +329,9 @@ impl Routes {
             return Some(choice);
         }
         let probed = snapshot.upstreams().get(choice.at)?;
-        if entry.may_probe && probed.live.health().claim_probe(now_ns, &self.eject) {
+        let health = probed.live.health();
+        let may_probe = entry.may_probe || health.may_any_probe(now_ns);
+        if may_probe && health.claim_probe(now_ns, &self.eject) {
             return Some(choice);
         }
         // Someone else probes. A fresh ticket, since this one lies in the share of the probed; and

@@ -43,6 +43,10 @@ pub(crate) struct Counts {
 
 impl Service {
     pub(crate) async fn start(name: &'static str) -> Self {
+        Self::start_on(name, own_address()).await
+    }
+
+    async fn start_on(name: &'static str, address: SocketAddr) -> Self {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -54,7 +58,7 @@ impl Service {
             counts: counts.clone(),
         };
         let served = runtime.spawn(async move {
-            let listener = TcpListener::bind(own_address()).await.expect("a port");
+            let listener = TcpListener::bind(address).await.expect("a port");
             let address = listener.local_addr().expect("bound");
             tokio::spawn(
                 tonic::transport::Server::builder()
@@ -394,6 +398,55 @@ async fn a_caller_s_deadline_is_kept_and_is_not_the_instance_s_fault() {
     }
     let metrics = world.metrics().await;
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ejected_instance_is_asked_again_where_no_request_may_be_repeated() {
+    let (world, _control, services) = world_of_two(10_000).await;
+    let mut client = connect(&world).await;
+    for _ in 0..5 {
+        let status = client.set_standby(v1::SetStandbyRequest::default()).await;
+        assert_eq!(status.expect_err("broken").code(), Code::Internal);
+    }
+    assert_eq!(name(&mut client).await.expect("an answer"), "i2");
+    let mut back = false;
+    for _ in 0..1_000 {
+        back = name(&mut client).await.expect("an answer") == "i1";
+        if back {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(back, "{:#?}", world.metrics().await);
+    assert_eq!(world.metrics().await.sum("sim_proxy_ejected", &["i1"]), 0.0);
+    assert_eq!(services[0].counts.calls.load(Ordering::SeqCst), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_to_a_killed_instance_again_once_it_is_back() {
+    let (world, _control, [first, second]) = world_of_two(9_500).await;
+    let mut client = connect(&world).await;
+    for _ in 0..20 {
+        name(&mut client).await.expect("an answer");
+    }
+    let address = first.address;
+    first.kill();
+    let mut failed = 0;
+    for _ in 0..50 {
+        failed += usize::from(name(&mut client).await.is_err());
+    }
+    // The one that noticed, if nothing had told of the death before.
+    assert!(failed <= 1, "{failed}");
+    let back = Service::start_on("i1", address).await;
+    for _ in 0..1_000 {
+        name(&mut client).await.expect("an answer");
+        if back.counts.calls.load(Ordering::SeqCst) > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(back.counts.calls.load(Ordering::SeqCst) > 0);
+    assert!(second.counts.calls.load(Ordering::SeqCst) >= 49);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@ mod grpc;
 mod hedging;
 mod holding;
 mod http2;
+mod http2_failure;
 mod instances;
 mod limits;
 mod mirroring;
