@@ -59,6 +59,8 @@ pub struct NodeConfig {
     pub metrics: Option<SocketAddr>,
     /// Sample window.
     pub tick: Duration,
+    /// Where instances' Unix sockets are: an absolute path.
+    pub socket_dir: PathBuf,
     /// Workloads whose instances speak TLS.
     pub secured: BTreeMap<String, Arc<dyn Secure>>,
 }
@@ -289,7 +291,11 @@ impl Agent {
         let place = Place {
             mark: &mark,
             address: self.config.address,
-            taken: self.instances.values().map(|other| other.address).collect(),
+            taken: {
+                let others = self.instances.values();
+                others.filter_map(|other| other.address.as_inet()).collect()
+            },
+            socket_dir: &self.config.socket_dir,
             cgroup: format!(
                 "{}/{}/{}",
                 self.config.cgroup,

@@ -10,6 +10,9 @@ use crate::sense::Readings;
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use sim_api::v1;
+use sim_core::address::Address;
+use sim_core::name::InstanceId;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -59,10 +62,13 @@ impl AcceptQueue {
     }
 }
 
+/// What is replaced by the path of a socket: an instance that is told it listens there and at no port.
+const SOCKET: &str = "{socket}";
+
 /// A running instance.
 pub(crate) struct Instance {
     pub(crate) workload: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
     pub(crate) pid: u32,
     pub(crate) limits: Limits,
     pub(crate) readings: Readings,
@@ -85,6 +91,9 @@ impl Drop for Instance {
         for task in &self.tasks {
             task.abort();
         }
+        if let Address::Unix(path) = &self.address {
+            remove_socket(Path::new(&**path));
+        }
     }
 }
 
@@ -93,6 +102,8 @@ pub(crate) struct Place<'a> {
     pub(crate) address: IpAddr,
     /// Of the other instances here, which may not listen yet.
     pub(crate) taken: Vec<SocketAddr>,
+    /// Where sockets of instances are.
+    pub(crate) socket_dir: &'a Path,
     pub(crate) cgroup: String,
     pub(crate) hierarchy: Option<&'a crate::cgroup::Hierarchy>,
     pub(crate) launcher: &'a Path,
@@ -106,8 +117,13 @@ pub(crate) struct Place<'a> {
 impl Instance {
     /// Starts the process in its cgroup, and the tasks that wait for its proof and its end.
     pub(crate) fn start(start: &v1::StartInstance, place: &Place<'_>) -> anyhow::Result<Self> {
-        let address = free_address(place.address, &place.taken)
-            .with_context(|| format!("no free port on {}", place.address))?;
+        let address = if listens_at_socket(start) {
+            socket(place.socket_dir, InstanceId(start.instance))?
+        } else {
+            free_address(place.address, &place.taken)
+                .with_context(|| format!("no free port on {}", place.address))?
+                .into()
+        };
         let limits = Limits::new(
             place.hierarchy,
             &place.cgroup,
@@ -115,7 +131,7 @@ impl Instance {
             start.memory_bytes,
         )
         .with_context(|| format!("cgroup {}", place.cgroup))?;
-        match Self::spawn(start, place, address, &limits) {
+        match Self::spawn(start, place, &address, &limits) {
             Ok((pid, tasks)) => Ok(Self {
                 address,
                 pid,
@@ -140,13 +156,15 @@ impl Instance {
     fn spawn(
         start: &v1::StartInstance,
         place: &Place<'_>,
-        address: SocketAddr,
+        address: &Address,
         limits: &Limits,
     ) -> anyhow::Result<(u32, Vec<JoinHandle<()>>)> {
         let began = Instant::now();
-        let fill = |text: &String| {
-            text.replace("{address}", &address.ip().to_string())
-                .replace("{port}", &address.port().to_string())
+        let fill = |text: &String| match address {
+            Address::Inet(address) => text
+                .replace("{address}", &address.ip().to_string())
+                .replace("{port}", &address.port().to_string()),
+            Address::Unix(path) => text.replace(SOCKET, path),
         };
         let mut command = Command::new(place.launcher);
         command.arg("launch");
@@ -159,7 +177,9 @@ impl Instance {
         }
         command.arg("--").args(start.command.iter().map(fill));
         // A common convention among services; what the operator sets goes before it.
-        command.env("PORT", address.port().to_string());
+        if let Some(address) = address.as_inet() {
+            command.env("PORT", address.port().to_string());
+        }
         command.envs(
             start
                 .environment
@@ -201,9 +221,9 @@ impl Instance {
             timeout: Duration::from_micros(start.readiness_timeout_micros),
             secure: place.secure.clone(),
         };
-        let facts = place.facts.clone();
+        let (facts, address) = (place.facts.clone(), address.clone());
         tasks.push(tokio::spawn(async move {
-            let fact = match readiness::prove(address, &proof).await {
+            let fact = match readiness::prove(&address, &proof).await {
                 Ok(()) => Fact::Ready {
                     instance,
                     create: began.elapsed(),
@@ -257,6 +277,32 @@ async fn tell(facts: &mpsc::Sender<Fact>, fact: Fact) {
     }
 }
 
+/// Whether an instance is told a socket.
+fn listens_at_socket(start: &v1::StartInstance) -> bool {
+    let values = start.environment.iter().map(|variable| &variable.value);
+    let mut texts = start.command.iter().chain(values);
+    texts.any(|text| text.contains(SOCKET))
+}
+
+/// The socket of an instance, which is nobody's: whoever was called so before is gone.
+fn socket(dir: &Path, instance: InstanceId) -> anyhow::Result<Address> {
+    let path = dir.join(format!("{instance}.sock"));
+    remove_socket(&path);
+    let text = path
+        .to_str()
+        .context("its socket has a path that is no text")?;
+    Address::unix(text).with_context(|| format!("its socket {}", path.display()))
+}
+
+fn remove_socket(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!("{} can't be removed: {error}", path.display());
+        }
+        _ => {}
+    }
+}
+
 /// An address with a port that nobody listens on and none of `taken`. Another process may take it before the
 /// instance does; the instance then fails to start, and control places it anew.
 fn free_address(address: IpAddr, taken: &[SocketAddr]) -> std::io::Result<SocketAddr> {
@@ -275,6 +321,22 @@ fn free_address(address: IpAddr, taken: &[SocketAddr]) -> std::io::Result<Socket
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_where_nothing_is_left_of_the_one_before() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("i7.sock");
+        std::fs::write(&path, "").expect("written");
+        let address = socket(dir.path(), InstanceId(7)).expect("an address");
+        assert_eq!(address.to_string(), format!("unix:{}", path.display()));
+        assert!(!path.exists());
+        let deep = dir.path().join("a".repeat(100));
+        let error = socket(&deep, InstanceId(7)).expect_err("too long");
+        assert!(
+            format!("{error:#}").contains("at most 107 bytes"),
+            "{error:#}"
+        );
+    }
 
     #[test]
     fn no_port_is_given_twice() {

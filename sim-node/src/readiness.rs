@@ -4,13 +4,13 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use sim_core::address::Address;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
 /// A connection to an instance.
@@ -45,7 +45,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Where the proof wasn't given in time: says what the last try ran into.
-pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), String> {
+pub(crate) async fn prove(address: &Address, proof: &Proof) -> Result<(), String> {
     let mut last = String::from("no answer yet");
     let proving = async {
         let mut good = 0;
@@ -67,16 +67,33 @@ pub(crate) async fn prove(address: SocketAddr, proof: &Proof) -> Result<(), Stri
         None => "http",
         Some(_) => "https",
     };
+    let path = &proof.path;
+    let (asked, given) = match address {
+        Address::Inet(address) => (
+            format!("{scheme}://{address}{path}"),
+            "on the {address} and {port}",
+        ),
+        Address::Unix(_) => (format!("{scheme}, {path} at {address}"), "at the {socket}"),
+    };
     Err(format!(
-        "not ready within {:.0} s: {scheme}://{address}{}: {last}; it must listen on the {{address}} and \
-         {{port}} it is given, and answer 2xx there (workload.readiness)",
+        "not ready within {:.0} s: {asked}: {last}; it must listen {given} it is given, and answer 2xx there \
+         (workload.readiness)",
         proof.timeout.as_secs_f64(),
-        proof.path
     ))
 }
 
-async fn ask(address: SocketAddr, proof: &Proof) -> anyhow::Result<()> {
-    let mut stream: Box<dyn Io> = Box::new(TcpStream::connect(address).await?);
+async fn ask(address: &Address, proof: &Proof) -> anyhow::Result<()> {
+    let (mut stream, host): (Box<dyn Io>, _) = match address {
+        Address::Inet(address) => {
+            let stream = TcpStream::connect(address).await?;
+            (Box::new(stream), address.to_string())
+        }
+        // A socket has no name of a host.
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(&**path).await?;
+            (Box::new(stream), "localhost".to_owned())
+        }
+    };
     if let Some(secure) = &proof.secure {
         let securing = secure.secure(stream);
         stream = securing.await.context("TLS")?;
@@ -84,7 +101,7 @@ async fn ask(address: SocketAddr, proof: &Proof) -> anyhow::Result<()> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(&proof.path)
-        .header("host", address.to_string())
+        .header("host", host)
         .header("user-agent", "sim-node readiness")
         .header("connection", "close")
         .body(Empty::<Bytes>::new())?;
@@ -112,7 +129,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    async fn serve(statuses: Vec<&'static str>) -> SocketAddr {
+    async fn serve(statuses: Vec<&'static str>) -> Address {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         tokio::spawn(async move {
@@ -128,7 +145,7 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.expect("write");
             }
         });
-        address
+        address.into()
     }
 
     fn proof() -> Proof {
@@ -144,13 +161,13 @@ mod tests {
     #[tokio::test]
     async fn good_answers_in_a_row_are_a_proof() {
         let address = serve(vec!["200 OK"]).await;
-        assert_eq!(prove(address, &proof()).await, Ok(()));
+        assert_eq!(prove(&address, &proof()).await, Ok(()));
     }
 
     #[tokio::test]
     async fn good_answers_with_bad_ones_between_are_none() {
         let address = serve(vec!["200 OK", "200 OK", "503 Service Unavailable"]).await;
-        let why = prove(address, &proof())
+        let why = prove(&address, &proof())
             .await
             .expect_err("never three in a row");
         assert!(why.contains("503"), "{why}");

@@ -327,6 +327,45 @@ fn what_a_file_gets_wrong_is_named() {
 }
 
 #[test]
+fn what_is_wrong_with_sockets_of_instances_is_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let good = good(dir.path());
+    let at = |arguments: &str| good.replace("\"60\"", arguments);
+    let run = dir.path().join("run").display().to_string();
+    let cases = [
+        (
+            at("\"{socket}\", \"{port}\""),
+            vec!["workload.command = \"{socket}\"", "with {port}"],
+        ),
+        (
+            at("\"unix:{socket}\", \"--host={address}\""),
+            vec!["workload.command = \"{socket}\"", "with {address}"],
+        ),
+        (
+            at("\"{sockets}\""),
+            vec!["workload.command = \"{sockets}\"", "{socket} is"],
+        ),
+        (
+            at("\"{socket}\"").replace(&run, &format!("{run}/{}", "a".repeat(80))),
+            vec!["runtime_dir = ", "at most 80 bytes"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "mirror = { to = \"unix:run/a.sock\", percent = 1.0 }\n[[server]]",
+            ),
+            vec![
+                "proxy.mirror.to = \"unix:run/a.sock\"",
+                "unix: and an absolute path",
+            ],
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_refused(&text, dir.path(), &expected);
+    }
+}
+
+#[test]
 fn what_is_wrong_with_tls_to_instances_is_named() {
     let dir = tempfile::tempdir().expect("dir");
     let good = good(dir.path());

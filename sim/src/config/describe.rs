@@ -158,16 +158,17 @@ impl Config {
 fn commands(workload: &WorkloadSpec, notes: &mut Vec<String>) {
     let values = workload.environment.iter().map(|(_, value)| value);
     let texts: Vec<&String> = workload.command.iter().chain(values).collect();
-    if !texts.iter().any(|text| text.contains("{port}")) {
+    let told = |text: &&String| text.contains("{port}") || text.contains("{socket}");
+    if !texts.iter().any(told) {
         notes.push(
             "workload.command has no {port}: the service must listen on the one in its variable PORT"
                 .into(),
         );
     }
     for name in texts.iter().flat_map(|text| placeholders(text)) {
-        if !["address", "port"].contains(&name) {
+        if !["address", "port", "socket"].contains(&name) {
             notes.push(format!(
-                "workload.command: {{{name}}} is handed over as it is; only {{address}} and {{port}} are replaced"
+                "workload.command: {{{name}}} is handed over as it is; only {{address}}, {{port}} and {{socket}} are replaced"
             ));
         }
     }

@@ -286,6 +286,7 @@ impl Config {
 
     /// What all roles share and none removes alone.
     pub(crate) fn remove_leftovers(&self) {
+        self.remove_sockets();
         let hierarchy = match Hierarchy::detect() {
             Ok(hierarchy) => hierarchy,
             Err(error) => return tracing::debug!("cgroup {}: {error}", self.cgroup),
@@ -298,6 +299,24 @@ impl Config {
             }
         }
         hierarchy.remove_empty(&self.cgroup);
+    }
+
+    /// Sockets of instances whose node had to be killed.
+    fn remove_sockets(&self) {
+        let Ok(files) = std::fs::read_dir(&self.runtime_dir) else {
+            return;
+        };
+        let left = files.flatten().filter(|file| {
+            let name = file.file_name();
+            let name = name.to_str();
+            let id = name.and_then(|name| name.strip_prefix('i')?.strip_suffix(".sock"));
+            id.is_some_and(|id| id.parse::<u64>().is_ok())
+        });
+        for file in left {
+            if let Err(error) = std::fs::remove_file(file.path()) {
+                tracing::error!("{}: {error}", file.path().display());
+            }
+        }
     }
 
     /// For the control plane.
@@ -328,6 +347,8 @@ impl Config {
             probe_budget_percent: self.probe_budget_percent,
             metrics: server.metrics,
             tick: self.policy.step(),
+            socket_dir: std::path::absolute(&self.runtime_dir)
+                .unwrap_or_else(|_| self.runtime_dir.clone()),
             secured: self
                 .workloads
                 .iter()

@@ -3,10 +3,11 @@
 use super::addresses::{apart, metrics_apart};
 use super::file::{File, ServerTable};
 use super::{
-    Config, ConfigError, Front, Server, access_log, check, drain, front, hold, limits, mirror,
-    returns, tell, tls, workload,
+    Config, ConfigError, Front, Server, Workload, access_log, check, drain, front, hold, limits,
+    mirror, returns, tell, tls, workload,
 };
-use sim_core::name::ServerName;
+use sim_core::address::Address;
+use sim_core::name::{InstanceId, ServerName};
 use sim_core::server::ServerSpec;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -87,6 +88,7 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
     }
     let servers = servers(&rules, file.server)?;
     let workloads = workload::all(&rules, file.workload, &servers)?;
+    sockets(&rules, &file.runtime_dir, &workloads)?;
     let address = "must be ip:port, such as \"127.0.0.1:8080\"";
     let eject = returns::eject(&rules, &file.proxy)?;
     let hold = match &file.proxy.hold {
@@ -158,6 +160,21 @@ pub(super) fn validate(path: &Path, file: File) -> Result<Config, ConfigError> {
         workloads,
         policy: file.policy,
     })
+}
+
+/// The kernel takes no long paths for sockets.
+fn sockets(rules: &Rules<'_>, dir: &Path, workloads: &[Workload]) -> Result<(), ConfigError> {
+    if !workloads.iter().any(|w| workload::is_at_socket(&w.spec)) {
+        return Ok(());
+    }
+    let longest = format!("{}.sock", InstanceId(u64::MAX));
+    let longest = std::path::absolute(dir).map(|dir| dir.join(longest)).ok();
+    let text = longest.as_deref().and_then(Path::to_str);
+    if text.is_some_and(|text| Address::unix(text).is_ok()) {
+        return Ok(());
+    }
+    let allowed = "must be at most 80 bytes long as an absolute path, without control characters: instances have their {socket} in it";
+    Err(rules.broken("runtime_dir", format!("{dir:?}"), allowed))
 }
 
 fn is_cgroup_name(name: &str) -> bool {

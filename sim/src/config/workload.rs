@@ -1,5 +1,6 @@
 //! `[[workload]]`: each by itself, and all of them together.
 
+use super::describe::placeholders;
 use super::file::WorkloadTable;
 use super::validate::{Rules, mebibytes};
 use super::{ConfigError, Server, Workload, route, upstream};
@@ -9,7 +10,7 @@ use sim_core::workload::{Readiness, Slo, WorkloadSpec};
 /// The placeholder that `name` is nearly.
 fn misspelt(name: &str) -> Option<&'static str> {
     let near = |known: &&str| (1..=2).contains(&strsim::damerau_levenshtein(name, known));
-    ["address", "port"].into_iter().find(near)
+    ["address", "port", "socket"].into_iter().find(near)
 }
 
 /// Validates them; the first broken rule is the error.
@@ -55,6 +56,29 @@ pub(super) fn all(
     Ok(workloads)
 }
 
+/// An instance listens at a port or at a socket.
+fn one_place(rules: &Rules<'_>, table: &WorkloadTable) -> Result<(), ConfigError> {
+    let texts = table.command.iter().chain(table.environment.values());
+    let found: Vec<_> = texts.flat_map(|text| placeholders(text)).collect();
+    let other = ["port", "address"]
+        .into_iter()
+        .find(|name| found.contains(name));
+    match other {
+        Some(other) if found.contains(&"socket") => {
+            let allowed = format!("must not be there with {{{other}}}: it listens at one of them");
+            Err(rules.broken("workload.command", "\"{socket}\"", &allowed))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a workload's instances listen at sockets.
+pub(super) fn is_at_socket(spec: &WorkloadSpec) -> bool {
+    let values = spec.environment.iter().map(|(_, value)| value);
+    let mut texts = spec.command.iter().chain(values);
+    texts.any(|text| placeholders(text).any(|name| name == "socket"))
+}
+
 /// The first instances of all workloads at one home have to fit there together.
 fn room_at_home(
     rules: &Rules<'_>,
@@ -94,13 +118,14 @@ fn validate_workload(
         return Err(rules.broken("workload.command", "[]", "must hold a program"));
     }
     for text in table.command.iter().chain(table.environment.values()) {
-        for name in super::describe::placeholders(text) {
+        for name in placeholders(text) {
             if let Some(meant) = misspelt(name) {
                 let allowed = format!("is no placeholder; {{{meant}}} is");
                 return Err(rules.broken("workload.command", format!("\"{{{name}}}\""), &allowed));
             }
         }
     }
+    one_place(rules, &table)?;
     let home = servers.iter().find(|s| s.spec.name.as_str() == table.home);
     let Some(home) = home else {
         let names: Vec<&str> = servers.iter().map(|s| s.spec.name.as_str()).collect();
