@@ -128,43 +128,49 @@ fn take(
     }
     // Our own version, whatever the instance's is.
     out.extend_from_slice(b"HTTP/1.1");
-    out.extend_from_slice(&line[b"HTTP/1.1".len()..]);
+    // Where what goes on begins that isn't written yet: it is, when something is left out.
+    let mut kept = b"HTTP/1.1".len();
     let (mut length, mut codings, mut to_websocket) = (None, 0_u8, false);
     let mut keep_alive = version == 1;
     for field in answer.headers.iter() {
-        let end = field_end(bytes, at, field)?;
-        let line = &bytes[at..end];
-        at = end;
+        let line = at;
+        at = field_end(bytes, at, field)?;
         let is = |other: &str| field.name.eq_ignore_ascii_case(other);
-        match field.name.len() {
+        let goes_on = match field.name.len() {
             7 if is("upgrade") => {
                 to_websocket = field.value.eq_ignore_ascii_case(b"websocket");
-                continue;
+                false
             }
             10 if is("connection") => {
                 // Names of other fields that end here are rare and harmless to pass on.
                 let mut words = field.value.split(|&byte| byte == b',');
                 keep_alive &= !words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"));
-                continue;
+                false
             }
-            10 if is("keep-alive") => continue,
-            16 if is("proxy-connection") => continue,
+            10 if is("keep-alive") => false,
+            16 if is("proxy-connection") => false,
             14 if is("content-length") => {
                 let number = number(field.value)?;
                 if length.replace(number).is_some() {
                     return None;
                 }
+                true
             }
             17 if is("transfer-encoding") => {
                 codings += 1;
                 if codings > 1 || version == 0 || !field.value.eq_ignore_ascii_case(b"chunked") {
                     return None;
                 }
+                true
             }
-            _ => {}
+            _ => true,
+        };
+        if !goes_on {
+            out.extend_from_slice(&bytes[kept..line]);
+            kept = at;
         }
-        out.extend_from_slice(line);
     }
+    out.extend_from_slice(&bytes[kept..at]);
     if bytes.get(at..len)? != b"\r\n" || (codings > 0 && length.is_some()) {
         return None;
     }

@@ -171,7 +171,8 @@ fn take(
     let mut at = path_end + VERSION_LINE.len();
     // No host is longer than the head, and it may be told twice.
     out.reserve(3 * len + via.room() + TRACE_ROOM);
-    out.extend_from_slice(&bytes[..at]);
+    // Where what goes on begins that isn't written yet: it is, when something is left out.
+    let mut kept = 0;
     let mut head = Head {
         len,
         fields: request.headers.len(),
@@ -189,21 +190,22 @@ fn take(
     let mut host: &[u8] = b"";
     let (mut came, mut came_traced) = (Came::default(), false);
     for field in request.headers.iter() {
-        let end = field_end(bytes, at, field)?;
-        let line = &bytes[at..end];
-        at = end;
-        match kind(field.name) {
-            Kind::Plain => {}
+        let line = at;
+        at = field_end(bytes, at, field)?;
+        let goes_on = match kind(field.name) {
+            Kind::Plain => true,
             Kind::Host => {
                 if !framing::is_host(field.value) {
                     return None;
                 }
                 hosts = hosts.checked_add(1)?;
                 host = field.value;
+                true
             }
             Kind::Length => {
                 lengths = lengths.checked_add(1)?;
                 head.body = Framing::Length(number(field.value)?);
+                true
             }
             Kind::Coding => {
                 codings = codings.checked_add(1)?;
@@ -211,12 +213,13 @@ fn take(
                     return None;
                 }
                 head.body = Framing::Chunked;
+                true
             }
             Kind::Connection => {
                 let asks = asks(field.value)?;
                 head.keep_alive &= asks.keep;
                 head.switches |= asks.upgrade;
-                continue;
+                false
             }
             Kind::Upgrade => {
                 // Other protocols are rare, and one that is HTTP again (h2c) must not get by the rest of this.
@@ -224,29 +227,28 @@ fn take(
                     return None;
                 }
                 upgrades = upgrades.checked_add(1)?;
-                continue;
+                false
             }
-            Kind::Told(told) => {
-                if !via.passes(told, &mut came) {
-                    continue;
-                }
-            }
+            Kind::Told(told) => via.passes(told, &mut came),
             Kind::Traced => {
                 came_traced = true;
-                if trace.is_some() {
-                    continue;
-                }
+                trace.is_none()
             }
-            Kind::HopByHop => continue,
+            Kind::HopByHop => false,
             Kind::Rare => return None,
+        };
+        if !goes_on {
+            out.extend_from_slice(&bytes[kept..line]);
+            kept = at;
+            continue;
         }
         if let Some(sticky) = sticky
             && head.session.is_none()
         {
             head.session = sticky.named_by(field.name, field.value);
         }
-        out.extend_from_slice(line);
     }
+    out.extend_from_slice(&bytes[kept..at]);
     if bytes.get(at..len)? != b"\r\n" || hosts != 1 || lengths + codings > 1 {
         return None;
     }
@@ -340,23 +342,27 @@ fn kind(name: &str) -> Kind {
 /// Where the line of `field` ends that must begin at `at`; `None` if it has a second reading: a line that doesn't
 /// end with CR LF, or white space where none belongs.
 pub(super) fn field_end(bytes: &[u8], at: usize, field: &httparse::Header<'_>) -> Option<usize> {
+    // Both are parts of `bytes`: where they are needs no comparison.
+    let place = |part: &[u8]| part.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr());
     let name_end = at + field.name.len();
-    if bytes.get(at..name_end)? != field.name.as_bytes() || *bytes.get(name_end)? != b':' {
+    if place(field.name.as_bytes()) != at || *bytes.get(name_end)? != b':' {
         return None;
     }
-    let mut from = name_end + 1;
-    let blank = |at: usize| matches!(bytes.get(at), Some(b' ' | b'\t'));
-    while blank(from) {
-        from += 1;
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let mut to = name_end + 1;
+    // Where nothing is doesn't matter.
+    if !field.value.is_empty() {
+        let from = place(field.value);
+        if !bytes.get(to..from)?.iter().all(is_blank) {
+            return None;
+        }
+        to = from + field.value.len();
     }
-    let mut to = from + field.value.len();
-    if bytes.get(from..to)? != field.value {
-        return None;
-    }
-    while blank(to) {
-        to += 1;
-    }
-    bytes[to..].starts_with(b"\r\n").then_some(to + 2)
+    let rest = bytes.get(to..)?;
+    let blanks = rest.iter().take_while(|byte| is_blank(byte)).count();
+    rest[blanks..]
+        .starts_with(b"\r\n")
+        .then_some(to + blanks + 2)
 }
 
 /// Digits alone, and no more of them than fit.
