@@ -74,6 +74,8 @@ fn what_is_compared_is_reached() {
         Some((15, b"abc".to_vec()))
     );
     sample(body, request);
+    sample("GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", request);
+    sample("GET /\u{15d} HTTP/1.1\r\nHost: x\r\n\r\n", request);
     sample("\u{2}3;x\r\nabc\r\n0\r\n\r\n", chunks);
     sample("\u{6}HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", answer);
 }
