@@ -1,8 +1,10 @@
 //! `sim upgrade`: one proxy after the other serves, and users don't notice.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,19 +48,19 @@ fn free_address() -> SocketAddr {
 /// A run of everything, ended when dropped.
 struct Run {
     child: Child,
-    config: std::path::PathBuf,
+    config: PathBuf,
     users: SocketAddr,
 }
 
-impl Run {
-    fn start(dir: &Path) -> Self {
-        let (users, admin) = (free_address(), free_address());
-        let service = std::env::current_exe().expect("this program");
-        let text = format!(
-            r#"
+/// A configuration in `dir`, and where users are served by it.
+fn configure(dir: &Path) -> (PathBuf, SocketAddr) {
+    let (users, admin) = (free_address(), free_address());
+    let service = std::env::current_exe().expect("this program");
+    let text = format!(
+        r#"
 data_dir = "{dir}/data"
 runtime_dir = "{dir}/run"
-cgroup = "sim-test-upgrade-{pid}"
+cgroup = "sim-test-upgrade-{pid}-{port}"
 
 [proxy]
 listen = "{users}"
@@ -77,17 +79,27 @@ home = "a"
 standby = "none"
 slo = {{ bound_ms = 100 }}
 "#,
-            dir = dir.display(),
-            pid = std::process::id(),
-            service = service.display(),
-        );
-        let config = dir.join("sim.toml");
-        std::fs::write(&config, text).expect("written");
-        let child = Command::new(env!("CARGO_BIN_EXE_sim"))
-            .args(["run", "--config"])
-            .arg(&config)
-            .spawn()
-            .expect("started");
+        dir = dir.display(),
+        pid = std::process::id(),
+        port = users.port(),
+        service = service.display(),
+    );
+    let config = dir.join("sim.toml");
+    std::fs::write(&config, text).expect("written");
+    (config, users)
+}
+
+/// `sim`, by these words and that configuration.
+fn sim(words: &[&str], config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sim"));
+    command.args(words).arg("--config").arg(config);
+    command
+}
+
+impl Run {
+    fn start(dir: &Path) -> Self {
+        let (config, users) = configure(dir);
+        let child = sim(&["run"], &config).spawn().expect("started");
         Self {
             child,
             config,
@@ -96,20 +108,46 @@ slo = {{ bound_ms = 100 }}
     }
 
     fn upgrade(&self) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_sim"))
-            .args(["upgrade", "--config"])
-            .arg(&self.config)
-            .output()
-            .expect("run")
+        sim(&["upgrade"], &self.config).output().expect("run")
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        // Gone already where a test has found that.
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
-        self.child.wait().expect("it ends");
+        end(&mut self.child);
+    }
+}
+
+fn end(child: &mut Child) {
+    // Gone already where a test has found that.
+    kill(pid(child), Signal::SIGTERM).ok();
+    child.wait().expect("it ends");
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id() as i32)
+}
+
+/// One role alone, ended when dropped.
+struct Role(Child);
+
+impl Role {
+    fn start(words: &[&str], config: &Path) -> Self {
+        Self(sim(words, config).spawn().expect("started"))
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        end(&mut self.0);
+    }
+}
+
+/// Asks on one connection, until it is told that this was the last time.
+fn ask_until_told(users: SocketAddr) {
+    let mut stream = TcpStream::connect(users).expect("connected");
+    while ask(&mut stream).expect("an answer") {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -212,15 +250,59 @@ fn an_upgrade_of_what_does_not_run_names_the_socket() {
         dir.path().display()
     );
     std::fs::write(&config, text).expect("written");
-    let output = Command::new(env!("CARGO_BIN_EXE_sim"))
-        .args(["upgrade", "--config"])
-        .arg(&config)
-        .output()
-        .expect("run");
+    let output = sim(&["upgrade"], &config).output().expect("run");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(
         said.contains("run.sock: no `sim run` answers here"),
         "{said}"
     );
+}
+
+#[test]
+fn a_hangup_is_an_upgrade() {
+    let dir = tempfile::tempdir().expect("dir");
+    let run = Run::start(dir.path());
+    wait_until_served(run.users);
+    for _ in 0..2 {
+        let asking = thread::spawn(move || ask_until_told(run.users));
+        kill(pid(&run.child), Signal::SIGHUP).expect("it runs");
+        asking.join().expect("every request was answered");
+    }
+    let mut stream = TcpStream::connect(run.users).expect("connected");
+    assert_eq!(ask(&mut stream), Ok(true));
+}
+
+#[test]
+fn a_proxy_takes_over_from_another_where_there_is_no_run() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (config, users) = configure(dir.path());
+    let _control = Role::start(&["control"], &config);
+    let _node = Role::start(&["node", "--server", "a"], &config);
+    let mut present = Role::start(&["proxy"], &config);
+    wait_until_served(users);
+    for _ in 0..2 {
+        let asking = thread::spawn(move || ask_until_told(users));
+        let successor = Role::start(&["proxy", "--take-over"], &config);
+        asking.join().expect("every request was answered");
+        let mut relieved = std::mem::replace(&mut present, successor);
+        // By itself: its last connection has gone.
+        let status = relieved.0.wait().expect("it ends");
+        assert!(status.success(), "{status}");
+        let mut stream = TcpStream::connect(users).expect("connected");
+        assert_eq!(ask(&mut stream), Ok(true));
+    }
+}
+
+#[test]
+fn a_proxy_that_has_nobody_to_take_over_from_says_so() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (config, _) = configure(dir.path());
+    let output = sim(&["proxy", "--take-over"], &config).output();
+    let output = output.expect("run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let socket = dir.path().join("run/proxy.sock");
+    assert!(said.contains(&*socket.to_string_lossy()), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
 }
