@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark speaks to the terminal")]
 
 pub mod compare;
+pub mod control;
 pub mod load;
 pub mod open_loop;
 pub mod peers;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::build::Profile;
 use crate::context::Context;
 use crate::progress::seconds;
-use crate::{bench, demo, process, test, tidy};
+use crate::{bench, demo, fuzz, process, soak, test, tidy};
 
 /// The flat control and one run of the main job for each of two seeds.
 const DEMOS: [&[&str]; 3] = [
@@ -53,6 +53,8 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     step(&mut times, "bench instructions", || {
         bench::instructions::run(context, &Default::default())
     })?;
+    step(&mut times, "soak", || soak::smoke(context))?;
+    step(&mut times, "fuzz", || fuzz::smoke(context))?;
     for arguments in DEMOS {
         step(&mut times, &format!("demo {}", arguments.join(" ")), || {
             let mut demo = demo::command(context, &prepared, Profile::Dev, arguments);

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::context::Context;
 use crate::process;
+use crate::progress::Activity;
 
 const FOLDER: &str = "sim-proxy/fuzz";
 const TARGETS: [&str; 3] = ["request", "chunks", "answer"];
@@ -33,6 +34,17 @@ pub(crate) struct Arguments {
 
 /// Long enough for the compiler, not for an endless loop.
 const GRACE: Duration = Duration::from_secs(120);
+/// For all targets together, in CI.
+const CI_SECONDS: u64 = 60;
+
+/// A short one.
+pub(crate) fn smoke(context: &Context) -> Result<()> {
+    let arguments = Arguments {
+        seconds: CI_SECONDS,
+        target: None,
+    };
+    run(context, &arguments)
+}
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let folder = context.root.join(FOLDER);
@@ -41,7 +53,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     fs::copy(context.root.join("Cargo.lock"), &lock).with_context(|| lock.display().to_string())?;
     let host = process::output(context.command("rustc").args(["--print", "host-tuple"]))?;
     let host = host.trim();
-    let target = context.target.join("fuzz");
+    // In the cache: what lies below SIM is built once for all checkouts, and what was found to reach something new is
+    // where the next run begins.
+    let _lock = context.cache.lock("fuzz", &Activity::default())?;
+    let target = context.cache.path("fuzz");
     let mut cargo = context.cargo();
     cargo.args(["build", "--release", "--bins", "--manifest-path"]);
     cargo.arg(folder.join("Cargo.toml"));

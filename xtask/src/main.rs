@@ -19,6 +19,7 @@ mod loom;
 mod process;
 mod progress;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 mod vm;
@@ -40,7 +41,7 @@ enum Chore {
     Demo(demo::Arguments),
     /// Set up, build, and run every test
     Test(test::Arguments),
-    /// What CI runs: fmt, clippy, tidy, test, bench smoke, demos
+    /// What CI runs: fmt, clippy, tidy, test, bench smoke, soak, fuzz, demos
     Ci,
     /// Build the kernel side into the target directory, beside the binary
     Ebpf(ebpf::Arguments),
@@ -54,6 +55,8 @@ enum Chore {
     Conformance(conformance::Arguments),
     /// Run the forecaster over a folder of traces and write what a scorer reads
     ForecastTraces(forecast::Arguments),
+    /// Keep a proxy under mixed traffic and faults, and look for what it loses or keeps
+    Soak(soak::Arguments),
     /// Boot Debian's kernel in a virtual machine and run the tests of the probes there
     VmTest(vm::Arguments),
     /// Check dependency rules, lints, file sizes and words
@@ -83,6 +86,7 @@ fn run(chore: Chore, context: &context::Context) -> anyhow::Result<()> {
         Chore::Fuzz(arguments) => fuzz::run(context, &arguments),
         Chore::Conformance(arguments) => conformance::run(context, &arguments),
         Chore::ForecastTraces(arguments) => forecast::run(context, &arguments),
+        Chore::Soak(arguments) => soak::run(context, &arguments),
         Chore::VmTest(arguments) => vm::run(context, &arguments),
         Chore::Tidy => tidy::run(context),
     }

@@ -1,7 +1,6 @@
 //! What users notice when an instance dies, is stopped, or when the weights change: SIM and the others under the same
 //! open loop, each with two instances, 95 to 5.
 
-mod control;
 mod duo;
 mod weights;
 mod whole;

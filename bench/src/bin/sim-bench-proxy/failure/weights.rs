@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use bench::control::Control;
 use bench::free_address;
 use bench::open_loop::{Plan, Shot};
 use bench::peers::Peers;
@@ -15,7 +16,6 @@ use serde_json::{Map, Value, json};
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 
-use super::control::Control;
 use super::duo::Duo;
 use super::{BEFORE, begin, finish, milliseconds};
 use crate::configurations::{Users, instance, nginx_upstreams};
@@ -80,7 +80,7 @@ fn of_sim(peers: &Peers) -> Result<Value> {
         sim::own_places(&text, at, users, admin)?.to_string(),
     )?;
     std::fs::create_dir_all(at.join("run"))?;
-    let control = Control::start(&at.join("run/control.sock"), &table(1, [10_000, 0])?)?;
+    let control = Control::start(&at.join("run/control.sock"), [&table(1, [10_000, 0])?])?;
     let mut command = Command::new(sim::Setting::own()?.program);
     command.arg("proxy").arg("--config").arg(&config);
     let mut proxy = spawn("sim proxy", command)?;

@@ -1,5 +1,6 @@
 //! A control plane that says nothing but a table: a real server on the socket that `sim proxy` dials.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -15,15 +16,28 @@ use tonic::{Request, Response, Status, Streaming};
 
 type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-pub(super) struct Control {
-    tables: watch::Sender<v1::RoutingTable>,
+/// The last table of each workload, by its name.
+type Tables = BTreeMap<String, v1::RoutingTable>;
+
+/// A control plane that runs; it ends with this.
+#[derive(Debug)]
+pub struct Control {
+    tables: watch::Sender<Tables>,
     /// Dropped, its thread ends.
     _alive: tokio::sync::oneshot::Sender<()>,
 }
 
 impl Control {
-    pub(super) fn start(socket: &Path, table: &WeightTable) -> Result<Self> {
-        let (tables, _) = watch::channel(v1::RoutingTable::from(table));
+    /// Starts it on `socket`; whoever asks gets the last table of its workload.
+    ///
+    /// # Errors
+    /// The socket can't be listened on.
+    pub fn start<'a>(
+        socket: &Path,
+        tables: impl IntoIterator<Item = &'a WeightTable>,
+    ) -> Result<Self> {
+        let tables = tables.into_iter().map(named).collect();
+        let (tables, _) = watch::channel(tables);
         let (alive, over) = tokio::sync::oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -54,17 +68,25 @@ impl Control {
         })
     }
 
-    pub(super) fn publish(&self, table: &WeightTable) {
-        self.tables.send_replace(table.into());
+    /// Sends it to every proxy of its workload.
+    pub fn publish(&self, table: &WeightTable) {
+        self.tables.send_modify(|tables| {
+            tables.extend([named(table)]);
+        });
     }
 }
 
+fn named(table: &WeightTable) -> (String, v1::RoutingTable) {
+    (table.workload().to_string(), table.into())
+}
+
+#[derive(Debug)]
 struct Service {
-    tables: watch::Sender<v1::RoutingTable>,
+    tables: watch::Sender<Tables>,
 }
 
 fn not_here<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("not part of this benchmark"))
+    Err(Status::unimplemented("not part of this"))
 }
 
 #[tonic::async_trait]
@@ -78,8 +100,18 @@ impl ControlPlane for Service {
         request: Request<Streaming<v1::ProxyReport>>,
     ) -> Result<Response<Self::ProxyStream>, Status> {
         let mut reports = request.into_inner();
+        // The first says whose session it is.
+        let first = reports.message().await?;
+        let workload = first.map(|report| report.workload).unwrap_or_default();
         tokio::spawn(async move { while let Ok(Some(_)) = reports.message().await {} });
-        let tables = WatchStream::new(self.tables.subscribe()).map(Ok);
+        let tables = WatchStream::new(self.tables.subscribe());
+        let mut sent = None;
+        let tables = tables.filter_map(move |tables| {
+            let table = tables.get(&workload)?;
+            let is_new = sent.as_ref() != Some(table);
+            sent = Some(table.clone());
+            is_new.then(|| Ok(table.clone()))
+        });
         Ok(Response::new(Box::pin(tables)))
     }
 

@@ -1,0 +1,192 @@
+//! What has to hold in the end.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::samples::{Sample, Samples};
+use crate::tally::{May, Tally};
+use crate::world::WORKLOADS;
+
+/// The heap may grow by so much in a minute, by least squares over the last two thirds. Some 330 requests a second are
+/// 20 000 a minute: a leak of two bytes in each, or of one small buffer in a thousand, is more than that.
+const SLOPE_KIB_MAX: f64 = 40.0;
+/// Of less than this no slope is judged: what the faults set free and take again is more than that.
+const JUDGED_MINUTES: f64 = 10.0;
+/// And even then the heap is no larger than this, in KiB.
+const ANONYMOUS_KIB_MAX: u64 = 192 * 1_024;
+
+pub(crate) struct Findings {
+    pub(crate) report: String,
+    pub(crate) results: Value,
+    /// One line for each thing that is wrong.
+    pub(crate) wrong: Vec<String>,
+}
+
+/// `last` is the proxy when all users have gone, and what it then has open.
+pub(crate) fn judge(
+    samples: &Samples,
+    last: (Sample, &BTreeMap<String, usize>),
+    tally: &Tally,
+    page: &str,
+) -> Findings {
+    let (last, open) = last;
+    let mut wrong = Vec::new();
+    let mut report = String::from("soak: what became of the requests:\n");
+    let mut kinds = Value::Object(serde_json::Map::new());
+    tally.kinds(|all| {
+        for (name, kind) in all {
+            let may = match kind.may {
+                May::Never => "none may",
+                May::WhenKilled => "those may that were under way when an instance was killed",
+            };
+            let (done, failed) = (kind.done, kind.failed);
+            // Nothing fails to be written to memory.
+            writeln!(report, "  {name}: {done}, {failed} failed ({may})").unwrap_or_default();
+            kinds[*name] = json!({ "done": done, "failed": failed, "wrongly": kind.unexplained });
+            if kind.unexplained > 0 {
+                let told = kind.told.join("; ");
+                wrong.push(format!(
+                    "{name}: {} of {done} failed: {told}",
+                    kind.unexplained
+                ));
+            }
+        }
+    });
+    let first = samples.first();
+    let minutes = samples.taken.last().map_or(0.0, |(at, _)| *at);
+    let slope = samples.slope_kib();
+    let most = samples.most(|sample| sample.anonymous_kib);
+    let told_slope = slope.map_or("none".to_owned(), |slope| format!("{slope:.1} KiB"));
+    let lines = [
+        format!("faults: {:?}", tally.faults()),
+        format!("before: {first}"),
+        format!("after: {last}"),
+        format!(
+            "anonymous memory: {most} KiB at most, {told_slope} a minute over the last two thirds"
+        ),
+    ];
+    for line in lines {
+        writeln!(report, "soak: {line}").unwrap_or_default();
+    }
+    if minutes >= JUDGED_MINUTES && slope.is_none_or(|slope| slope > SLOPE_KIB_MAX) {
+        wrong.push(format!(
+            "the memory grows by {told_slope} a minute, more than {SLOPE_KIB_MAX}"
+        ));
+    }
+    if most > ANONYMOUS_KIB_MAX {
+        wrong.push(format!(
+            "{most} KiB of memory, more than {ANONYMOUS_KIB_MAX}"
+        ));
+    }
+    if last.descriptors > first.descriptors {
+        let (before, after) = (&samples.open, open);
+        wrong.push(format!("{after:?} are open, and {before:?} were"));
+    }
+    if last.threads > first.threads {
+        let (before, after) = (first.threads, last.threads);
+        wrong.push(format!("{after} threads run, and {before} did"));
+    }
+    wrong.extend(counters(page));
+    let results = json!({
+        "kinds": kinds,
+        "faults": tally.faults(),
+        "anonymous_kib_per_minute": slope,
+        "anonymous_kib_max": most,
+        "anonymous_kib": [first.anonymous_kib, last.anonymous_kib],
+        "resident_kib": [first.resident_kib, last.resident_kib],
+        "descriptors": [first.descriptors, last.descriptors],
+        "threads": [first.threads, last.threads],
+        "wrong": wrong,
+    });
+    Findings {
+        report,
+        results,
+        wrong,
+    }
+}
+
+/// What the counters of an idle proxy must not say.
+fn counters(page: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut same = |what: &str, one: f64, other: f64| {
+        if (one - other).abs() > 0.5 {
+            wrong.push(format!("{what}: {one} and {other}"));
+        }
+    };
+    let of = |name, labels: &[&str]| sum(page, name, labels);
+    for workload in WORKLOADS {
+        let workload = format!("workload=\"{workload}\"");
+        same(
+            &format!("requests of {workload} that arrived, and that ended"),
+            of("sim_proxy_requests_total", &[&workload]),
+            of("sim_proxy_requests_ended_total", &[&workload]),
+        );
+    }
+    for (what, one, other) in [
+        (
+            "all that arrived, and that ended",
+            "sim_proxy_requests_total",
+            "sim_proxy_requests_ended_total",
+        ),
+        (
+            "connections of HTTP/2 that began, and that ended",
+            "sim_proxy_http2_connections_total",
+            "sim_proxy_http2_connections_ended_total",
+        ),
+    ] {
+        same(what, of(one, &[]), of(other, &[]));
+    }
+    for gauge in [
+        "sim_proxy_requests_in_flight",
+        "sim_proxy_in_flight",
+        "sim_proxy_connections",
+    ] {
+        same(gauge, of(gauge, &[]), 0.0);
+    }
+    wrong
+}
+
+/// The sum of all samples of `family` on a page of metrics whose labels contain each of `labels`.
+pub(crate) fn sum(page: &str, family: &str, labels: &[&str]) -> f64 {
+    let samples = page.lines().filter_map(|line| line.rsplit_once(' '));
+    let wanted = samples.filter(|(name, _)| {
+        name.split('{').next() == Some(family) && labels.iter().all(|label| name.contains(label))
+    });
+    wanted
+        .filter_map(|(_, value)| value.parse::<f64>().ok())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = "\
+# TYPE sim_proxy_requests_total counter
+sim_proxy_requests_total 2
+sim_proxy_requests_total{workload=\"web\"} 7
+sim_proxy_requests_total{workload=\"rpc\"} 1
+sim_proxy_requests_ended_total{outcome=\"refused\"} 2
+sim_proxy_requests_ended_total{workload=\"web\",outcome=\"ok\"} 5
+sim_proxy_requests_ended_total{workload=\"web\",outcome=\"failed\"} 2
+sim_proxy_requests_ended_total{workload=\"rpc\",outcome=\"ok\"} 1
+sim_proxy_connections 0
+";
+
+    #[test]
+    fn an_idle_proxy_whose_requests_have_all_ended_is_right() {
+        assert_eq!(counters(PAGE), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_request_without_an_end_and_a_gauge_above_zero_are_wrong() {
+        let lost = PAGE.replace("\"failed\"} 2", "\"failed\"} 1");
+        let told = counters(&lost);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("workload=\"web\"") && told[0].contains("7 and 6"));
+        let open = PAGE.replace("sim_proxy_connections 0", "sim_proxy_connections 1");
+        assert_eq!(counters(&open).len(), 1);
+    }
+}
