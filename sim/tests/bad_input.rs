@@ -245,6 +245,79 @@ fn what_a_file_gets_wrong_is_named() {
             vec!["proxy.limits.connections = 0", "1 to 100000000"],
         ),
         (
+            good.replace("[[server]]", "limits = { header_bytes = 1023 }\n[[server]]"),
+            vec!["proxy.limits.header_bytes = 1023", "1024 to 524288"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { body_timeout_s = 3601 }\n[[server]]",
+            ),
+            vec!["proxy.limits.body_timeout_s = 3601", "0.1 to 3600"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { body_bytes_per_second = 1000000001 }\n[[server]]",
+            ),
+            vec![
+                "proxy.limits.body_bytes_per_second = 1000000001",
+                "0 to 1000000000",
+            ],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { connections_per_source = 100000001 }\n[[server]]",
+            ),
+            vec![
+                "proxy.limits.connections_per_source = 100000001",
+                "0 to 100000000",
+            ],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { requests_per_second = 1000001 }\n[[server]]",
+            ),
+            vec!["proxy.limits.requests_per_second = 1000001", "0 to 1000000"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { upstream_concurrency = 100000001 }\n[[server]]",
+            ),
+            vec![
+                "proxy.limits.upstream_concurrency = 100000001",
+                "0 to 100000000",
+            ],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { request_timeout_s = 0.001 }\n[[server]]",
+            ),
+            vec!["proxy.limits.request_timeout_s = 0.001", "0.01 to 3600"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { body_replay_bytes = 1048577 }\n[[server]]",
+            ),
+            vec!["proxy.limits.body_replay_bytes = 1048577", "0 to 1048576"],
+        ),
+        (
+            good.replace(
+                "[[server]]",
+                "limits = { idle_timeout_s = 0.5 }\n[[server]]",
+            ),
+            vec!["proxy.limits.idle_timeout_s = 0.5", "1 to 3600"],
+        ),
+        (
+            good.replace("[[server]]", "limits = { connection = 1 }\n[[server]]"),
+            vec!["connection", "connections_per_source"],
+        ),
+        (
             good.replace("[[server]]", "limits = { requests_burst = 0 }\n[[server]]"),
             vec!["proxy.limits.requests_burst = 0", "1 to 1000000"],
         ),

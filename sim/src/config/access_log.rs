@@ -59,6 +59,31 @@ pub(super) fn access_log(
     })
 }
 
+/// What is logged, and where.
+pub(super) fn words(settings: &AccessLogSettings) -> String {
+    let mut also = Vec::new();
+    if settings.always_failed {
+        also.push("all that fail".to_owned());
+    }
+    if let Some(slow) = settings.slow {
+        also.push(format!("all of {} ms and more", slow.as_secs_f64() * 1e3));
+    }
+    // Who logs every one needs no exception.
+    let also = if also.is_empty() || settings.sample >= 1.0 {
+        String::new()
+    } else {
+        format!(" and {}", also.join(" and "))
+    };
+    let query = if settings.query {
+        ", with their queries"
+    } else {
+        ""
+    };
+    let percent = settings.sample * 100.0;
+    let to = settings.to.path();
+    format!("{percent} % of requests{also}{query}, to {}", to.display())
+}
+
 /// Whether this user may append to the file `path`, or make it.
 pub(super) fn check(path: &Path) -> Result<(), nix::errno::Errno> {
     if path.is_dir() {
@@ -71,4 +96,31 @@ pub(super) fn check(path: &Path) -> Result<(), nix::errno::Errno> {
     };
     let there = there.ok_or(nix::errno::Errno::ENOENT)?;
     sim_node::cgroup::may(there, nix::unistd::AccessFlags::W_OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exceptions_are_told_where_not_every_request_is_logged() {
+        let mut settings = AccessLogSettings {
+            to: Destination::Stdout,
+            sample: 1.0,
+            always_failed: true,
+            slow: Some(Duration::from_millis(250)),
+            query: false,
+        };
+        assert_eq!(words(&settings), "100 % of requests, to stdout");
+        (settings.sample, settings.query) = (0.25, true);
+        assert_eq!(
+            words(&settings),
+            "25 % of requests and all that fail and all of 250 ms and more, with their queries, to stdout"
+        );
+        (settings.always_failed, settings.slow) = (false, None);
+        assert_eq!(
+            words(&settings),
+            "25 % of requests, with their queries, to stdout"
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! A configuration in words: what it means with every default filled in, and what looks odd in it.
 
-use super::{Config, Workload};
+use super::{Config, Workload, access_log};
 use sim_core::workload::WorkloadSpec;
 use sim_proxy::config::Protocol;
 use sim_proxy::matching::Condition;
@@ -90,6 +90,14 @@ impl Config {
             let text = format!("{percent} % of {of} to {}{compared}", to.address);
             line("mirror", text);
         }
+        for (subject, words) in self.front.limits.words() {
+            line(subject, words);
+        }
+        let log = self.front.access_log.as_ref();
+        line(
+            "access log",
+            log.map_or("none".to_owned(), access_log::words),
+        );
         line("metrics", format!("http://{}/metrics", self.front.admin));
         for server in &self.servers {
             let spec = &server.spec;

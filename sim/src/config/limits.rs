@@ -54,6 +54,76 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Duration,
 }
 
+impl Limits {
+    /// What they are, a line for each subject and its text.
+    pub(super) fn words(&self) -> [(&'static str, String); 4] {
+        let Self {
+            settings: s,
+            idle_timeout,
+        } = self;
+        let any = |count: u64, of: &str| match count {
+            0 => format!("any number of {of}"),
+            count => format!("{count} {of}"),
+        };
+        let connections = s.connections.map_or(
+            "as many connections as files allow".to_owned(),
+            |connections| format!("{connections} connections"),
+        );
+        let per_source = s
+            .connections_per_source
+            .map_or("half of them".to_owned(), |count| match count {
+                0 => "any number of them".to_owned(),
+                count => format!("{count} of them"),
+            });
+        let rate = u64::from(s.requests_per_second);
+        let requests = match rate {
+            0 => any(0, "requests"),
+            rate => {
+                let burst = s.requests_burst.map_or(rate, u64::from);
+                format!("{rate} requests a second, {burst} at once,")
+            }
+        };
+        let rate = match s.body_bytes_per_second {
+            0 => "at any rate".to_owned(),
+            rate => format!("at {rate} bytes a second at least"),
+        };
+        [
+            (
+                "heads",
+                format!(
+                    "up to {} bytes and {} fields, whole within {} s",
+                    s.header_bytes,
+                    s.headers,
+                    s.header_timeout.as_secs_f64()
+                ),
+            ),
+            (
+                "bodies",
+                format!(
+                    "a piece every {} s, {rate}; up to {} bytes are kept for another try",
+                    s.body_timeout.as_secs_f64(),
+                    s.body_replay_bytes
+                ),
+            ),
+            (
+                "users",
+                format!(
+                    "{connections}, {per_source} and {requests} from one source; closed after {} s of idleness",
+                    idle_timeout.as_secs_f64()
+                ),
+            ),
+            (
+                "answers",
+                format!(
+                    "begin within {} s, all tries together; {} at an instance",
+                    s.request_timeout.as_secs_f64(),
+                    any(s.upstream_concurrency, "requests in flight")
+                ),
+            ),
+        ]
+    }
+}
+
 const CONNECTIONS_MAX: u64 = 100_000_000;
 /// Requests a second, and at once.
 const RATE_MAX: u64 = 1_000_000;
