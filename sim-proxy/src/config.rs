@@ -60,6 +60,8 @@ pub struct ProxyConfig {
     pub stream_grace: Duration,
     /// How long an idle user connection is kept, at least a second.
     pub client_idle_timeout: Duration,
+    /// How long a user may take nothing of an answer.
+    pub client_write_timeout: Duration,
     /// What counts beyond the weights.
     pub policy: Policy,
     /// What makes requests stay with an instance; none: nothing does.
@@ -136,6 +138,7 @@ impl ProxyConfig {
             drain_timeout: Duration::from_secs(5),
             stream_grace: STREAM_GRACE,
             client_idle_timeout: CLIENT_IDLE_TIMEOUT,
+            client_write_timeout: Duration::from_secs(60),
             handover_socket: None,
             upgrade_drain_timeout: Duration::from_secs(600),
             policy: Policy::default(),

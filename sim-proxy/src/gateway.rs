@@ -8,6 +8,7 @@ mod begin;
 mod logged;
 mod peer;
 mod request;
+mod waiting;
 
 pub(crate) use begin::noting_begin;
 pub(crate) use request::Request;
@@ -16,9 +17,9 @@ use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
-use crate::cut::{Connection, Cut};
+use crate::cut::Connection;
 use crate::dispatch::Dispatch;
-use crate::drain::{self, Stay};
+use crate::drain;
 use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::limits::Refusal;
@@ -40,7 +41,7 @@ use http::{HeaderMap, Version};
 use peer::peer;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Digest;
-use pingora_core::upstreams::peer::{HttpPeer, Peer as _, PeerOptions};
+use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora_error::{BError, Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -54,6 +55,7 @@ use std::time::Duration;
 pub(crate) struct Gateway {
     workloads: Arc<Workloads>,
     client_idle_seconds: u64,
+    client_write_timeout: Duration,
     sticky: Option<Sticky>,
     teller: Teller,
     http1_options: PeerOptions,
@@ -84,6 +86,7 @@ impl Gateway {
         Self {
             workloads,
             client_idle_seconds: config.client_idle_timeout.as_secs(),
+            client_write_timeout: config.client_write_timeout,
             sticky: config.sticky.clone(),
             teller: Teller::new(config),
             http1_options: peer_options,
@@ -101,35 +104,6 @@ impl Gateway {
     fn counters(&self, request: &Request) -> &Counters {
         let dispatch = self.dispatch(request);
         dispatch.map_or(&self.workloads.outside, |dispatch| &dispatch.counters)
-    }
-
-    /// Takes a seat for a request that changes nothing and has no body, and that waits at a connection which is its own.
-    fn seat(&self, session: &mut Session, peer: &HttpPeer, request: &Request) -> Option<Seat> {
-        let is_own = peer
-            .get_alpn()
-            .is_none_or(|alpn| alpn.get_max_http_version() == 1);
-        if !is_own || !session.req_header().method.is_safe() || !session.as_mut().is_body_empty() {
-            return None;
-        }
-        let (attempt, connection) = (request.attempt.as_ref()?, request.connection.clone()?);
-        let live = attempt.live();
-        let dispatch = self.workloads.shared(request.place?)?;
-        let cut = Cut::new(dispatch, live.id(), connection, request.tries);
-        let late_ns = dispatch.routes.overdue().late_ns();
-        Seat::of_connection(live, attempt.entered_ns().saturating_add(late_ns), cut)
-    }
-
-    /// From now on it is a stream, which may end before it is over.
-    fn streams(&self, request: &mut Request) {
-        if let (Some(attempt), Some(connection), Some(dispatch)) = (
-            &request.attempt,
-            &request.connection,
-            self.dispatch(request),
-        ) {
-            let links = (dispatch.protocol == Protocol::Http2).then_some(&self.links);
-            let stay = Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns);
-            request.stay = Some(stay.ends_with(attempt.live(), connection.clone(), links));
-        }
     }
 
     /// Ends the present attempt as failed. `failure` is what that says of its instance.
@@ -192,6 +166,8 @@ impl ProxyHttp for Gateway {
             return Ok(true);
         }
         session.set_read_timeout(Some(self.workloads.limits.settings.body_timeout));
+        // Pingora's own default is to wait for ever for a user who takes nothing.
+        session.set_write_timeout(Some(self.client_write_timeout));
         self.find_session(session, request);
         request.trace = self.teller.trace(session);
         // Pingora's own default is to keep an idle connection for ever.

@@ -63,9 +63,6 @@ use via::Via;
 use watchdog::Watchdog;
 use wire::Got;
 
-/// How long a user may take nothing of an answer, ns.
-const USER_PATIENCE_NS: u64 = 60_000_000_000;
-
 /// Serves connections of users.
 pub(crate) struct FastPath {
     workloads: Arc<Workloads>,
@@ -73,6 +70,8 @@ pub(crate) struct FastPath {
     timeouts: Timeouts,
     client_idle_ns: u64,
     client_idle_seconds: u64,
+    /// How long a user may take nothing of an answer.
+    client_write_ns: u64,
     /// Idle connections are to be closed.
     idle: ShutdownWatch,
     sticky: Option<Sticky>,
@@ -116,6 +115,7 @@ impl FastPath {
             timeouts: Timeouts::new(&config.upstream, config.threads),
             client_idle_ns: nanos(config.client_idle_timeout),
             client_idle_seconds: config.client_idle_timeout.as_secs(),
+            client_write_ns: nanos(config.client_write_timeout),
             sticky: config.sticky.clone(),
             forward: config.forward.clone(),
             trace: config.trace,

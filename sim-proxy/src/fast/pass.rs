@@ -2,7 +2,7 @@
 
 use super::exchange::Answered;
 use super::wire::{self, Cut, Notes, Patience};
-use super::{After, Connection, USER_PATIENCE_NS, pool};
+use super::{After, Connection, pool};
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
 use crate::counters::{Ending, ErrorSide};
@@ -64,8 +64,8 @@ impl Connection<'_> {
                 &head
             }
         };
-        let watchdog = &mut self.watchdog;
-        let written = wire::write(stream, passing, watchdog, USER_PATIENCE_NS).await;
+        let (watchdog, write_ns) = (&mut self.watchdog, self.path.client_write_ns);
+        let written = wire::write(stream, passing, watchdog, write_ns).await;
         drop((read, head));
         if written.is_err() {
             return aborted(dispatch, attempt);
@@ -80,7 +80,7 @@ impl Connection<'_> {
                 &mut self.watchdog,
                 Patience {
                     read_ns: self.path.timeouts.read_ns,
-                    write_ns: USER_PATIENCE_NS,
+                    write_ns,
                     stay: Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns),
                     live: attempt.live(),
                 },

@@ -1,7 +1,7 @@
 //! Requests that are answered here, and the end of their connections.
 
 use super::wire::{self, Got};
-use super::{Connection, Then, USER_PATIENCE_NS};
+use super::{Connection, Then};
 use crate::clock::monotonic_ns;
 use crate::counters::{Counters, Ending, ErrorSide};
 use crate::limits::Refusal;
@@ -93,8 +93,8 @@ impl<'a> Connection<'a> {
         let page = refusal::page(status, is_head);
         let body = page.split_once("\r\n\r\n");
         self.note.bytes_out = body.map_or(0, |(_, body)| body.len() as u64);
-        let watchdog = &mut self.watchdog;
-        let written = wire::write(stream, page.as_bytes(), watchdog, USER_PATIENCE_NS).await;
+        let (watchdog, write_ns) = (&mut self.watchdog, self.path.client_write_ns);
+        let written = wire::write(stream, page.as_bytes(), watchdog, write_ns).await;
         count();
         self.open = None;
         match written {

@@ -57,6 +57,8 @@ pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
 /// See [`sim_proxy::config::HedgeSettings`].
 pub(crate) const HEDGE_QUANTILE: &str = "SIM_TEST_PROXY_HEDGE_QUANTILE";
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
+/// How long a user may take nothing of an answer.
+pub(crate) const CLIENT_WRITE_MS: &str = "SIM_TEST_PROXY_CLIENT_WRITE_MS";
 /// How long streams may go on at an instance that has lost its weight.
 pub(crate) const STREAM_GRACE_MS: &str = "SIM_TEST_PROXY_STREAM_GRACE_MS";
 /// Where a successor asks for the listeners.
@@ -187,6 +189,9 @@ fn proxy_process() {
     }
     if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
         config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
+    }
+    if let Ok(patience) = std::env::var(CLIENT_WRITE_MS) {
+        config.client_write_timeout = Duration::from_millis(patience.parse().expect("a number"));
     }
     if let Ok(grace) = std::env::var(STREAM_GRACE_MS) {
         config.stream_grace = Duration::from_millis(grace.parse().expect("a number"));

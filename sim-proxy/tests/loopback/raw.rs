@@ -1,5 +1,6 @@
 //! What passes byte by byte: answers that a library would not send, and users that send more than one request.
 
+use crate::process::CLIENT_WRITE_MS;
 use crate::upstream::{Upstream, pattern};
 use crate::world::{World, table};
 use std::net::SocketAddr;
@@ -305,6 +306,25 @@ async fn a_long_answer_reaches_a_slow_user_whole() {
     world
         .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["ok"]) == 1.0)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_of_an_answer_is_let_go_by_either_path() {
+    let settings = [(CLIENT_WRITE_MS, "300")];
+    let (world, _control, _ups) = World::with_two_and(10_000, &settings).await;
+    let mut users = vec![];
+    for version in ["HTTP/1.1", "HTTP/1.0"] {
+        let mut user = TcpStream::connect(world.proxy).await.expect("connected");
+        // More than both ways to the user hold.
+        let request = format!("GET /bytes/30000000 {version}\r\nHost: a\r\n\r\n");
+        user.write_all(request.as_bytes()).await.expect("sent");
+        users.push(user);
+    }
+    let metrics = world
+        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["aborted"]) == 2.0)
+        .await;
+    assert_eq!(metrics.sum("sim_proxy_in_flight", &["i1"]), 0.0);
+    drop(users);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

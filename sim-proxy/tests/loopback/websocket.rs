@@ -2,8 +2,9 @@
 
 use crate::secure::{Way, Wire, each_way};
 use crate::upstream::own_address;
-use crate::world::{World, table};
+use crate::world::{Load, World, table};
 use futures_util::SinkExt as _;
+use hyper::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,8 @@ pub(crate) enum Begins {
     WithMessage,
     /// Its first message comes a little later, unasked.
     ThenMessage,
+    /// It takes longer than nearly all answers to say so.
+    Slowly,
     /// It says so, and is gone.
     ThenReset,
     /// It says so to whoever connects, before anything is asked, to a user whose key is [`KEY`].
@@ -130,9 +133,12 @@ async fn serve(mut stream: TcpStream, begins: Begins, begun: Arc<AtomicU64>) {
     if matches!(begins, Begins::WithMessage) {
         answer.extend_from_slice(hello);
     }
+    if matches!(begins, Begins::Slowly) {
+        sleep(Duration::from_millis(400)).await;
+    }
     stream.write_all(&answer).await.expect("sent");
     match begins {
-        Begins::Quietly | Begins::WithMessage | Begins::Unasked => {}
+        Begins::Quietly | Begins::Slowly | Begins::WithMessage | Begins::Unasked => {}
         Begins::ThenMessage => {
             sleep(Duration::from_millis(30)).await;
             stream.write_all(hello).await.expect("sent");
@@ -195,6 +201,7 @@ each_way! {
     many_and_large_messages_pass_both_ways_at_once
     the_death_of_the_instance_ends_it_and_is_counted_there
     nothing_is_asked_again_once_the_protocol_has_changed
+    no_two_are_asked_for_one_however_long_it_takes
     a_user_who_is_gone_is_gone_at_the_instance_too
 }
 
@@ -364,6 +371,32 @@ async fn nothing_is_asked_again_once_the_protocol_has_changed(way: Way) {
         .await;
     assert_eq!(metrics.sum("sim_proxy_retries_total", &[]), 0.0);
     assert_eq!((echoes[0].begun(), echoes[1].begun()), (1, 0));
+}
+
+async fn no_two_are_asked_for_one_however_long_it_takes(way: Way) {
+    let (world, mut control, _ups) = World::with_two_by(way, 5_000, &[]).await;
+    let load = Load::start(&world, 2, &Method::GET);
+    load.run(500).await;
+    assert_eq!(load.end().await.1, 0);
+    // A GET that took half as long would be sent to a second one.
+    world
+        .wait_for(|m| m.has("sim_proxy_overdue_after_seconds"))
+        .await;
+    let slow = [
+        Echo::start(Begins::Slowly).await,
+        Echo::start(Begins::Slowly).await,
+    ];
+    let lines = [
+        (3, slow[0].address, 10_000, true),
+        (4, slow[1].address, 0, true),
+    ];
+    control.publish(&table(1, 2, &lines)).await;
+    let before = world.metrics().await.sum("sim_proxy_retries_total", &[]);
+    let mut socket = open(&world).await;
+    echoes(&mut socket, Message::text("x")).await;
+    assert_eq!((slow[0].begun(), slow[1].begun()), (1, 0));
+    let retries = world.metrics().await.sum("sim_proxy_retries_total", &[]);
+    assert_eq!(retries, before);
 }
 
 async fn a_user_who_is_gone_is_gone_at_the_instance_too(way: Way) {
