@@ -1,10 +1,11 @@
 //! One proxy takes over from another under load: nobody's request fails, and no connection is refused.
 
 use crate::control::{Control, applied};
-use crate::process::{HANDOVER, ProxyProcess, TAKE_OVER, TLS, UPGRADE_DRAIN_MS};
+use crate::process::{HANDOVER, ProxyProcess, STREAM_GRACE_MS, TAKE_OVER, TLS, UPGRADE_DRAIN_MS};
 use crate::secure::{Authority, Connector, NAME, clear, over_tls};
 use crate::upstream::Upstream;
-use crate::world::pair;
+use crate::websocket::{Begins, Echo, echoes, open_on};
+use crate::world::{pair, table};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Frame;
@@ -25,6 +26,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_stream::StreamExt as _;
+use tokio_tungstenite::tungstenite::protocol::Message;
 
 /// Proxies that follow one another at the same addresses.
 struct Line {
@@ -404,4 +407,34 @@ async fn the_control_plane_is_told_by_both_while_the_relieved_one_has_requests()
         .report(|report| report.proxy == name && in_flight(report) == 0)
         .await;
     ended(relieved).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_outlives_an_upgrade_until_weights_move_and_its_grace_is_over() {
+    let grace = [(STREAM_GRACE_MS, "300")];
+    let (mut line, mut control, _ups) = Line::start_with(&grace).await;
+    let echo = [
+        Echo::start(Begins::Quietly).await,
+        Echo::start(Begins::Quietly).await,
+    ];
+    let lines = |first_bp: u16| {
+        [
+            (3, echo[0].address, first_bp, true),
+            (4, echo[1].address, 10_000 - first_bp, true),
+        ]
+    };
+    control.publish(&table(1, 2, &lines(10_000))).await;
+    let wire = TcpStream::connect(line.users()).await.expect("connected");
+    let mut socket = open_on(wire).await;
+    let relieved = line.upgrade().await;
+    echoes(&mut socket, Message::text("x")).await;
+    // Both of them are told.
+    control.publish(&table(1, 3, &lines(0))).await;
+    let end = socket.next().await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    ended(relieved).await;
+    let wire = TcpStream::connect(line.users()).await.expect("connected");
+    let mut socket = open_on(wire).await;
+    echoes(&mut socket, Message::text("x")).await;
+    assert_eq!((echo[0].begun(), echo[1].begun()), (1, 1));
 }

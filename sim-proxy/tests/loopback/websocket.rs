@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -165,7 +165,11 @@ async fn serve(mut stream: TcpStream, begins: Begins, begun: Arc<AtomicU64>) {
 
 /// Asks for a change of protocol at `path`.
 pub(crate) async fn open(world: &World) -> Socket {
-    let wire = world.wire().await;
+    open_on(world.wire().await).await
+}
+
+/// The same on a connection that is there.
+pub(crate) async fn open_on<S: AsyncRead + AsyncWrite + Unpin>(wire: S) -> WebSocketStream<S> {
     let (socket, answer) = client_async("ws://web.example/socket", wire)
         .await
         .expect("a WebSocket");
@@ -185,7 +189,10 @@ async fn world_of(way: Way, begins: [Begins; 2]) -> (World, crate::control::Cont
     (world, control, echoes)
 }
 
-pub(crate) async fn echoes(socket: &mut Socket, message: Message) {
+pub(crate) async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    message: Message,
+) {
     socket.send(message.clone()).await.expect("sent");
     let back = socket.next().await.expect("open").expect("a message");
     assert!(back == message, "{} for {}", back.len(), message.len());
