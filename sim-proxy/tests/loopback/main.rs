@@ -7,6 +7,7 @@ mod control;
 mod drain;
 mod failure;
 mod grpc;
+mod grpc_kinds;
 mod hedging;
 mod holding;
 mod http2;
