@@ -12,17 +12,19 @@ use serde::{Deserialize, Serialize};
 use super::history::{
     ANALOG_LONG, ANALOG_PERIOD, ANALOG_SHAPE, DAY_SAME, FEATURES, Features, History,
 };
-use super::regression::{Regression, Tuning, dot};
+use super::regression::{Regression, Tuning};
 use super::smoothing::HoltWinters;
 use super::structural::Structural;
-use super::tracker::{POINTS, PerLevel, TABLES, Table, Tracker, Views};
+use super::tracker::{POINTS, PerLevel, Table, Tracker, Views};
 use super::volatility::{OneStep, Reading, Volatility};
 use crate::forecast::output::LEVELS;
 
 /// Knots at most.
 pub(super) const KNOTS_MAX: usize = 8;
-/// Place of the regression among the points.
+/// Places among the points.
 const REGRESSION: usize = 8;
+const STRUCTURAL: usize = 7;
+const SHAPE: usize = 9;
 /// Samples before forecasts are filed.
 const WARM: u64 = 3;
 /// Regression memory in days, plus four leads; at least so many samples.
@@ -42,6 +44,7 @@ struct Pending {
     features: [f32; FEATURES],
     points: [f32; POINTS],
     issued: [f32; LEVELS.len()],
+    analogs: [f32; LEVELS.len()],
     bins: [u8; 2],
     reading: Reading,
 }
@@ -56,49 +59,58 @@ impl Pending {
             features: [0.0; FEATURES],
             points: [0.0; POINTS],
             issued: [0.0; LEVELS.len()],
+            analogs: [0.0; LEVELS.len()],
             bins: [0; 2],
             reading: Reading::default(),
         }
     }
 
     fn views(&self) -> Views {
-        let points = self.points.map(|p| self.z + f64::from(p));
-        views(
-            points,
-            self.reading.spread,
-            self.unit,
-            self.z,
-            self.daily,
-            self.bins,
-        )
+        let moment = Moment {
+            z: self.z,
+            unit: self.unit,
+            daily: self.daily,
+            bins: self.bins,
+            points: self.points.map(|p| self.z + f64::from(p)),
+            analogs: self.analogs.map(|q| self.z + f64::from(q)),
+        };
+        moment.views(self.reading.spread)
     }
 }
 
-/// How the tables see a moment: by hour and by state around the daily mean, by state around the last
-/// value, by hour around the regression.
-fn views(
-    points: [f64; POINTS],
-    spread: f64,
+/// What the experts say at one moment about one lead.
+struct Moment {
+    /// The last value, the series' spread and its daily mean.
+    z: f64,
     unit: f64,
-    last: f64,
     daily: f64,
-    [hour, state]: [u8; 2],
-) -> Views {
-    let table = |bin: u8, centre: f64, unit: f64| Table {
-        bin: usize::from(bin),
-        centre,
-        unit,
-    };
-    let tables: [Table; TABLES] = [
-        table(hour, daily, unit),
-        table(state, last, unit),
-        table(state, daily, unit),
-        table(hour, points[REGRESSION], spread),
-    ];
-    Views {
-        points,
-        spread,
-        tables,
+    /// Hour of the target, and the state of the series.
+    bins: [u8; 2],
+    points: [f64; POINTS],
+    analogs: PerLevel,
+}
+
+impl Moment {
+    /// How the tables see it: by hour and by state around the daily mean, by state around the last
+    /// value, by hour around the regression.
+    fn views(&self, spread: f64) -> Views {
+        let [hour, state] = self.bins;
+        let table = |bin: u8, centre: f64, unit: f64| Table {
+            bin: usize::from(bin),
+            centre,
+            unit,
+        };
+        Views {
+            points: self.points,
+            spread,
+            tables: [
+                table(hour, self.daily, self.unit),
+                table(state, self.z, self.unit),
+                table(state, self.daily, self.unit),
+                table(hour, self.points[REGRESSION], spread),
+            ],
+            analogs: self.analogs,
+        }
     }
 }
 
@@ -230,26 +242,51 @@ impl Engine {
         for j in 0..self.knots.len() {
             let lead = self.knots[j].lead;
             let features = self.history.features(lead, j);
-            let value = dot(self.knots[j].regression.coefficients(), &features);
-            let points = self.points(lead, &features, value);
-            let (bins, reading) = (self.bins(lead), self.reading(j, lead));
-            let z = self.history.last();
-            let (unit, daily) = (self.history.spread(), self.history.daily());
-            let seen = views(points, reading.spread, unit, z, daily, bins);
-            let issued = self.settle(self.knots[j].tracker.combine(&seen));
+            let value = self.knots[j].regression.predict(&features);
+            let (moment, apart) = self.moment(lead, j, &features, value);
+            let reading = self.reading(j, lead, apart);
+            let views = moment.views(reading.spread);
+            let issued = self.settle(self.knots[j].tracker.combine(&views));
+            let z = moment.z;
             let pending = &mut self.knots[j].pending[(step % lead as u64) as usize];
             *pending = Pending {
                 filed: ready,
                 z,
-                unit,
-                daily,
+                unit: moment.unit,
+                daily: moment.daily,
                 features: features.map(|x| x as f32),
-                points: points.map(|p| (p - z) as f32),
+                points: moment.points.map(|p| (p - z) as f32),
                 issued: issued.map(|q| (q - z) as f32),
-                bins,
+                analogs: moment.analogs.map(|q| (q - z) as f32),
+                bins: moment.bins,
                 reading,
             };
         }
+    }
+
+    /// What the experts say, and how far the analogs' outcomes, the regression from the analogs,
+    /// and the regression from the structural model are apart. `next` is the first knot at or after the lead.
+    fn moment(
+        &self,
+        lead: usize,
+        next: usize,
+        features: &Features,
+        regression: f64,
+    ) -> (Moment, [f64; 3]) {
+        let h = &self.history;
+        let points = self.points(lead, features, regression);
+        let (analogs, off) = h.outcomes(lead, next, &LEVELS);
+        let from = |place: usize| (points[place] - points[REGRESSION]).abs();
+        let apart = [off, from(SHAPE), from(STRUCTURAL)];
+        let moment = Moment {
+            z: h.last(),
+            unit: h.spread(),
+            daily: h.daily(),
+            bins: self.bins(lead),
+            points,
+            analogs,
+        };
+        (moment, apart)
     }
 
     /// What each expert says; `regression` is in spreads from the last value.
@@ -292,11 +329,12 @@ impl Engine {
         ]
     }
 
-    fn reading(&self, j: usize, lead: usize) -> Reading {
+    fn reading(&self, j: usize, lead: usize, apart: [f64; 3]) -> Reading {
         let h = &self.history;
+        let (moved, _) = h.moves();
         self.knots[j]
             .volatility
-            .read(&self.one_step, h.slot(lead), h.moves().0, h.spread())
+            .read(&self.one_step, h.slot(lead), moved, apart, h.spread())
     }
 
     /// Brings quantiles into the range and in order.
@@ -315,30 +353,22 @@ impl Engine {
         let lead = lead.clamp(1, self.history.horizon());
         let next = self.leads.iter().position(|&l| l >= lead).unwrap_or(0);
         let features = self.history.features(lead, next);
-        let says = |j: usize| dot(self.knots[j].regression.coefficients(), &features);
-        let h = &self.history;
-        let bins = self.bins(lead);
-        let at = |j: usize, points: [f64; POINTS]| {
-            let reading = self.reading(j, lead);
-            let seen = views(
-                points,
-                reading.spread,
-                h.spread(),
-                h.last(),
-                h.daily(),
-                bins,
-            );
-            self.settle(self.knots[j].tracker.combine(&seen))
+        let says = |j: usize| self.knots[j].regression.predict(&features);
+        let at = |j: usize, moment: &Moment, apart: [f64; 3]| {
+            let reading = self.reading(j, lead, apart);
+            self.settle(self.knots[j].tracker.combine(&moment.views(reading.spread)))
         };
         if self.leads[next] == lead || next == 0 {
-            return at(next, self.points(lead, &features, says(next)));
+            let (moment, apart) = self.moment(lead, next, &features, says(next));
+            return at(next, &moment, apart);
         }
         let ln = |l: usize| libm::log(l as f64);
         let (a, b) = (self.leads[next - 1], self.leads[next]);
         let part = (ln(lead) - ln(a)) / (ln(b) - ln(a));
         let between = |a: f64, b: f64| a + part * (b - a);
-        let points = self.points(lead, &features, between(says(next - 1), says(next)));
-        let (mut low, high) = (at(next - 1, points), at(next, points));
+        let value = between(says(next - 1), says(next));
+        let (moment, apart) = self.moment(lead, next, &features, value);
+        let (mut low, high) = (at(next - 1, &moment, apart), at(next, &moment, apart));
         for (q, high) in low.iter_mut().zip(high) {
             *q = between(*q, high);
         }

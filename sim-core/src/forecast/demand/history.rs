@@ -8,7 +8,7 @@ use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use super::lags::LagSearch;
+use super::lags::{LagSearch, Outcomes};
 
 /// Number of features.
 pub(super) const FEATURES: usize = 26;
@@ -347,6 +347,20 @@ impl History {
             *value *= scale;
         }
         x
+    }
+
+    /// Quantiles of what followed the analogs of a shape, and how far they are apart.
+    pub(super) fn outcomes<const N: usize>(
+        &self,
+        lead: usize,
+        knot: usize,
+        levels: &[f64; N],
+    ) -> ([f64; N], f64) {
+        let mut outcomes = Outcomes::new();
+        for search in [&self.shape, &self.long] {
+            outcomes.add(search, knot, lead, |n| self.back(n));
+        }
+        outcomes.quantiles(levels).unwrap_or(([self.last; N], 0.0))
     }
 
     pub(super) fn horizon(&self) -> usize {

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 
 /// Analogs kept at each knot.
 pub(super) const ANALOGS: usize = 12;
+/// Outcomes kept together.
+const OUTCOMES: usize = 2 * ANALOGS;
 /// Lags looked at together when searching for the smallest.
 const BLOCK: usize = 8;
 /// Shorter lags are not looked at: a series that moves slowly resembles its last few samples
@@ -132,6 +134,86 @@ impl LagSearch {
     }
 }
 
+/// What came after the analogs, with weights, of several searches together.
+#[derive(Clone, Debug)]
+pub(super) struct Outcomes {
+    values: [(f64, f64); OUTCOMES],
+    count: usize,
+}
+
+impl Outcomes {
+    pub(super) fn new() -> Self {
+        Self {
+            values: [(0.0, 0.0); OUTCOMES],
+            count: 0,
+        }
+    }
+
+    /// Adds those of one search.
+    pub(super) fn add(
+        &mut self,
+        search: &LagSearch,
+        knot: usize,
+        lead: usize,
+        back: impl Fn(usize) -> f64,
+    ) {
+        let best = &search.best[knot][..search.used];
+        let closest = f64::from(best[0].0) + 1e-12;
+        for &(distance, lag) in best {
+            let lag = lag as usize;
+            if lag < lead || self.count == OUTCOMES {
+                break;
+            }
+            let value = back(lag - lead);
+            self.values[self.count] = (value, closest / (f64::from(distance) + 1e-12));
+            self.count += 1;
+        }
+    }
+
+    /// Weighted quantiles and mean absolute distance from the mean; `None` for fewer than three.
+    pub(super) fn quantiles<const N: usize>(
+        &mut self,
+        levels: &[f64; N],
+    ) -> Option<([f64; N], f64)> {
+        let values = &mut self.values[..self.count];
+        if values.len() < 3 {
+            return None;
+        }
+        values.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut total, mut sum) = (0.0, 0.0);
+        for (value, weight) in &*values {
+            total += weight;
+            sum += weight * value;
+        }
+        let mean = sum / total;
+        let off = values
+            .iter()
+            .map(|(value, weight)| weight * (value - mean).abs())
+            .sum::<f64>()
+            / total;
+        // Each value stands at the middle of its weight; quantiles are linear between.
+        let mut quantiles = [values[values.len() - 1].0; N];
+        let (mut before, mut place) = (0.0, (0.0, values[0].0));
+        let mut next = 0;
+        for &(value, weight) in &*values {
+            let middle = before + 0.5 * weight;
+            while next < N && levels[next] * total <= middle {
+                let width = middle - place.0;
+                let part = if width > 0.0 {
+                    (levels[next] * total - place.0) / width
+                } else {
+                    1.0
+                };
+                quantiles[next] = place.1 + part * (value - place.1);
+                next += 1;
+            }
+            place = (middle, value);
+            before += weight;
+        }
+        Some((quantiles, off))
+    }
+}
+
 /// Puts the smallest distances into `best`, which is sorted; `lag` is that of the first place.
 fn search(distances: &[f32], lag: usize, best: &mut [Analog]) {
     let last = best.len() - 1;
@@ -190,6 +272,20 @@ mod tests {
                     .all(|b| (b.1 as usize).is_multiple_of(period))
             );
         }
+    }
+
+    #[test]
+    fn quantiles_of_outcomes_lie_between_them_and_follow_the_weights() {
+        let mut o = Outcomes::new();
+        for (i, value) in [3.0, 1.0, 2.0].into_iter().enumerate() {
+            o.values[i] = (value, 1.0);
+        }
+        o.count = 2;
+        assert_eq!(o.quantiles(&[0.5]), None);
+        o.count = 3;
+        let (q, off) = o.quantiles(&[0.01, 0.5, 0.99]).unwrap();
+        assert!((q[1] - 2.0).abs() < 1e-12 && q[0] >= 1.0 - 1e-12 && q[2] <= 3.0);
+        assert!((off - 2.0 / 3.0).abs() < 1e-12);
     }
 
     #[test]

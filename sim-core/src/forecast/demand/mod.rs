@@ -300,6 +300,7 @@ pub const EXPERT_NAMES: [&str; EXPERTS] = [
     "states",
     "states_of_day",
     "hours_of_regression",
+    "analogs",
 ];
 const _: () = assert!(POINTS == 12);
 

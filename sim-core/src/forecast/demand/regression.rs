@@ -77,7 +77,8 @@ impl Regression {
         self.learned = 0;
     }
 
-    pub(super) fn coefficients(&self) -> &[f64] {
+    #[cfg(test)]
+    fn coefficients(&self) -> &[f64] {
         &self.coefficients
     }
 

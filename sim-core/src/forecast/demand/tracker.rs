@@ -21,7 +21,9 @@ use crate::forecast::output::LEVELS;
 pub(super) const POINTS: usize = 12;
 /// Tables of quantiles by hour or by state.
 pub(super) const TABLES: usize = 4;
-pub(super) const EXPERTS: usize = POINTS + TABLES;
+pub(super) const EXPERTS: usize = POINTS + TABLES + 1;
+/// Place of the analogs' own quantiles.
+const ANALOGS: usize = POINTS + TABLES;
 /// Bins of a table.
 pub(super) const BINS: usize = 24;
 const MEDIAN: usize = 2;
@@ -33,6 +35,8 @@ pub(super) type PerExpert = [f64; EXPERTS];
 
 /// Where trackers start, in units of the spread (a mean absolute residual).
 const START: PerLevel = [-2.2, -1.5, 0.0, 1.5, 2.2, 4.0, 7.0];
+/// Where the trackers around the analogs' quantiles start.
+const START_ANALOGS: PerLevel = [-0.5, -0.3, 0.0, 0.3, 0.5, 1.0, 3.0];
 /// How far each level steps at a rate of one: misses of the outer levels are rare.
 const STEP: PerLevel = [3.0, 3.0, 1.0, 3.0, 3.0, 6.0, 6.0];
 /// Floors of the rates.
@@ -55,6 +59,8 @@ pub(super) struct Views {
     /// Spread around the points.
     pub(super) spread: f64,
     pub(super) tables: [Table; TABLES],
+    /// Quantiles of what followed the analogs.
+    pub(super) analogs: PerLevel,
 }
 
 /// How one table sees a moment: which bin, around what, in what unit.
@@ -72,6 +78,7 @@ pub(super) struct Tracker {
     scored: u64,
     offsets: [PerLevel; POINTS],
     tables: [[PerLevel; BINS]; TABLES],
+    analogs: PerLevel,
     visits: [[u32; BINS]; TABLES],
     losses: [PerLevel; EXPERTS],
     weights: [PerLevel; EXPERTS],
@@ -85,6 +92,7 @@ impl Tracker {
             scored: 0,
             offsets: [START; POINTS],
             tables: [[START; BINS]; TABLES],
+            analogs: START_ANALOGS,
             visits: [[0; BINS]; TABLES],
             losses: [[0.0; LEVELS.len()]; EXPERTS],
             weights: [[1.0 / EXPERTS as f64; LEVELS.len()]; EXPERTS],
@@ -106,32 +114,33 @@ impl Tracker {
         let forget = (1.0 / scored).max(1.0 / memory);
         for e in 0..EXPERTS {
             let (centre, unit, rate, quantiles) = if e < POINTS {
-                (views.points[e], views.spread, rate, &mut self.offsets[e])
+                (
+                    [views.points[e]; LEVELS.len()],
+                    views.spread,
+                    rate,
+                    &mut self.offsets[e],
+                )
+            } else if e == ANALOGS {
+                (views.analogs, views.spread, rate, &mut self.analogs)
             } else {
                 let table = views.tables[e - POINTS];
                 let visits = &mut self.visits[e - POINTS][table.bin];
                 *visits = visits.saturating_add(1);
                 let rate = (1.0 / (f64::from(*visits) / overlap + 5.0)).max(TABLE_RATE);
-                (
-                    table.centre,
-                    table.unit,
-                    rate,
-                    &mut self.tables[e - POINTS][table.bin],
-                )
+                let quantiles = &mut self.tables[e - POINTS][table.bin];
+                ([table.centre; LEVELS.len()], table.unit, rate, quantiles)
             };
-            let residual = (z - centre) / unit;
-            let loss_max = LOSS_MAX * views.spread / unit;
-            for (l, q) in quantiles.iter_mut().enumerate() {
-                let miss = residual - *q;
+            let loss_max = LOSS_MAX * views.spread;
+            let losses = &mut self.losses[e];
+            for l in 0..LEVELS.len() {
+                let miss = z - centre[l] - unit * quantiles[l];
                 let side = if miss < 0.0 {
                     LEVELS[l] - 1.0
                 } else {
                     LEVELS[l]
                 };
-                let loss = (side * miss).min(loss_max) * unit;
-                let kept = &mut self.losses[e][l];
-                *kept += forget * (loss - *kept);
-                *q += rate * STEP[l] * side;
+                losses[l] += forget * ((side * miss).min(loss_max) - losses[l]);
+                quantiles[l] += rate * STEP[l] * side;
             }
         }
         for (l, c) in self.last.iter_mut().enumerate() {
@@ -180,17 +189,20 @@ impl Tracker {
         let mut out = self.last.map(|c| views.spread * c);
         for (e, weights) in self.weights.iter().enumerate() {
             let (centre, unit, quantiles) = if e < POINTS {
-                (views.points[e], views.spread, &self.offsets[e])
+                (
+                    [views.points[e]; LEVELS.len()],
+                    views.spread,
+                    &self.offsets[e],
+                )
+            } else if e == ANALOGS {
+                (views.analogs, views.spread, &self.analogs)
             } else {
                 let table = views.tables[e - POINTS];
-                (
-                    table.centre,
-                    table.unit,
-                    &self.tables[e - POINTS][table.bin],
-                )
+                let quantiles = &self.tables[e - POINTS][table.bin];
+                ([table.centre; LEVELS.len()], table.unit, quantiles)
             };
             for l in 0..LEVELS.len() {
-                out[l] += weights[l] * (centre + unit * quantiles[l]);
+                out[l] += weights[l] * (centre[l] + unit * quantiles[l]);
             }
         }
         out
@@ -218,6 +230,7 @@ mod tests {
                 centre: 0.0,
                 unit: 1.0,
             }; TABLES],
+            analogs: [0.0; LEVELS.len()],
         }
     }
 

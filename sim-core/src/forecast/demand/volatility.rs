@@ -2,7 +2,8 @@
 //!
 //! In words: the logarithm of a residual's size, relative to its usual size at this lead, is a Kalman
 //! regression on what sizes have been lately: the last move, one-step residuals over six samples and
-//! over three dozen, residuals at this lead, and the target's time of day. It is the
+//! over three dozen, residuals at this lead, the target's time of day, how far the analogs' outcomes
+//! are apart, and how far experts disagree. It is the
 //! heterogeneous autoregression of F. Corsi, "A simple approximate long-memory model of realized
 //! volatility", J. Financial Econometrics 7 (2009), in logarithms and learned online.
 //!
@@ -15,9 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::regression::{Regression, Tuning};
 
-pub(super) const SIGNS: usize = 6;
-/// Where the coefficients start: constant, fast, medium, this lead, time of day, last move.
-const PRIOR: [f64; SIGNS] = [0.0, 0.2, 0.2, 0.2, 0.3, 0.0];
+pub(super) const SIGNS: usize = 9;
+/// Where the coefficients start: constant, fast, medium, this lead, time of day, last move,
+/// outcomes, disagreements.
+const PRIOR: [f64; SIGNS] = [0.0, 0.2, 0.2, 0.2, 0.3, 0.0, 0.0, 0.0, 0.0];
 const PRIOR_VARIANCE: f64 = 0.02;
 /// Memory of the regression and of the usual size, in days.
 const MEMORY_DAYS: f64 = 14.0;
@@ -33,6 +35,8 @@ const LEARN_FROM: u64 = 10;
 const CLIP: f64 = 12.0;
 /// No sign and no forecast says more than a factor of e³.
 const LOG_MAX: f64 = 3.0;
+/// Shares of the usual size below which distances tell nothing.
+const APART_SHARE: [f64; 3] = [0.1, 0.2, 0.2];
 const SIZE_MIN: f64 = 1e-9;
 
 /// Sizes of one-step residuals, overall and by slot of the day.
@@ -149,14 +153,21 @@ impl Volatility {
     }
 
     /// The size to expect where the target falls into `slot`; `last_move` is the series' latest,
-    /// `fallback` its own spread, taken before any residual was seen.
+    /// `apart` how far outcomes are apart, and the regression from the analogs and from the structural
+    /// model; `fallback` is the series' own spread, taken before any residual was seen.
     pub(super) fn read(
         &self,
         one: &OneStep,
         slot: usize,
         last_move: f64,
+        apart: [f64; 3],
         fallback: f64,
     ) -> Reading {
+        let apart = if self.count > 1 {
+            [0, 1, 2].map(|i| ratio(apart[i], self.usual, APART_SHARE[i]))
+        } else {
+            [0.0; 3]
+        };
         let signs = [
             1.0,
             ratio(one.fast, one.usual, 0.02),
@@ -164,6 +175,9 @@ impl Volatility {
             ratio(self.recent, self.usual, 0.05),
             one.time_of_day(slot),
             ratio(last_move.abs(), one.usual, 0.3),
+            apart[0],
+            apart[1],
+            apart[2],
         ];
         let usual = if self.count == 0 {
             fallback
