@@ -329,7 +329,10 @@ mod tests {
     fn a_table_survives_the_wire_and_a_bad_one_does_not_get_past_it() {
         let share = |id: u64, weight_bp| Share {
             instance: InstanceId(id),
-            address: ([10, 0, 0, 1], 80).into(),
+            address: match id {
+                1 => ([10, 0, 0, 1], 80).into(),
+                _ => Address::unix("/run/sim/i2.sock").expect("valid"),
+            },
             weight_bp,
             ready: true,
         };
@@ -370,7 +373,7 @@ mod tests {
             Err(ConvertError::Range("weight_bp"))
         ));
         let mut bad = wire.clone();
-        bad.shares[0].address = "nowhere".into();
+        bad.shares[0].address = "unix:nowhere".into();
         assert!(matches!(
             WeightTable::try_from(bad),
             Err(ConvertError::Address(..))

@@ -265,3 +265,19 @@ impl AsyncWrite for Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_common_is_hardly_larger_for_what_is_not() {
+        let plain = size_of::<TcpStream>();
+        assert!(size_of::<Link>() <= plain + size_of::<usize>());
+        let address = Address::from(([127, 0, 0, 1], 80));
+        let to = std::net::SocketAddr::from(([127, 0, 0, 1], 80));
+        let ours = size_of_val(&dial(&address, None, Alpn::Http1));
+        let theirs = size_of_val(&TcpStream::connect(to));
+        assert!(ours <= theirs + 64, "{ours} for {theirs} bytes");
+    }
+}

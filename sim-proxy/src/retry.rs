@@ -11,6 +11,7 @@ use crate::health::Failure;
 use crate::tls::instances::is_refused as is_refused_tls;
 use pingora_error::{Error, ErrorType};
 use sim_core::address::Address;
+use std::io::ErrorKind;
 
 /// An error from the instance's side: what it says about the instance and why to try another.
 pub(crate) fn judge(error: &Error, reused: bool) -> (Option<Failure>, RetryReason) {
@@ -41,8 +42,13 @@ fn is_refused(error: &Error) -> bool {
 
 /// Whether the instance takes no certificate of ours: with TLS 1.3 that is heard of after the handshake.
 fn is_tls_refused(error: &Error) -> bool {
-    let error = error.root_cause().downcast_ref::<std::io::Error>();
-    error.is_some_and(is_refused_tls)
+    let cause = error.root_cause();
+    // h2 keeps of such an error but its kind and its text. Nothing but rustls makes one of this kind.
+    let of_h2 = cause
+        .downcast_ref::<h2::Error>()
+        .and_then(h2::Error::get_io);
+    of_h2.is_some_and(|error| error.kind() == ErrorKind::InvalidData)
+        || cause.downcast_ref().is_some_and(is_refused_tls)
 }
 
 /// Whether there is a connection, but no TLS.
@@ -51,7 +57,7 @@ pub(crate) fn is_tls(error: &Error) -> bool {
     matches!(
         error.etype(),
         E::TLSHandshakeFailure | E::TLSHandshakeTimedout | E::InvalidCert
-    )
+    ) || error.etype() == &E::HandshakeError && is_tls_refused(error)
 }
 
 /// Whether nothing was sent since an idle connection of HTTP/2 turned out to be gone.
@@ -99,7 +105,12 @@ pub(crate) fn is_instance_at_fault(error: &Error, address: &Address) -> bool {
     use ErrorType as E;
     let says = matches!(
         error.etype(),
-        E::ConnectRefused | E::ConnectTimedout | E::ConnectNoRoute | E::ConnectError
+        E::ConnectRefused
+            | E::ConnectTimedout
+            | E::ConnectNoRoute
+            | E::ConnectError
+            // Of HTTP/2, on a connection that stands.
+            | E::HandshakeError
     );
     let cause = error.root_cause().downcast_ref();
     says || is_tls(error) || cause.is_some_and(|cause| dial::is_instance_at_fault(cause, address))

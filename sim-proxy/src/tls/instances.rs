@@ -57,6 +57,13 @@ impl InstanceTlsSettings {
         Material::read(&key_of(workload), self).map(|_| ())
     }
 
+    /// What is allowed but rarely meant, in one line.
+    #[must_use]
+    pub fn note(&self, workload: &WorkloadName) -> Option<String> {
+        let files = self.identity.as_ref()?;
+        key_note(&key_of(workload), &files.key)
+    }
+
     /// Secures a connection to an instance, by the files as they are now, to speak HTTP/1.1 on it.
     ///
     /// # Errors
@@ -90,7 +97,7 @@ fn key_of(workload: &WorkloadName) -> String {
 
 /// What is in force for one workload.
 pub(crate) struct InstanceTls {
-    key: String,
+    workload: WorkloadName,
     settings: InstanceTlsSettings,
     material: ArcSwap<Material>,
     reloads: Reloads,
@@ -100,7 +107,7 @@ pub(crate) struct InstanceTls {
 
 impl std::fmt::Debug for InstanceTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("InstanceTls").field(&self.key).finish()
+        f.debug_tuple("InstanceTls").field(&self.workload).finish()
     }
 }
 
@@ -223,10 +230,9 @@ impl InstanceTls {
         settings: &InstanceTlsSettings,
     ) -> Result<Self, Fault> {
         let first_stamps = stamps(&settings.paths());
-        let key = key_of(workload);
-        let read = Material::read(&key, settings)?;
+        let read = Material::read(&key_of(workload), settings)?;
         let secured = Self {
-            key,
+            workload: workload.clone(),
             settings: settings.clone(),
             material: ArcSwap::from_pointee(read),
             reloads: Reloads::default(),
@@ -243,8 +249,7 @@ impl InstanceTls {
     }
 
     fn note(&self) {
-        let files = self.settings.identity.as_ref();
-        if let Some(note) = files.and_then(|files| key_note(&self.key, &files.key)) {
+        if let Some(note) = self.settings.note(&self.workload) {
             tracing::warn!("{note}");
         }
     }
@@ -255,7 +260,10 @@ impl InstanceTls {
         let said_ns = self.said_ns.load(Ordering::Relaxed);
         if said_ns == 0 || now_ns.saturating_sub(said_ns) >= SAID_EVERY_NS {
             self.said_ns.store(now_ns, Ordering::Relaxed);
-            tracing::warn!("{}: an instance can't be spoken to: {why}", self.key);
+            tracing::warn!(
+                "{}: an instance can't be spoken to: {why}",
+                key_of(&self.workload)
+            );
         }
     }
 
@@ -279,7 +287,7 @@ impl Watched for InstanceTls {
     }
 
     fn read_again(&self) -> Result<(), Fault> {
-        let read = Material::read(&self.key, &self.settings)?;
+        let read = Material::read(&key_of(&self.workload), &self.settings)?;
         self.material.store(Arc::new(read));
         self.note();
         Ok(())

