@@ -9,9 +9,10 @@
 mod folder;
 mod progress;
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -43,7 +44,8 @@ struct Arguments {
 struct Cost {
     samples: usize,
     forecasts: usize,
-    observing: Duration,
+    /// Nanoseconds of each sample, by interval.
+    observing: BTreeMap<i64, Vec<u64>>,
 }
 
 fn main() -> Result<()> {
@@ -67,13 +69,22 @@ fn main() -> Result<()> {
     }
     let elapsed = progress.end();
     println!(
-        "{} series, {} samples, {} forecasts in {:.1} s; {:.2} µs a sample",
+        "{} series, {} samples, {} forecasts in {:.1} s",
         all.len(),
         cost.samples,
         cost.forecasts,
         elapsed.as_secs_f64(),
-        cost.observing.as_secs_f64() * 1e6 / cost.samples.max(1) as f64,
     );
+    for (interval, times) in &mut cost.observing {
+        times.sort_unstable();
+        let at = |part: usize| times[(times.len() - 1) * part / 100] as f64 / 1e3;
+        println!(
+            "a sample each {interval} s takes {:.1} µs (median), {:.1} µs (p99), by {} samples",
+            at(50),
+            at(99),
+            times.len()
+        );
+    }
     Ok(())
 }
 
@@ -100,10 +111,11 @@ fn run(
         upper: series.is_percent.then_some(100.0),
         ..DemandConfig::default()
     });
+    let times = cost.observing.entry(series.interval_s).or_default();
     for (index, &sample) in series.samples.iter().enumerate() {
         let begin = Instant::now();
         forecaster.observe(sample);
-        cost.observing += begin.elapsed();
+        times.push(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
         cost.samples += 1;
         let Some((steps, is_decision)) = series.origins.get(&index) else {
             continue;

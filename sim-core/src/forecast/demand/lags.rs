@@ -24,7 +24,8 @@ pub(super) const ANALOGS: usize = 12;
 /// Outcomes kept together.
 const OUTCOMES: usize = 2 * ANALOGS;
 /// Lags looked at together when searching for the smallest.
-const BLOCK: usize = 8;
+const BLOCK: usize = 32;
+const LANES: usize = 8;
 /// Shorter lags are not looked at: a series that moves slowly resembles its last few samples
 /// always, and they are features of their own.
 const LAG_MIN: usize = 4;
@@ -219,10 +220,15 @@ fn search(distances: &[f32], lag: usize, best: &mut [Analog]) {
     let last = best.len() - 1;
     let mut lag = lag;
     for block in distances.chunks(BLOCK) {
-        // Nearly every block holds nothing new: one comparison for all of it.
-        let smallest = block
-            .iter()
-            .copied()
+        // Nearly every block holds nothing new: few comparisons for all of it.
+        let mut lanes = [f32::MAX; LANES];
+        for part in block.chunks(LANES) {
+            for (lane, &d) in lanes.iter_mut().zip(part) {
+                *lane = if d < *lane { d } else { *lane };
+            }
+        }
+        let smallest = lanes
+            .into_iter()
             .fold(f32::MAX, |a, b| if b < a { b } else { a });
         if smallest < best[last].0 {
             for (i, &d) in block.iter().enumerate() {
