@@ -42,8 +42,10 @@ const STEP: PerLevel = [3.0, 3.0, 1.0, 3.0, 3.0, 6.0, 6.0];
 /// Floors of the rates.
 const RATE: f64 = 0.005;
 const TABLE_RATE: f64 = 0.01;
-/// Rate and bound of the last correction, which is shared by all experts.
+/// Rate and bound of the last correction, which is shared by all experts. Short leads overlap less
+/// and may be corrected faster.
 const FINAL_RATE: f64 = 0.001;
+const FINAL_RATE_SHORT: f64 = 0.002;
 const FINAL_MAX: f64 = 3.0;
 /// A loss counts at most this many spreads.
 const LOSS_MAX: f64 = 30.0;
@@ -143,6 +145,7 @@ impl Tracker {
                 quantiles[l] += rate * STEP[l] * side;
             }
         }
+        let last_rate = FINAL_RATE + FINAL_RATE_SHORT / (1.0 + self.lead);
         for (l, c) in self.last.iter_mut().enumerate() {
             let side = if z < issued[l] {
                 LEVELS[l] - 1.0
@@ -150,7 +153,7 @@ impl Tracker {
                 LEVELS[l]
             };
             let step = if l == MEDIAN { 0.5 } else { 3.0 };
-            *c = (*c + FINAL_RATE * step * side).clamp(-FINAL_MAX, FINAL_MAX);
+            *c = (*c + last_rate * step * side).clamp(-FINAL_MAX, FINAL_MAX);
         }
         self.weigh();
     }
