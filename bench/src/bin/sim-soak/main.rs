@@ -105,6 +105,7 @@ async fn soak(arguments: &Arguments) -> Result<Vec<String>> {
     let tally = Arc::<Tally>::default();
     // Each kind of user once, so that what is made for the first one only is there before the first look.
     traffic::once(kinds(&world.users()), &tally).await;
+    rude::fill(&world.users()).await?;
     world.settle().await?;
     let samples = Samples::begin(world.proxy(), &tally).await?;
     println!(

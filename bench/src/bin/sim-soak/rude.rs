@@ -19,6 +19,10 @@ use crate::world::{NAME, Users};
 const SIP: usize = 32 * 1_024;
 const PAUSE: Duration = Duration::from_millis(100);
 const SIPPED: usize = 2 * 1_024 * 1_024;
+/// More than any kernel takes for a user who reads nothing.
+const MUCH: usize = 16 * 1_024 * 1_024;
+/// More than twice what two workers keep buffers for.
+const FILLING: usize = 600;
 
 /// What is no request, or has two readings.
 const MALFORMED: &[&[u8]] = &[
@@ -84,6 +88,20 @@ pub(crate) fn kinds(users: &Users) -> Vec<Kind> {
             move || to_the_end(users.secure, MALFORMED[0])
         }),
     ]
+}
+
+/// So many users at once ask for much and take nothing of it, until they leave: each worker of the proxy then keeps as
+/// much memory for the next as it ever will (128 buffers), and what grows from here on grows without an end.
+pub(crate) async fn fill(users: &Users) -> Result<()> {
+    let mut asking = Vec::new();
+    for _ in 0..FILLING {
+        let mut stream = TcpStream::connect(users.clear).await?;
+        let request = format!("GET /pieces/{MUCH} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        asking.push(stream);
+    }
+    sleep(Duration::from_secs(2)).await;
+    Ok(())
 }
 
 /// Reads `take` bytes of the answer, and goes: with a word or, half of the time, without.
