@@ -42,10 +42,18 @@ pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refuse
     // After the table is published: whoever entered by the one before had looked at the clock by then.
     let now_ns = monotonic_ns();
     for old in before.upstreams() {
-        let weight_bp = after.upstream(old.instance).map(|new| new.weight_bp);
-        // One that never had any serves when nothing else is left, and goes on with that.
-        let leaves = weight_bp.is_none() || (weight_bp == Some(0) && old.weight_bp > 0);
-        if leaves && old.live.draining_since_ns() == 0 {
+        // One that listens elsewhere now is another one.
+        let new = after.upstream(old.instance);
+        let new = new.filter(|new| Arc::ptr_eq(&new.live, &old.live));
+        let leaves = match new {
+            // Also what began there after it had lost its weight.
+            None => true,
+            // One that never had any serves when nothing else is left, and goes on with that.
+            Some(new) => {
+                new.weight_bp == 0 && old.weight_bp > 0 && old.live.draining_since_ns() == 0
+            }
+        };
+        if leaves {
             old.live.drains_since(now_ns);
         }
     }
@@ -56,7 +64,7 @@ pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refuse
 }
 
 /// Whether what was picked at `entered_ns` has stayed at `live` for longer than it may.
-fn is_over(live: &InstanceLive, entered_ns: u64, grace_ns: u64, now_ns: u64) -> bool {
+pub(crate) fn is_over(live: &InstanceLive, entered_ns: u64, grace_ns: u64, now_ns: u64) -> bool {
     let since_ns = live.draining_since_ns();
     since_ns > entered_ns && now_ns >= since_ns.saturating_add(grace_ns)
 }

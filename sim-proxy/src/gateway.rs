@@ -50,6 +50,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use waiting::may_switch;
 
 /// Sends each request to an instance.
 pub(crate) struct Gateway {
@@ -219,7 +220,7 @@ impl ProxyHttp for Gateway {
             // A stream may have nothing to say for long. Whoever hangs doesn't answer the pings.
             request.deadline = grpc::deadline(&session.req_header().headers);
             peer.options.read_timeout = request.deadline;
-        } else if !session.is_upgrade_req() {
+        } else if !may_switch(session, dispatch) {
             let limits = &self.workloads.limits;
             let now_ns = attempt.entered_ns();
             if entry.first {
@@ -247,7 +248,9 @@ impl ProxyHttp for Gateway {
             attempt.and_then(|attempt| Connection::of(fd, attempt.address(), digest));
         request.seat = self.seat(session, peer, request);
         request.stay = None;
-        if grpc::is_call(session) || session.is_upgrade_req() {
+        let switches = self.dispatch(request);
+        let switches = switches.is_some_and(|dispatch| may_switch(session, dispatch));
+        if grpc::is_call(session) || switches {
             // They may be silent for as long as they like, and have no deadline.
             self.streams(request);
         }
@@ -422,11 +425,14 @@ impl ProxyHttp for Gateway {
         reused: bool,
     ) -> BError {
         let left = request.seat.take().and_then(|seat| seat.left());
-        if request.has_outstayed() {
+        let cut_with_others = self.is_cut_with_others(request);
+        if request.has_outstayed() || cut_with_others && request.stay.is_some() {
             request.drained = true;
             error.set_retry(false);
             return error;
         }
+        // Their connection is gone: nothing of it may be looked at any more.
+        (request.stay, request.connection) = (None, None);
         if error.esource() != &ErrorSource::Upstream {
             error.set_retry(false);
             return error;
@@ -455,7 +461,12 @@ impl ProxyHttp for Gateway {
         }
         let over = !exchange.answer_begun && self.is_over(request, &error);
         // What is left of the time may have been too little for anybody.
-        let failure = failure.filter(|_| !over || request.tries == 1);
+        let failure = failure.filter(|_| !cut_with_others && (!over || request.tries == 1));
+        if reason == RetryReason::Tls
+            && let Some(tls) = self.dispatch(request).and_then(|own| own.tls.as_ref())
+        {
+            tls.say(monotonic_ns(), &error);
+        }
         let repeatable = exchange.is_repeatable(reason.is_untouched());
         let failed_on = self.attempt_failed(request, reason.into(), failure);
         let elsewhere = self.has_other(request, failed_on);

@@ -8,10 +8,9 @@
 use crate::counters::RetryReason;
 use crate::dial;
 use crate::health::Failure;
-use crate::tls::instances::is_refused as is_refused_tls;
+use crate::tls::instances::{is_refused as is_refused_tls, is_said_to_be_refused};
 use pingora_error::{Error, ErrorType};
 use sim_core::address::Address;
-use std::io::ErrorKind;
 
 /// An error from the instance's side: what it says about the instance and why to try another.
 pub(crate) fn judge(error: &Error, reused: bool) -> (Option<Failure>, RetryReason) {
@@ -43,12 +42,12 @@ fn is_refused(error: &Error) -> bool {
 /// Whether the instance takes no certificate of ours: with TLS 1.3 that is heard of after the handshake.
 fn is_tls_refused(error: &Error) -> bool {
     let cause = error.root_cause();
-    // h2 keeps of such an error but its kind and its text. Nothing but rustls makes one of this kind.
-    let of_h2 = cause
-        .downcast_ref::<h2::Error>()
-        .and_then(h2::Error::get_io);
-    of_h2.is_some_and(|error| error.kind() == ErrorKind::InvalidData)
-        || cause.downcast_ref().is_some_and(is_refused_tls)
+    // Of such an error h2 keeps the words alone.
+    if let Some(error) = cause.downcast_ref::<h2::Error>() {
+        return error.get_io().is_some_and(is_said_to_be_refused);
+    }
+    let error = cause.downcast_ref::<std::io::Error>();
+    error.is_some_and(is_refused_tls)
 }
 
 /// Whether there is a connection, but no TLS.

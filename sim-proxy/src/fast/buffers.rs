@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 /// Bytes that pass at once: more than a socket often has, and no more than stays in the core's own cache.
-const PASS_BYTES: usize = 128 * 1_024;
+const PASS_BYTES: usize = 64 * 1_024;
 /// Room for one read of what comes from a user: a head, and a body of 8 KiB behind it.
 pub(super) const ASKED_BYTES: usize = 12 * 1_024;
 /// Room for one read of an answer: a head, and a body of 64 KiB behind it, so that both pass in one write. It is taken
@@ -33,6 +33,13 @@ impl Buffer {
             self.0 = KEEP.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         &mut self.0
+    }
+
+    /// In memory of its own, no larger than it is: it will be held for long.
+    pub(super) fn fit(&mut self) {
+        let own = self.0.to_vec();
+        self.release();
+        self.0 = own;
     }
 
     /// Adds what is there to read, with room for `bytes`; their number, 0 at the end. While there is nothing it takes no
@@ -115,6 +122,16 @@ pub(super) fn poll_read<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_for_long_takes_no_more_than_it_needs() {
+        let mut held = Buffer::default();
+        held.room().reserve(ANSWERED_BYTES);
+        held.room().extend_from_slice(b"GET");
+        held.fit();
+        assert_eq!((&held[..], held.0.capacity()), (&b"GET"[..], 3));
+        assert!(Buffer::default().room().capacity() >= ANSWERED_BYTES);
+    }
 
     #[test]
     fn what_is_not_needed_goes_to_the_next() {

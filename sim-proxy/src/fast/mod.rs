@@ -300,7 +300,9 @@ impl<'a> Connection<'a> {
                 .extend_from_slice(&self.arrived[head.len..length]);
             self.arrived.consume(length);
             self.begun_ns = None;
-            if !head.switches {
+            if head.switches {
+                question.fit();
+            } else {
                 self.copying = dispatch.mirror.draw(&dispatch.routes, &question);
             }
             let bytes_in = (length - head.len) as u64;

@@ -1,5 +1,7 @@
 //! Requests that are answered here, and the end of their connections.
 
+use super::buffers::Buffer;
+use super::watchdog::Watchdog;
 use super::wire::{self, Got};
 use super::{Connection, Then};
 use crate::clock::monotonic_ns;
@@ -7,6 +9,7 @@ use crate::counters::{Counters, Ending, ErrorSide};
 use crate::limits::Refusal;
 use crate::refusal;
 use pingora_core::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// How long the last bytes of a connection may take to be gone, ns.
 const GOODBYE_NS: u64 = 500_000_000;
@@ -111,25 +114,30 @@ impl<'a> Connection<'a> {
     }
 
     /// Takes what the user is still sending: the kernel would answer it with a reset, which may overtake the page.
-    async fn linger(&mut self, stream: &mut Stream) {
-        if !wire::end(stream, &mut self.watchdog, GOODBYE_NS).await {
+    pub(super) async fn linger(&mut self, stream: &mut Stream) {
+        let bounds = (LINGER_NS, LINGER_BYTES_MAX);
+        linger_at(stream, &mut self.arrived, &mut self.watchdog, bounds).await;
+    }
+}
+
+/// Says at `io` that nothing more comes, and takes what is still sent there, for no longer and no more than that.
+pub(super) async fn linger_at(
+    io: &mut (impl AsyncRead + AsyncWrite + Unpin + ?Sized),
+    taken_up: &mut Buffer,
+    watchdog: &mut Watchdog,
+    (longest_ns, bytes_max): (u64, usize),
+) {
+    if !wire::end(io, watchdog, GOODBYE_NS).await {
+        return;
+    }
+    let deadline_ns = monotonic_ns().saturating_add(longest_ns);
+    let mut taken = 0;
+    while taken < bytes_max {
+        taken_up.consume(usize::MAX);
+        let got = wire::fill(io, taken_up, watchdog, deadline_ns, |_| false);
+        if !matches!(got.await, Got::Bytes) {
             return;
         }
-        let deadline_ns = monotonic_ns().saturating_add(LINGER_NS);
-        let mut taken = 0;
-        while taken < LINGER_BYTES_MAX {
-            self.arrived.consume(usize::MAX);
-            let got = wire::fill(
-                stream,
-                &mut self.arrived,
-                &mut self.watchdog,
-                deadline_ns,
-                |_| false,
-            );
-            if !matches!(got.await, Got::Bytes) {
-                return;
-            }
-            taken += self.arrived.len();
-        }
+        taken += taken_up.len();
     }
 }

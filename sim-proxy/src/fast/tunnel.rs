@@ -6,6 +6,7 @@
 use super::buffers::{Buffer, poll_read};
 use super::exchange::Answered;
 use super::pass::{drained, gone};
+use super::refuse::linger_at;
 use super::{After, Connection, wire};
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
@@ -19,6 +20,9 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+/// How long who is still sending is listened to when the other side has ended, so that it hears the last words, ns.
+const LINGER_NS: u64 = 5_000_000_000;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,8 +197,18 @@ impl Connection<'_> {
             End::Instance | End::User => {
                 // How long it went on says nothing of how fast the instance is.
                 attempt.end(Outcome::Ok, Some(answered_ns));
+                drop(attempt);
                 dispatch.counters.ended(Ending::Ok);
                 self.note.ending = Some(Ending::Ok);
+                self.open = None;
+                // Whoever is still sending must not be answered by a reset, which may overtake the last that was said.
+                drop((down, up));
+                let (bounds, watchdog) = ((LINGER_NS, usize::MAX), &mut self.watchdog);
+                if end == End::Instance {
+                    linger_at(stream, &mut self.arrived, watchdog, bounds).await;
+                } else {
+                    linger_at(&mut instance, &mut Buffer::default(), watchdog, bounds).await;
+                }
                 After::Close
             }
             End::Broken => self.broke(dispatch, attempt, ErrorClass::Reset),

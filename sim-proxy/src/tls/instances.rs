@@ -87,7 +87,8 @@ impl InstanceTlsSettings {
 /// Whether an instance's certificate can be for `name`.
 #[must_use]
 pub fn is_server_name(name: &str) -> bool {
-    ServerName::try_from(name).is_ok()
+    // No host's name has one (RFC 952), and on the general path another name would be asked for.
+    !name.contains('_') && ServerName::try_from(name).is_ok()
 }
 
 /// The configuration key of a workload's table.
@@ -301,22 +302,33 @@ impl Watched for InstanceTls {
 /// Whether `error` says that the instance doesn't take the certificate that it was shown, or none. With TLS 1.3 that
 /// comes when the handshake seems to be over. The instance's service has seen nothing of a request then.
 pub(crate) fn is_refusal(error: &rustls::Error) -> bool {
-    use AlertDescription as A;
     let rustls::Error::AlertReceived(alert) = error else {
         return false;
     };
-    matches!(
-        alert,
-        A::HandshakeFailure
-            | A::BadCertificate
-            | A::UnsupportedCertificate
-            | A::CertificateRevoked
-            | A::CertificateExpired
-            | A::CertificateUnknown
-            | A::UnknownCA
-            | A::AccessDenied
-            | A::CertificateRequired
-    )
+    REFUSALS.contains(alert)
+}
+
+/// The alerts that say so.
+const REFUSALS: [AlertDescription; 9] = {
+    use AlertDescription as A;
+    [
+        A::HandshakeFailure,
+        A::BadCertificate,
+        A::UnsupportedCertificate,
+        A::CertificateRevoked,
+        A::CertificateExpired,
+        A::CertificateUnknown,
+        A::UnknownCA,
+        A::AccessDenied,
+        A::CertificateRequired,
+    ]
+};
+
+/// The same by the words of `error`: HTTP/2's library keeps nothing else of it.
+pub(crate) fn is_said_to_be_refused(error: &io::Error) -> bool {
+    let said = error.to_string();
+    let words = |alert| rustls::Error::AlertReceived(alert).to_string();
+    REFUSALS.into_iter().any(|alert| said == words(alert))
 }
 
 /// The same of what reading came to.

@@ -366,11 +366,20 @@ async fn a_request_without_an_answer_has_its_own_deadline_and_no_grace() {
         .write_all(b"GET /slow HTTP/1.0\r\nHost: a\r\n\r\n")
         .await
         .expect("sent");
-    while ups[0].counts.requests() < 2 {
+    // It is no change of protocol: it goes on as a plain request.
+    let mut upgrading = world.wire().await;
+    let question = b"GET /slow HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+    upgrading.write_all(question).await.expect("sent");
+    while ups[0].counts.requests() < 3 {
         tokio::task::yield_now().await;
     }
     control.publish(&pair(2, &ups, 0)).await;
     assert_eq!(fast.await.expect("no panic"), "i1");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"i1") {
+        let read = upgrading.read_buf(&mut answer).await.expect("open");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+    }
     let mut answer = String::new();
     general.read_to_string(&mut answer).await.expect("the end");
     assert!(answer.ends_with("i1"), "{answer}");
@@ -403,11 +412,16 @@ async fn a_silent_call_ends_after_its_grace_as_unavailable_and_none_that_began_l
     };
     control.publish(&table(1, 1, &lines(10_000))).await;
     let mut client = grpc::connect(&world).await;
-    let mut before = [follow(&mut client).await, follow(&mut client).await];
+    let mut before = vec![follow(&mut client).await, follow(&mut client).await];
+    // Both workers have some, and all share one connection to the instance, which one of the workers ends.
+    for _ in 0..6 {
+        let mut another = grpc::connect(&world).await;
+        before.push(follow(&mut another).await);
+    }
     // Neither has this one an answer yet, nor a deadline.
     let mut waiting = client.clone();
     let waiting = tokio::spawn(async move { waiting.close(v1::CloseRequest {}).await });
-    while service.counts.calls.load(Ordering::SeqCst) < 3 {
+    while service.counts.calls.load(Ordering::SeqCst) < 9 {
         tokio::task::yield_now().await;
     }
     control.publish(&table(1, 2, &lines(0))).await;
@@ -426,6 +440,8 @@ async fn a_silent_call_ends_after_its_grace_as_unavailable_and_none_that_began_l
         .wait_for(|m| m.sum("sim_proxy_in_flight", &["i1"]) == 1.0)
         .await;
     let drained = metrics.sum("sim_proxy_requests_ended_total", &["drained"]);
-    assert_eq!(drained, 3.0);
+    assert_eq!(drained, 9.0);
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &["i1"]), 0.0);
+    let errors = metrics.sum("sim_proxy_instance_errors_total", &["i1"]);
+    assert_eq!(errors, 0.0);
 }

@@ -210,6 +210,7 @@ each_way! {
     nothing_is_asked_again_once_the_protocol_has_changed
     no_two_are_asked_for_one_however_long_it_takes
     a_user_who_is_gone_is_gone_at_the_instance_too
+    the_last_words_of_an_instance_arrive_whatever_the_user_is_still_sending
 }
 
 async fn messages_of_any_size_pass_both_ways_and_the_close_with_its_reason(way: Way) {
@@ -416,4 +417,63 @@ async fn a_user_who_is_gone_is_gone_at_the_instance_too(way: Way) {
         .await;
     assert_eq!(metrics.sum("sim_proxy_in_flight", &["i1"]), 0.0);
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
+}
+
+/// What an instance says before it is gone.
+const LAST_WORDS: usize = 3_000_000;
+
+async fn the_last_words_of_an_instance_arrive_whatever_the_user_is_still_sending(way: Way) {
+    let (world, mut control) = World::start_by(way, &[]);
+    let listener = TcpListener::bind(own_address()).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let instance = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accept");
+        stream.read(&mut [0; 4_096]).await.expect("a question");
+        stream.write_all(&switched(KEY)).await.expect("sent");
+        let (mut coming, mut going) = stream.into_split();
+        let taking = tokio::spawn(async move {
+            let mut taken = vec![0; 65_536];
+            while coming.read(&mut taken).await.is_ok_and(|count| count > 0) {}
+        });
+        going
+            .write_all(&vec![b'.'; LAST_WORDS])
+            .await
+            .expect("sent");
+        going.shutdown().await.expect("the end");
+        taking.await.expect("no panic");
+    });
+    control
+        .publish(&table(1, 1, &[(1, address, 10_000, true)]))
+        .await;
+    let mut wire = world.wire().await;
+    let question = format!(
+        "GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    );
+    wire.write_all(question.as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b".") {
+        assert!(wire.read_buf(&mut answer).await.expect("open") > 0);
+    }
+    let (mut reading, mut writing) = tokio::io::split(wire);
+    let sending = tokio::spawn(async move {
+        // Until nobody takes it any more.
+        while writing.write_all(&[b'!'; 16_384]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut piece = vec![0; 20_000];
+    loop {
+        match reading.read(&mut piece).await.expect("no reset") {
+            0 => break,
+            count => answer.extend_from_slice(&piece[..count]),
+        }
+        // It is still sending when the last of it comes.
+        sleep(Duration::from_micros(100)).await;
+    }
+    let words = answer.iter().filter(|&&byte| byte == b'.').count();
+    // The status line has one of its own.
+    assert_eq!(words, LAST_WORDS + 1);
+    sending.await.expect("no panic");
+    instance.await.expect("no panic");
 }
