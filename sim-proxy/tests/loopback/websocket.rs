@@ -428,7 +428,8 @@ async fn the_last_words_of_an_instance_arrive_whatever_the_user_is_still_sending
     let address = listener.local_addr().expect("bound");
     let instance = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("accept");
-        stream.read(&mut [0; 4_096]).await.expect("a question");
+        let asked = stream.read(&mut [0; 4_096]).await.expect("a question");
+        assert!(asked > 0);
         stream.write_all(&switched(KEY)).await.expect("sent");
         let (mut coming, mut going) = stream.into_split();
         let taking = tokio::spawn(async move {
