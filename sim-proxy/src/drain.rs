@@ -45,15 +45,9 @@ pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refuse
         // One that listens elsewhere now is another one.
         let new = after.upstream(old.instance);
         let new = new.filter(|new| Arc::ptr_eq(&new.live, &old.live));
-        let leaves = match new {
-            // Also what began there after it had lost its weight.
-            None => true,
-            // One that never had any serves when nothing else is left, and goes on with that.
-            Some(new) => {
-                new.weight_bp == 0 && old.weight_bp > 0 && old.live.draining_since_ns() == 0
-            }
-        };
-        if leaves {
+        // One that never had any weight serves when nothing else is left, and goes on with that.
+        let leaves = new.is_none_or(|new| new.weight_bp == 0 && old.weight_bp > 0);
+        if leaves && old.live.draining_since_ns() == 0 {
             old.live.drains_since(now_ns);
         }
     }
