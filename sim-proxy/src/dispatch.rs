@@ -146,7 +146,9 @@ impl Dispatch {
 
     /// Whether a request of which `tries` were made may have another.
     pub(crate) fn may_retry(&self, tries: u8, reason: RetryReason) -> bool {
-        if tries >= self.attempts_max {
+        // What nobody could be connected for was never sent: it doesn't count, once.
+        let unsent = reason == RetryReason::Connect && self.attempts_max > 1;
+        if tries >= self.attempts_max + u8::from(unsent) {
             return false;
         }
         // A hedge is for speed: its first attempt may still have an answer.

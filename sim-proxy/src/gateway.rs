@@ -135,9 +135,9 @@ impl Gateway {
             && dispatch.is_some_and(|dispatch| dispatch.protocol == Protocol::Http2)
     }
 
-    fn has_other(&self, request: &Request, not: Option<InstanceId>) -> bool {
+    fn has_next(&self, request: &Request, not: Option<InstanceId>, stale: bool) -> bool {
         let pair = self.dispatch(request).zip(not);
-        pair.is_some_and(|(dispatch, not)| dispatch.routes.has_other(not))
+        pair.is_some_and(|(dispatch, not)| dispatch.routes.has_next(not, stale))
     }
 
     fn may_retry(&self, request: &Request, reason: RetryReason) -> bool {
@@ -407,7 +407,7 @@ impl ProxyHttp for Gateway {
             RetryReason::Connect
         };
         request.not = self.attempt_failed(request, reason.into(), failure);
-        let elsewhere = self.has_other(request, request.not);
+        let elsewhere = self.has_next(request, request.not, stale);
         request.not = request.not.filter(|_| elsewhere);
         let over = self.is_over(request, &error);
         let possible = !over && may_go_again(reason, true, stale, elsewhere);
@@ -469,7 +469,8 @@ impl ProxyHttp for Gateway {
         }
         let repeatable = exchange.is_repeatable(reason.is_untouched());
         let failed_on = self.attempt_failed(request, reason.into(), failure);
-        let elsewhere = self.has_other(request, failed_on);
+        let stale = reused && reason == RetryReason::Reset;
+        let elsewhere = self.has_next(request, failed_on, stale);
         let possible = !over && may_go_again(reason, repeatable, reused, elsewhere);
         request.not = failed_on.filter(|_| elsewhere);
         error.set_retry(possible && self.may_retry(request, reason));

@@ -292,7 +292,8 @@ impl Proxy {
                 // A connection stays on its thread: 1.4 times the requests per CPU second.
                 work_stealing: false,
                 upstream_keepalive_pool_size: config.upstream.idle_connections_max,
-                max_retries: usize::from(config.retry.attempts_max),
+                // Of those we allow, see `Dispatch::may_retry`.
+                max_retries: usize::from(config.retry.attempts_max) + 1,
                 ..ServerConf::default()
             },
         );

@@ -153,6 +153,13 @@ pub fn has_other(snapshot: &Snapshot, not: InstanceId) -> bool {
     snapshot.upstreams().iter().any(healthy)
 }
 
+/// True where a ready instance other than `not` may answer, though it is ejected: only the kernel's word is certain.
+#[must_use]
+pub fn has_last_resort(snapshot: &Snapshot, not: InstanceId) -> bool {
+    let may_answer = |u: &Upstream| u.ready && u.instance != not && !u.live.is_down();
+    snapshot.upstreams().iter().any(may_answer)
+}
+
 /// Picks where `at`, whose share is met at `place` (2^64 = 1), doesn't get all of it.
 #[cold]
 fn pick_around(snapshot: &Snapshot, place: u64, at: usize, now_ns: u64) -> Option<Pick> {

@@ -24,7 +24,8 @@ use crate::health::{Failure, Standing};
 use crate::live::InstanceLive;
 use crate::overdue::Overdue;
 use crate::pick::{
-    How, Pick, has_other, pick_in_turn, pick_of_session, pick_of_two, pick_other, pick_with_room,
+    How, Pick, has_last_resort, has_other, pick_in_turn, pick_of_session, pick_of_two, pick_other,
+    pick_with_room,
 };
 use crate::policy::Policy;
 use crate::snapshot::{MirrorTo, Snapshot, Upstream};
@@ -353,13 +354,23 @@ impl Routes {
         has_other(&self.current.load(), not)
     }
 
-    /// The same for certain: not for the request path.
+    /// True where a request that failed at `not` has another instance to go to: a healthy one, or else one that is
+    /// ejected, since a request that may fail is better than one that has. Not so where it failed on a connection that
+    /// was `stale`: then the same instance may do by a fresh one, unless the kernel says that it is gone.
+    #[must_use]
+    pub fn has_next(&self, not: InstanceId, stale: bool) -> bool {
+        let snapshot = self.current.load();
+        let is_gone = || snapshot.upstream(not).is_none_or(|u| u.live.is_down());
+        has_other(&snapshot, not) || (!stale || is_gone()) && has_last_resort(&snapshot, not)
+    }
+
+    /// As [`Routes::has_other`], for certain: not for the request path.
     fn has_other_now(&self, not: InstanceId) -> bool {
         let stays = |u: &Upstream| u.ready && u.instance != not && u.live.is_in_now();
         self.current.load().upstreams().iter().any(stays)
     }
 
-    /// The same, and that one has room for it.
+    /// As [`Routes::has_other`], and that one has room for it.
     #[must_use]
     pub fn has_room_beside(&self, not: InstanceId) -> bool {
         let snapshot = self.current.load();

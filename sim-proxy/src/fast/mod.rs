@@ -507,7 +507,8 @@ impl<'a> Connection<'a> {
                     // What is left of the time may have been too little for anybody.
                     let failure = broken.failure.filter(|_| !over || tries == 1);
                     let failed_on = dispatch.attempt_broken(attempt, broken.reason, failure);
-                    let elsewhere = dispatch.routes.has_other(failed_on);
+                    let stale = broken.reused && broken.reason == RetryReason::Reset;
+                    let elsewhere = dispatch.routes.has_next(failed_on, stale);
                     not = elsewhere.then_some(failed_on);
                     question.fresh = broken.reused && !elsewhere;
                     let repeatable = head.idempotent || broken.reason.is_untouched();
