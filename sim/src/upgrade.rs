@@ -44,6 +44,8 @@ pub(crate) struct Upgrades {
     listener: UnixListener,
     hangup: Signal,
     under_way: Option<UnderWay>,
+    /// There was a SIGHUP meanwhile.
+    again: bool,
     relieved: Vec<(u32, Child)>,
 }
 
@@ -70,12 +72,17 @@ impl Upgrades {
             listener,
             hangup: signal(SignalKind::hangup())?,
             under_way: None,
+            again: false,
             relieved: Vec::new(),
         })
     }
 
     /// The next event. May be dropped and asked again.
     pub(crate) async fn next(&mut self) -> Event {
+        if self.again && self.under_way.is_none() {
+            self.again = false;
+            return Event::Asked(None);
+        }
         tokio::select! {
             asked = asked(&self.listener) => Event::Asked(Some(asked)),
             Some(()) = self.hangup.recv() => Event::Asked(None),
@@ -84,11 +91,13 @@ impl Upgrades {
         }
     }
 
-    /// True: whoever asks hears of the one that is under way.
+    /// True: whoever asks hears of the one that is under way. By SIGHUP nobody hears anything, and its successor may have
+    /// read the configuration of before: there is another one after it.
     pub(crate) fn joins(&mut self, asked_by: &mut Option<UnixStream>) -> bool {
         let Some(under_way) = &mut self.under_way else {
             return false;
         };
+        self.again |= asked_by.is_none();
         under_way.asked_by.extend(asked_by.take());
         true
     }
