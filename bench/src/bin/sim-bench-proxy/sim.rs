@@ -135,6 +135,12 @@ pub(crate) fn own_places(
     let proxy = proxy.as_table_mut().context("proxy: not a table")?;
     proxy.insert("listen".to_owned(), users.to_string().into());
     proxy.insert("admin".to_owned(), admin.to_string().into());
+    if let Some(tls) = proxy.get_mut("tls").and_then(Value::as_table_mut) {
+        tls.insert("listen".to_owned(), free_address()?.to_string().into());
+    }
+    // Two can't write one log, and what is measured must not reach whoever gets copies.
+    proxy.remove("access_log");
+    proxy.remove("mirror");
     for server in tables(&mut table, "server") {
         // A port of its own that two runs can't share.
         server.remove("metrics");
@@ -161,6 +167,7 @@ mod tests {
     #[test]
     fn a_users_configuration_keeps_all_but_its_places() {
         let text = "data_dir = \"/var/lib/sim\"\n[proxy]\nlisten = \"0.0.0.0:80\"\nthreads = 2\n\
+                    access_log = { path = \"/var/log/a\" }\nmirror = { to = \"10.0.0.1:1\" }\ntls = { listen = \"0.0.0.0:443\" }\n\
                     [[server]]\nname = \"a\"\ncpus = 4.0\nmetrics = \"127.0.0.1:9\"\n\
                     [[workload]]\nname = \"web\"\nstandby = \"always\"\n[policy]\nstep_ms = 500\n";
         let [users, admin] = [4_711, 4_712].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
@@ -173,6 +180,9 @@ mod tests {
         assert_eq!(one["data_dir"].as_str(), Some("/tmp/a/state"));
         assert_eq!(one["proxy"]["listen"].as_str(), Some("127.0.0.1:4711"));
         assert_eq!(one["proxy"]["threads"].as_integer(), Some(2));
+        assert_ne!(one["proxy"]["tls"]["listen"], two["proxy"]["tls"]["listen"]);
+        let own_alone = |key| one["proxy"].get(key).is_none();
+        assert!(own_alone("access_log") && own_alone("mirror"));
         assert_eq!(one["policy"]["step_ms"].as_integer(), Some(500));
         assert_eq!(one["server"][0]["cpus"].as_float(), Some(4.0));
         assert!(one["server"][0].get("metrics").is_none());
