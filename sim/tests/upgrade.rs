@@ -143,6 +143,31 @@ impl Drop for Role {
     }
 }
 
+/// The cgroup of a configuration. Nodes share it, and none of them takes it away: that is for `sim run`, where there is one.
+struct Group(String);
+
+impl Group {
+    fn of(config: &Path) -> Self {
+        let text = std::fs::read_to_string(config).expect("readable");
+        let name = text.split("cgroup = \"").nth(1);
+        let name = name.and_then(|rest| rest.split('"').next());
+        Self(name.expect("a cgroup").to_owned())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // In whatever hierarchies it is; without root it is in none.
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+        let places = hierarchies
+            .flatten()
+            .map(|entry| entry.path().join(&self.0));
+        for place in places.chain([Path::new("/sys/fs/cgroup").join(&self.0)]) {
+            std::fs::remove_dir(place).ok();
+        }
+    }
+}
+
 /// Asks on one connection, until it is told that this was the last time.
 fn ask_until_told(users: SocketAddr) {
     let mut stream = TcpStream::connect(users).expect("connected");
@@ -277,6 +302,7 @@ fn a_hangup_is_an_upgrade() {
 fn a_proxy_takes_over_from_another_where_there_is_no_run() {
     let dir = tempfile::tempdir().expect("dir");
     let (config, users) = configure(dir.path());
+    let _group = Group::of(&config);
     let _control = Role::start(&["control"], &config);
     let _node = Role::start(&["node", "--server", "a"], &config);
     let mut present = Role::start(&["proxy"], &config);
