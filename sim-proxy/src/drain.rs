@@ -240,9 +240,13 @@ mod tests {
     }
 
     fn put(routes: &Routes, generation: u64, lines: &[(u64, u16)]) {
+        put_at(1, routes, generation, lines);
+    }
+
+    fn put_at(port: u16, routes: &Routes, generation: u64, lines: &[(u64, u16)]) {
         let shares = lines.iter().map(|&(id, weight_bp)| Share {
             instance: InstanceId(id),
-            address: ([127, 0, 0, 1], 1).into(),
+            address: ([127, 0, 0, 1], port).into(),
             weight_bp,
             ready: true,
         });
@@ -278,6 +282,17 @@ mod tests {
         assert!(!drains(&first) && !drains(&second));
         put(&routes, 5, &[(1, 10_000)]);
         assert!(drains(&second));
+    }
+
+    #[test]
+    fn who_listens_elsewhere_is_another_one_and_drains_where_it_was() {
+        let routes = Routes::new(name(), EjectSettings::default());
+        put_at(1, &routes, 1, &[(1, 10_000)]);
+        let before = live(&routes, 1);
+        put_at(2, &routes, 2, &[(1, 10_000)]);
+        assert!(before.draining_since_ns() > 0);
+        let now = routes.snapshot().upstreams()[0].live.clone();
+        assert_eq!(now.draining_since_ns(), 0);
     }
 
     #[test]
