@@ -40,6 +40,7 @@ mod kalman;
 mod output;
 mod reference;
 mod season;
+pub mod service;
 mod shift;
 
 use alloc::{collections::VecDeque, vec::Vec};

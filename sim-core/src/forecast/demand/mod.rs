@@ -14,6 +14,9 @@
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
 //!   is trusted at each level.
 //!
+//! * `intake` makes samples of the grid out of raw ones, `units` follows a change of their unit; [`DemandSeries`]
+//!   holds both before the forecaster.
+//!
 //! One configuration serves every series: all that depends on a series follows from its interval,
 //! its bounds and its samples. Each sample costs the same, however many came before. No clock, no chance, no
 //! function of the processor's own: the same samples give the same bits everywhere.
@@ -32,11 +35,14 @@
 
 mod engine;
 mod history;
+pub mod intake;
 mod lags;
 mod regression;
+mod series;
 mod smoothing;
 mod structural;
 mod tracker;
+mod units;
 mod volatility;
 
 use alloc::{vec, vec::Vec};
@@ -45,7 +51,10 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{ForecastStep, LEVELS};
 use engine::Engine;
+pub use intake::SampleKind;
+pub use series::DemandSeries;
 use tracker::{EXPERTS, POINTS};
+use units::{SCALE_MAX, SCALE_MIN};
 
 const DAY_S: u32 = 86_400;
 const HOUR_S: u32 = 3_600;
@@ -197,7 +206,12 @@ impl DemandForecaster {
         sizes.sort_unstable_by(f64::total_cmp);
         let (middle, mean) = (sizes[n / 2], sum / n as f64);
         // A series that is mostly zero has a median that says nothing.
-        let scale = middle.max(0.5 * mean).max(f64::MIN_POSITIVE);
+        let scale = middle.max(0.5 * mean);
+        if scale == 0.0 {
+            // Nothing but zeros: any scale is right.
+            return false;
+        }
+        let scale = scale.clamp(SCALE_MIN, SCALE_MAX);
         let late = self.observed > 2 * self.day as u64;
         let factor = if late {
             RESCALE_FACTOR_LATE
