@@ -6,6 +6,7 @@ pub mod control;
 pub mod load;
 pub mod open_loop;
 pub mod peers;
+pub mod secure;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;

@@ -11,6 +11,7 @@ mod shared;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::Pid;
+use rustls::ClientConfig;
 use sim_tests::load::arrivals::{Arrivals, Constant};
 
 pub use shared::SharedPlan;
@@ -53,6 +55,8 @@ pub struct Plan {
     pub patience: Duration,
     /// The core to stay on.
     pub cpu: Option<usize>,
+    /// Over TLS, by this; none is in the clear.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Plan {
@@ -71,6 +75,7 @@ impl Plan {
             connections_max: 1_024,
             patience: Duration::from_secs(10),
             cpu: None,
+            tls: None,
         }
     }
 
@@ -83,6 +88,15 @@ impl Plan {
         let request = format!("{head}20\r\n{piece}\r\n20\r\n{piece}\r\n0\r\n\r\n");
         Self {
             request: request.into_bytes(),
+            ..self
+        }
+    }
+
+    /// Over TLS, trusting whom `users` trusts.
+    #[must_use]
+    pub fn over_tls(self, users: Arc<ClientConfig>) -> Self {
+        Self {
+            tls: Some(users),
             ..self
         }
     }
@@ -224,7 +238,8 @@ impl Loop {
 
     fn connect(&mut self, slot: usize) -> io::Result<Connection> {
         self.generation = self.generation.wrapping_add(1);
-        let connection = Connection::open(self.plan.target, self.generation)?;
+        let connection =
+            Connection::open(self.plan.target, self.generation, self.plan.tls.as_ref())?;
         let mark = u64::from(self.generation) << 32 | slot as u64;
         let interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, mark);
         self.epoll.add(connection.stream(), interest)?;

@@ -1,7 +1,12 @@
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use super::*;
+use crate::secure::Certificate;
 
 /// Serves each connection on a thread of its own by `answer`, which is told how many requests came before.
 fn serve(answer: impl Fn(&mut TcpStream, usize) -> bool + Copy + Send + 'static) -> SocketAddr {
@@ -109,4 +114,54 @@ fn a_connection_closed_between_two_requests_is_counted_and_replaced() {
     let taken = plan.run().expect("it runs");
     assert!(taken.shots.len() > 1);
     assert!(taken.closed_idle > 0 || taken.failed() > 0);
+}
+
+#[test]
+fn over_tls_answers_of_several_records_are_read_whole_and_strangers_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let certificate = Certificate::new(folder.path()).expect("made");
+    let chain = CertificateDer::from_pem_file(&certificate.chain).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(&certificate.key).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![chain], key)
+        .expect("they fit");
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = ServerConnection::new(config.clone()).expect("a connection");
+            let mut tls = StreamOwned::new(connection, stream.expect("a connection"));
+            std::thread::spawn(move || {
+                let body = "x".repeat(40_000);
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 40000\r\n\r\n{body}");
+                let mut seen = Vec::new();
+                let mut byte = [0];
+                // Its end is that of the connection.
+                while tls.read_exact(&mut byte).is_ok() {
+                    seen.extend(byte);
+                    if seen.ends_with(b"\r\n\r\n") {
+                        seen.clear();
+                        tls.write_all(answer.as_bytes()).expect("written");
+                    }
+                }
+            });
+        }
+    });
+    let span = Duration::from_millis(300);
+    let plan = plan(target, 100.0, span);
+    let taken = plan.clone().over_tls(certificate.users.clone()).run();
+    let taken = taken.expect("it runs");
+    assert!(taken.shots.len() > 10);
+    assert_eq!((taken.failed(), taken.closed_idle), (0, 0));
+
+    let other = tempfile::tempdir().expect("a folder");
+    let stranger = Certificate::new(other.path()).expect("made");
+    plan.over_tls(stranger.users)
+        .run()
+        .expect_err("it trusts somebody else");
 }

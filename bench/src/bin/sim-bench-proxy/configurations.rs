@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use bench::peers::Peers;
+use bench::secure::Certificate;
 
 /// An nginx that answers without a look at a file, or with one of `/size/BYTES`, and says its number.
 pub(crate) fn instance(peers: &Peers, at: &Path, listen: &str, number: u64) -> Result<Command> {
@@ -63,6 +64,8 @@ fn temp_paths(at: &Path, name: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Users {
     Http1,
+    /// HTTP/1.1 over TLS.
+    Tls,
     /// In clear text, by prior knowledge; the instance speaks HTTP/1.1.
     Http2,
     /// The same, and the instance is one of gRPC.
@@ -80,6 +83,8 @@ pub(crate) struct Behind {
     pub(crate) users: Users,
     /// Its instances are checked and its weights may change while it runs.
     pub(crate) may_reload: bool,
+    /// Where it listens for users over TLS besides, where it can.
+    pub(crate) secure: Option<(SocketAddr, Certificate)>,
 }
 
 impl Behind {
@@ -90,6 +95,7 @@ impl Behind {
             try_timeout_s: 60,
             users,
             may_reload: false,
+            secure: None,
         }
     }
 }
@@ -116,13 +122,20 @@ pub(crate) fn nginx(
     behind: &Behind,
 ) -> Result<Command> {
     let temp = temp_paths(at, "nginx");
+    let secure = behind
+        .secure
+        .as_ref()
+        .map_or_else(String::new, |(listen, of)| {
+            let (chain, key) = (of.chain.display(), of.key.display());
+            format!("listen {listen} ssl backlog=4096; ssl_certificate {chain}; ssl_certificate_key {key}; ")
+        });
     let configuration = format!(
         "daemon off; master_process {master}; worker_processes 1; error_log stderr crit; pid {at}/nginx.pid; \
          worker_rlimit_nofile 20000; events {{ worker_connections 16000; }} \
          http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 3600; tcp_nodelay on; {temp} \
          upstream u {{ include {upstreams}; \
          keepalive 256; keepalive_requests 1000000000; keepalive_timeout 3600s; }} \
-         server {{ listen {address} backlog=4096; location / {{ proxy_pass http://u; proxy_http_version 1.1; \
+         server {{ listen {address} backlog=4096; {secure}location / {{ proxy_pass http://u; proxy_http_version 1.1; \
          proxy_set_header Connection ''; proxy_set_header Host $host; \
          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; \
          proxy_connect_timeout 1s; proxy_read_timeout {timeout}s; proxy_next_upstream error timeout; \
@@ -155,6 +168,15 @@ pub(crate) fn haproxy(
     } else {
         (String::new(), "")
     };
+    let secure = behind
+        .secure
+        .as_ref()
+        .map_or_else(String::new, |(listen, of)| {
+            format!(
+                "  bind {listen} ssl crt {} backlog 4096\n",
+                of.both.display()
+            )
+        });
     let configuration = format!(
         "global\n  nbthread 1\n  maxconn 9000\n{socket}\
          defaults\n  mode http\n  timeout connect 1s\n  timeout client 3600s\n  timeout server {timeout}s\n\
@@ -162,7 +184,7 @@ pub(crate) fn haproxy(
          \x20 timeout http-keep-alive 3600s\n  option http-keep-alive\n  http-reuse always\n  retries 2\n\
          \x20 option redispatch 1\n  option forwardfor\n\
          \x20 retry-on conn-failure empty-response response-timeout\n\
-         frontend f\n  bind {address} backlog 4096\n  default_backend b\n\
+         frontend f\n  bind {address} backlog 4096\n{secure}  default_backend b\n\
          backend b\n  balance roundrobin\n  option httpchk GET /\n\
          \x20 default-server pool-max-conn -1 pool-purge-delay 3600s check inter 1s fall 2 rise 2{checks}\n{servers}",
         timeout = behind.try_timeout_s,
@@ -261,11 +283,11 @@ static_resources:
 "#,
         users = socket(address),
         upstream = match behind.users {
-            Users::Http1 | Users::Http2 => "",
+            Users::Http1 | Users::Tls | Users::Http2 => "",
             Users::Grpc => ENVOY_HTTP2,
         },
         codec = match behind.users {
-            Users::Http1 => "HTTP1",
+            Users::Http1 | Users::Tls => "HTTP1",
             // By what a connection begins with: it is asked by HTTP/1.1 first whether it serves.
             Users::Http2 | Users::Grpc => "AUTO",
         },

@@ -151,7 +151,7 @@ impl Running {
         let (at, address, upstream) = (folder.path(), free_address()?, free_address()?);
         let listen = upstream.to_string();
         let instance = match users {
-            Users::Http1 | Users::Http2 => instance(peers, at, &listen, 1)?,
+            Users::Http1 | Users::Tls | Users::Http2 => instance(peers, at, &listen, 1)?,
             Users::Grpc => grpc_instance(&listen)?,
         };
         let instance = spawn("instance", instance)?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use bench::free_address;
+use bench::secure::Certificate;
 use sim_tests::world::process::Guarded;
 use toml::{Table, Value};
 
@@ -146,6 +147,27 @@ pub(crate) fn own_places(
         server.remove("metrics");
     }
     Ok(table)
+}
+
+/// Its users come over TLS too.
+pub(crate) fn serve_over_tls(
+    table: &mut Table,
+    listen: SocketAddr,
+    certificate: &Certificate,
+) -> Result<()> {
+    let proxy = table.get_mut("proxy").and_then(Value::as_table_mut);
+    let files = [("chain", &certificate.chain), ("key", &certificate.key)];
+    let files = files.map(|(key, file)| (key.to_owned(), file.display().to_string().into()));
+    let tls = [
+        ("listen".to_owned(), listen.to_string().into()),
+        (
+            "certificate".to_owned(),
+            Value::Array(vec![Table::from_iter(files).into()]),
+        ),
+    ];
+    let proxy = proxy.context("no table `proxy`")?;
+    proxy.insert("tls".to_owned(), Table::from_iter(tls).into());
+    Ok(())
 }
 
 /// Nothing is moved while it is measured.

@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bench::free_address;
 use bench::peers::Peers;
+use bench::secure::Certificate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_tests::world::process::Guarded;
 
+use super::{Load, Method};
 use crate::configurations::{Behind, Users, envoy, grpc_instance, haproxy, instance, nginx};
 use crate::contender::Contender;
 use crate::processes::{OTHER_CPU, PROXY_CPU, await_answer, pin_all, spawn};
@@ -41,11 +44,16 @@ impl Duo {
         let folder = tempfile::tempdir()?;
         let at = folder.path();
         let (users, first, second) = (free_address()?, free_address()?, free_address()?);
+        let secure = match speaking {
+            Users::Tls => Some((free_address()?, Certificate::new(at)?)),
+            Users::Http1 | Users::Http2 | Users::Grpc => None,
+        };
         let behind = Behind {
             instances: vec![(first, weights[0]), (second, weights[1])],
             try_timeout_s: 2,
             users: speaking,
             may_reload: true,
+            secure,
         };
         let instances = [(first, 1), (second, 2)].map(|(address, number)| -> Result<Guarded> {
             start_instance(peers, at, speaking, address, number)
@@ -67,6 +75,11 @@ impl Duo {
             _second: second?,
             folder,
         })
+    }
+
+    /// The load of its users.
+    pub(super) fn plan(&self, method: Method, rate_hz: f64, span: Duration) -> Load {
+        method.plan(self.users, self.behind.secure.as_ref(), rate_hz, span)
     }
 
     pub(super) fn first(&self) -> Result<Pid> {
@@ -100,7 +113,7 @@ fn start_instance(
 ) -> Result<Guarded> {
     let listen = address.to_string();
     let command = match users {
-        Users::Http1 | Users::Http2 => instance(peers, at, &listen, number)?,
+        Users::Http1 | Users::Tls | Users::Http2 => instance(peers, at, &listen, number)?,
         Users::Grpc => {
             let mut command = grpc_instance(&listen)?;
             command.env("SIM_INSTANCE", number.to_string());

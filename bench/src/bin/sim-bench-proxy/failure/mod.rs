@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow};
 use bench::open_loop::{Plan, SharedPlan, Shot, Taken};
 use bench::peers::Peers;
 use bench::round_to;
+use bench::secure::Certificate;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Map, Value, json};
 
@@ -49,6 +50,8 @@ const COMPARED: [Contender; 4] = [
 enum Method {
     Get,
     ChunkedPost,
+    /// By HTTP/1.1 over TLS.
+    TlsGet,
     /// Over HTTP/2, several at a time on a connection.
     Http2Get,
     GrpcCall,
@@ -56,9 +59,10 @@ enum Method {
 
 impl Method {
     /// With what its figures end.
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::Get, ""),
         (Self::ChunkedPost, "_chunked_post"),
+        (Self::TlsGet, "_tls"),
         (Self::Http2Get, "_http2"),
         (Self::GrpcCall, "_grpc"),
     ];
@@ -66,6 +70,7 @@ impl Method {
     fn users(self) -> Users {
         match self {
             Self::Get | Self::ChunkedPost => Users::Http1,
+            Self::TlsGet => Users::Tls,
             Self::Http2Get => Users::Http2,
             Self::GrpcCall => Users::Grpc,
         }
@@ -75,15 +80,28 @@ impl Method {
     fn contenders(self) -> &'static [Contender] {
         match self {
             Self::Get | Self::ChunkedPost => &COMPARED,
+            Self::TlsGet => &COMPARED_OVER_TLS,
             Self::Http2Get | Self::GrpcCall => &COMPARED_BY_HTTP2,
         }
     }
 
-    fn plan(self, target: SocketAddr, rate_hz: f64, span: Duration) -> Load {
+    /// Asks at `clear`, or where users are served over TLS.
+    fn plan(
+        self,
+        clear: SocketAddr,
+        secure: Option<&(SocketAddr, Certificate)>,
+        rate_hz: f64,
+        span: Duration,
+    ) -> Load {
+        if let Some((target, certificate)) = secure {
+            let plan = Plan::get(*target, "/", rate_hz, span);
+            return plan.over_tls(certificate.users.clone()).into();
+        }
+        let target = clear;
         let plan = Plan::get(target, "/", rate_hz, span);
         let shared = SharedPlan::get(target, "/", rate_hz, span);
         match self {
-            Self::Get => plan.into(),
+            Self::Get | Self::TlsGet => plan.into(),
             Self::ChunkedPost => plan.post_chunked("/").into(),
             Self::Http2Get => Load::Shared(shared),
             Self::GrpcCall => Load::Shared(shared.calling("/bench.Echo/Call")),
@@ -103,6 +121,9 @@ impl From<Plan> for Load {
         Self::Own(plan)
     }
 }
+
+/// Who of them is set up for TLS here.
+const COMPARED_OVER_TLS: [Contender; 3] = [Contender::Sim, Contender::Nginx, Contender::Haproxy];
 
 /// Who of them speaks HTTP/2 in clear text on either side.
 const COMPARED_BY_HTTP2: [Contender; 2] = [Contender::Sim, Contender::Envoy];
@@ -197,7 +218,7 @@ fn milliseconds(span: Duration) -> f64 {
 fn kill_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
     let mut duo = Duo::start(contender, peers, method.users())?;
     let span = BEFORE + DEAD + AFTER_DEAD;
-    let (_, load) = begin(method.plan(duo.users, KILL_HZ, span))?;
+    let (_, load) = begin(duo.plan(method, KILL_HZ, span))?;
     duo.kill_first();
     std::thread::sleep(DEAD);
     duo.restart_first(peers)?;
@@ -230,7 +251,7 @@ fn back(taken: &Taken, restarted: Instant) -> Option<Duration> {
 fn stop_one(contender: Contender, peers: &Peers, method: Method) -> Result<Value> {
     let duo = Duo::start(contender, peers, method.users())?;
     let span = BEFORE + STOPPED + AFTER_STOPPED;
-    let (_, load) = begin(method.plan(duo.users, STOP_HZ, span))?;
+    let (_, load) = begin(duo.plan(method, STOP_HZ, span))?;
     kill(duo.first()?, Signal::SIGSTOP)?;
     std::thread::sleep(STOPPED);
     kill(duo.first()?, Signal::SIGCONT)?;

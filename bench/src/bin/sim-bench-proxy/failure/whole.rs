@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bench::free_address;
 use bench::open_loop::Taken;
+use bench::secure::Certificate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -17,8 +18,8 @@ use sim_tests::load::request::client;
 use tokio::runtime::Runtime;
 
 use super::{
-    AFTER_DEAD, AFTER_STOPPED, BEFORE, DEAD, KILL_HZ, Method, STOP_HZ, STOPPED, begin, finish,
-    milliseconds, noticed,
+    AFTER_DEAD, AFTER_STOPPED, BEFORE, DEAD, KILL_HZ, Load, Method, STOP_HZ, STOPPED, begin,
+    finish, milliseconds, noticed,
 };
 use crate::configurations::Users;
 use crate::sim;
@@ -32,6 +33,7 @@ pub(super) struct Whole {
     sim: Sim,
     journal: Journal,
     users: SocketAddr,
+    secure: Option<(SocketAddr, Certificate)>,
     admin: SocketAddr,
     clock: Clock,
     primary: u64,
@@ -46,10 +48,15 @@ impl Whole {
         let (users, admin) = (free_address()?, free_address()?);
         let config = at.join("sim.toml");
         let text = sim::two_servers(at, method.users() == Users::Grpc)?;
-        std::fs::write(
-            &config,
-            sim::own_places(&text, at, users, admin)?.to_string(),
-        )?;
+        let mut table = sim::own_places(&text, at, users, admin)?;
+        let secure = match method.users() {
+            Users::Tls => Some((free_address()?, Certificate::new(at)?)),
+            Users::Http1 | Users::Http2 | Users::Grpc => None,
+        };
+        if let Some((listen, certificate)) = &secure {
+            sim::serve_over_tls(&mut table, *listen, certificate)?;
+        }
+        std::fs::write(&config, table.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -71,11 +78,16 @@ impl Whole {
             sim,
             journal,
             users,
+            secure,
             admin,
             clock,
             primary,
             _folder: folder,
         })
+    }
+
+    fn plan(&self, method: Method, rate_hz: f64, span: Duration) -> Load {
+        method.plan(self.users, self.secure.as_ref(), rate_hz, span)
     }
 
     fn pid(&self) -> Result<Pid> {
@@ -89,7 +101,7 @@ impl Whole {
     pub(super) fn kill(mut self, method: Method) -> Result<Value> {
         let pid = self.pid()?;
         let span = BEFORE + DEAD + AFTER_DEAD;
-        let (_, load) = begin(method.plan(self.users, KILL_HZ, span))?;
+        let (_, load) = begin(self.plan(method, KILL_HZ, span))?;
         kill(pid, Signal::SIGKILL)?;
         let killed = Instant::now();
         // Till the proxy's table is without it, and the control plane has forgotten it.
@@ -148,7 +160,7 @@ impl Whole {
     pub(super) fn stop(self, method: Method) -> Result<Value> {
         let pid = self.pid()?;
         let span = BEFORE + STOPPED + AFTER_STOPPED;
-        let (_, load) = begin(method.plan(self.users, STOP_HZ, span))?;
+        let (_, load) = begin(self.plan(method, STOP_HZ, span))?;
         kill(pid, Signal::SIGSTOP)?;
         std::thread::sleep(STOPPED);
         // It may have been ended meanwhile: who doesn't answer is replaced.
