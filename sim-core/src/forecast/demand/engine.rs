@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::history::{
     ANALOG_LONG, ANALOG_PERIOD, ANALOG_SHAPE, DAY_SAME, FEATURES, Features, History,
 };
+use super::ingredients::Ingredients;
 use super::regression::{Regression, Tuning};
 use super::smoothing::HoltWinters;
 use super::structural::Structural;
 use super::tracker::{POINTS, PerLevel, Table, Tracker, Views};
 use super::volatility::{OneStep, Reading, Volatility};
+use super::{smoothing, structural};
 use crate::forecast::output::LEVELS;
 
 /// Knots at most.
@@ -134,6 +136,7 @@ pub(super) struct Engine {
     one_step: OneStep,
     knots: Vec<Knot>,
     day: usize,
+    ingredients: Ingredients,
 }
 
 /// Leads spread evenly by their logarithms, from 1 to the horizon.
@@ -148,7 +151,7 @@ fn leads(horizon: usize) -> Vec<usize> {
 
 impl Engine {
     /// For series with `day` steps a day and `hour` steps an hour, up to `horizon` steps ahead.
-    pub(super) fn new(day: usize, hour: usize, horizon: usize) -> Self {
+    pub(super) fn new(day: usize, hour: usize, horizon: usize, ingredients: Ingredients) -> Self {
         let leads = leads(horizon);
         let knot = |&lead: &usize| {
             let memory = (MEMORY_DAYS * day as f64 + 4.0 * lead as f64).max(MEMORY_MIN);
@@ -162,18 +165,19 @@ impl Engine {
                 lead,
                 regression: Regression::new(&[0.0; FEATURES], tuning),
                 volatility: Volatility::new(lead, day),
-                tracker: Tracker::new(lead),
+                tracker: Tracker::new(lead, ingredients),
                 pending: vec![Pending::empty(); lead],
             }
         };
         Self {
             history: History::new(day, hour, &leads),
-            structural: Structural::new(day),
-            holt_winters: HoltWinters::new(day),
+            structural: Structural::new(day, structural::TUNING),
+            holt_winters: HoltWinters::new(day, smoothing::TUNING),
             one_step: OneStep::new(day),
             knots: leads.iter().map(knot).collect(),
             leads,
             day,
+            ingredients,
         }
     }
 
@@ -186,7 +190,7 @@ impl Engine {
         for knot in &mut self.knots {
             knot.regression.reset(&[0.0; FEATURES]);
             knot.volatility.reset();
-            knot.tracker = Tracker::new(knot.lead);
+            knot.tracker = Tracker::new(knot.lead, self.ingredients);
             knot.pending.fill(Pending::empty());
         }
     }
@@ -242,7 +246,8 @@ impl Engine {
         for j in 0..self.knots.len() {
             let lead = self.knots[j].lead;
             let features = self.history.features(lead, j);
-            let value = self.knots[j].regression.predict(&features);
+            let seen = self.seen(&features);
+            let value = self.knots[j].regression.predict(&seen);
             let (moment, apart) = self.moment(lead, j, &features, value);
             let reading = self.reading(j, lead, apart);
             let views = moment.views(reading.spread);
@@ -254,7 +259,7 @@ impl Engine {
                 z,
                 unit: moment.unit,
                 daily: moment.daily,
-                features: features.map(|x| x as f32),
+                features: seen.map(|x| x as f32),
                 points: moment.points.map(|p| (p - z) as f32),
                 issued: issued.map(|q| (q - z) as f32),
                 analogs: moment.analogs.map(|q| (q - z) as f32),
@@ -332,9 +337,23 @@ impl Engine {
     fn reading(&self, j: usize, lead: usize, apart: [f64; 3]) -> Reading {
         let h = &self.history;
         let (moved, _) = h.moves();
-        self.knots[j]
-            .volatility
-            .read(&self.one_step, h.slot(lead), moved, apart, h.spread())
+        let mut reading =
+            self.knots[j]
+                .volatility
+                .read(&self.one_step, h.slot(lead), moved, apart, h.spread());
+        if !self.ingredients.has(Ingredients::VOLATILITY) {
+            reading.spread = reading.usual;
+        }
+        reading
+    }
+
+    /// What the regressions are shown of the features.
+    fn seen(&self, features: &Features) -> Features {
+        let mut seen = *features;
+        if !self.ingredients.has(Ingredients::ANALOGS) {
+            seen[ANALOG_SHAPE..].fill(0.0);
+        }
+        seen
     }
 
     /// Brings quantiles into the range and in order.
@@ -353,7 +372,8 @@ impl Engine {
         let lead = lead.clamp(1, self.history.horizon());
         let next = self.leads.iter().position(|&l| l >= lead).unwrap_or(0);
         let features = self.history.features(lead, next);
-        let says = |j: usize| self.knots[j].regression.predict(&features);
+        let seen = self.seen(&features);
+        let says = |j: usize| self.knots[j].regression.predict(&seen);
         let at = |j: usize, moment: &Moment, apart: [f64; 3]| {
             let reading = self.reading(j, lead, apart);
             self.settle(self.knots[j].tracker.combine(&moment.views(reading.spread)))

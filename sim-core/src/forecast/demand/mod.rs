@@ -35,8 +35,11 @@
 
 mod engine;
 mod history;
+mod ingredients;
 pub mod intake;
 mod lags;
+#[cfg(test)]
+mod oracle;
 mod regression;
 mod series;
 mod smoothing;
@@ -51,6 +54,7 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{ForecastStep, LEVELS};
 use engine::Engine;
+pub use ingredients::Ingredients;
 pub use intake::SampleKind;
 pub use series::DemandSeries;
 use tracker::{EXPERTS, POINTS};
@@ -66,7 +70,7 @@ const HORIZON_HOURS: u32 = 6;
 /// Values beyond this, either way, are read as this.
 const VALUE_MAX: f64 = 1e15;
 /// Layout of the serialised state.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Samples before the scale is first chosen anew.
 const RESCALE_FIRST: u64 = 4;
 /// A scale that is off by less than this factor is left alone.
@@ -107,6 +111,7 @@ impl Default for DemandConfig {
 pub struct DemandForecaster {
     version: u32,
     config: DemandConfig,
+    ingredients: Ingredients,
     horizon: usize,
     day: usize,
     engine: Engine,
@@ -124,6 +129,11 @@ pub struct DemandForecaster {
 impl DemandForecaster {
     /// A forecaster that has seen nothing.
     pub fn new(config: DemandConfig) -> Self {
+        Self::with_ingredients(config, Ingredients::ALL)
+    }
+
+    /// One that does without some of its parts, to find out what they are worth.
+    pub fn with_ingredients(config: DemandConfig, ingredients: Ingredients) -> Self {
         let interval = config.interval_s.clamp(INTERVAL_MIN_S, INTERVAL_MAX_S);
         let day = (DAY_S / interval) as usize;
         let hour = (HOUR_S / interval).max(1) as usize;
@@ -131,11 +141,12 @@ impl DemandForecaster {
             0 => (HORIZON_HOURS * HOUR_S / interval).max(1) as usize,
             steps => (steps as usize).min(day),
         };
-        let engine = Engine::new(day, hour, horizon);
+        let engine = Engine::new(day, hour, horizon, ingredients);
         let capacity = engine.history().capacity();
         Self {
             version: VERSION,
             config,
+            ingredients,
             horizon,
             day,
             engine,
@@ -185,7 +196,7 @@ impl DemandForecaster {
             }
         }
         self.engine
-            .observe(sample.map(|y| libm::asinh(y / self.scale)));
+            .observe(sample.map(|y| inward(self.ingredients, y / self.scale)));
     }
 
     /// Chooses the scale anew from all samples, as long as all of them are held. If it has changed,
@@ -224,7 +235,8 @@ impl DemandForecaster {
         self.scale = scale;
         self.engine.reset();
         for &y in &self.raw[..count] {
-            self.engine.observe(y.map(|y| libm::asinh(y / scale)));
+            self.engine
+                .observe(y.map(|y| inward(self.ingredients, y / scale)));
         }
         true
     }
@@ -246,7 +258,7 @@ impl DemandForecaster {
     }
 
     fn value(&self, z: f64) -> f64 {
-        let y = libm::sinh(z) * self.scale;
+        let y = outward(self.ingredients, z) * self.scale;
         let y = self.config.upper.map_or(y, |upper| y.min(upper));
         let lower = self.config.lower.or((!self.negative_seen).then_some(0.0));
         lower
@@ -293,6 +305,23 @@ impl DemandForecaster {
     /// Forecasts that were scored one step ahead.
     pub fn scored(&self) -> u64 {
         self.engine.scored()
+    }
+}
+
+/// A scaled sample as the experts see it, and back.
+fn inward(ingredients: Ingredients, y: f64) -> f64 {
+    if ingredients.has(Ingredients::TRANSFORM) {
+        libm::asinh(y)
+    } else {
+        y
+    }
+}
+
+fn outward(ingredients: Ingredients, z: f64) -> f64 {
+    if ingredients.has(Ingredients::TRANSFORM) {
+        libm::sinh(z)
+    } else {
+        z
     }
 }
 

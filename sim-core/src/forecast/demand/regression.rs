@@ -163,6 +163,7 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::oracle::Oracle;
     use super::*;
 
     const TUNING: Tuning = Tuning {
@@ -207,6 +208,31 @@ mod tests {
         let expected = [1.0 - 1.0 / 6.0, -2.0 / 6.0, 1.0 - 4.0 / 6.0];
         for (p, e) in r.covariance.iter().zip(expected) {
             assert!((p - e).abs() < 1e-15, "{:?}", r.covariance);
+        }
+    }
+
+    #[test]
+    fn predictions_and_coefficients_are_those_of_statsmodels() {
+        let table = Oracle::read(include_str!("../../../tests/oracle/regression.csv"));
+        let n = table.len("coefficient");
+        let tuning = Tuning {
+            prior: table.get("prior", 0),
+            keep: 1.0,
+            // No error is clipped.
+            clip: 1e15,
+            trace_max: 10.0,
+        };
+        let start: Vec<f64> = (0..n as u64).map(|i| table.get("start", i)).collect();
+        let mut r = Regression::new(&start, tuning);
+        for t in 0..table.len("y") as u64 {
+            let x: Vec<f64> = (0..n as u64)
+                .map(|i| table.get("x", t * n as u64 + i))
+                .collect();
+            table.agrees("mean", t, r.predict(&x));
+            r.learn(&x, table.get("y", t));
+        }
+        for (i, &coefficient) in r.coefficients().iter().enumerate() {
+            table.agrees("coefficient", i as u64, coefficient);
         }
     }
 

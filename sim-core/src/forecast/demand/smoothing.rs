@@ -15,12 +15,25 @@ use serde::{Deserialize, Serialize};
 
 use super::structural::damped_sum;
 
-const LEVEL_RATE: f64 = 0.2;
-const SLOPE_RATE: f64 = 0.005;
-const SEASON_RATE: f64 = 0.15;
+/// What makes one model different from another.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Tuning {
+    /// Shares of an error that level and slope take, and the season of what the level left.
+    level: f64,
+    slope: f64,
+    season: f64,
+    /// Share of the slope that survives a step.
+    damping: f64,
+}
+
+pub(super) const TUNING: Tuning = Tuning {
+    level: 0.2,
+    slope: 0.005,
+    season: 0.15,
+    damping: 0.98,
+};
 /// A slot's first visit moves it this far.
 const SEASON_FIRST: f64 = 0.5;
-const DAMPING: f64 = 0.98;
 /// Errors count in full up to this many times their mean absolute size, after the first few.
 const CLIP: f64 = 4.0;
 const SETTLED: u32 = 10;
@@ -29,6 +42,7 @@ const SPREAD_MEMORY: f64 = 100.0;
 /// Smoothing state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct HoltWinters {
+    tuning: Tuning,
     level: f64,
     slope: f64,
     season: Vec<f64>,
@@ -37,8 +51,9 @@ pub(super) struct HoltWinters {
 }
 
 impl HoltWinters {
-    pub(super) fn new(day: usize) -> Self {
+    pub(super) fn new(day: usize, tuning: Tuning) -> Self {
         Self {
+            tuning,
             level: 0.0,
             slope: 0.0,
             season: vec![0.0; day],
@@ -55,7 +70,7 @@ impl HoltWinters {
     /// Moves on by one step, to `slot` of the day, and takes its sample if there is one; `first`
     /// says that the slot was never seen before.
     pub(super) fn observe(&mut self, slot: usize, first: bool, sample: Option<f64>) {
-        self.slope *= DAMPING;
+        self.slope *= self.tuning.damping;
         self.level += self.slope;
         let Some(y) = sample else { return };
         if self.observed == 0 {
@@ -71,30 +86,71 @@ impl HoltWinters {
         };
         let warm = 1.0 / f64::from(self.observed);
         self.mean_abs += warm.max(1.0 / SPREAD_MEMORY) * (clipped.abs() - self.mean_abs);
-        let level_rate = warm.max(LEVEL_RATE);
+        let level_rate = warm.max(self.tuning.level);
         self.level += level_rate * clipped;
-        self.slope += SLOPE_RATE * clipped;
-        let season_rate = if first { SEASON_FIRST } else { SEASON_RATE };
+        self.slope += self.tuning.slope * clipped;
+        let season_rate = if first {
+            SEASON_FIRST
+        } else {
+            self.tuning.season
+        };
         self.season[slot] += season_rate * (1.0 - level_rate) * clipped;
     }
 
     /// Mean of the sample `lead` steps on, which falls into `slot`.
     pub(super) fn mean(&self, lead: usize, slot: usize) -> f64 {
-        self.level + self.slope * damped_sum(DAMPING, lead) + self.season[slot]
+        self.level + self.slope * damped_sum(self.tuning.damping, lead) + self.season[slot]
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::oracle::Oracle;
     use super::*;
 
     #[test]
     fn a_sharp_slot_is_learned_by_itself() {
-        let mut m = HoltWinters::new(10);
+        let mut m = HoltWinters::new(10, TUNING);
         for t in 0..600_usize {
             m.observe(t % 10, t < 10, Some(if t % 10 == 3 { 100.0 } else { 50.0 }));
         }
         assert!((m.mean(4, 3) - 100.0).abs() < 5.0, "{}", m.mean(4, 3));
         assert!((m.mean(5, 4) - 50.0).abs() < 5.0, "{}", m.mean(5, 4));
+    }
+
+    #[test]
+    fn one_step_errors_and_forecasts_are_those_of_statsmodels() {
+        let table = Oracle::read(include_str!("../../../tests/oracle/holt_winters.csv"));
+        let day = table.len("season");
+        let tuning = Tuning {
+            level: table.get("rates", 0),
+            slope: table.get("rates", 1),
+            season: table.get("rates", 2),
+            damping: table.get("damping", 0),
+        };
+        let mut m = HoltWinters {
+            tuning,
+            level: table.get("level", 0),
+            slope: table.get("slope", 0),
+            season: (0..day as u64).map(|i| table.get("season", i)).collect(),
+            // Settled, and no error is clipped.
+            mean_abs: 1e15,
+            observed: 1_000_000,
+        };
+        let steps = table.len("y");
+        let mut squares = 0.0;
+        for t in 0..steps {
+            let (slot, y) = (t % day, table.get("y", t as u64));
+            let mean = m.mean(1, slot);
+            table.agrees("mean", t as u64, mean);
+            squares += (y - mean) * (y - mean);
+            m.observe(slot, false, Some(y));
+        }
+        let n = steps as f64;
+        let log_likelihood = -0.5 * n * (libm::log(core::f64::consts::TAU * squares / n) + 1.0);
+        table.agrees("log_likelihood", 0, log_likelihood);
+        for lead in 1..=table.len("ahead") {
+            table.agrees("ahead", lead as u64, m.mean(lead, (steps - 1 + lead) % day));
+        }
     }
 }

@@ -15,6 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ingredients::Ingredients;
 use crate::forecast::output::LEVELS;
 
 /// Point forecasts that quantiles are put around.
@@ -23,7 +24,7 @@ pub(super) const POINTS: usize = 12;
 pub(super) const TABLES: usize = 4;
 pub(super) const EXPERTS: usize = POINTS + TABLES + 1;
 /// Place of the analogs' own quantiles.
-const ANALOGS: usize = POINTS + TABLES;
+pub(super) const ANALOGS: usize = POINTS + TABLES;
 /// Bins of a table.
 pub(super) const BINS: usize = 24;
 const MEDIAN: usize = 2;
@@ -77,6 +78,7 @@ pub(super) struct Table {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Tracker {
     lead: f64,
+    ingredients: Ingredients,
     scored: u64,
     offsets: [PerLevel; POINTS],
     tables: [[PerLevel; BINS]; TABLES],
@@ -88,18 +90,21 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new(lead: usize) -> Self {
-        Self {
+    pub(super) fn new(lead: usize, ingredients: Ingredients) -> Self {
+        let mut new = Self {
             lead: lead as f64,
+            ingredients,
             scored: 0,
             offsets: [START; POINTS],
             tables: [[START; BINS]; TABLES],
             analogs: START_ANALOGS,
             visits: [[0; BINS]; TABLES],
             losses: [[0.0; LEVELS.len()]; EXPERTS],
-            weights: [[1.0 / EXPERTS as f64; LEVELS.len()]; EXPERTS],
+            weights: [[0.0; LEVELS.len()]; EXPERTS],
             last: [0.0; LEVELS.len()],
-        }
+        };
+        new.weigh();
+        new
     }
 
     pub(super) fn scored(&self) -> u64 {
@@ -145,6 +150,11 @@ impl Tracker {
                 quantiles[l] += rate * STEP[l] * side;
             }
         }
+        let last_max = if self.ingredients.has(Ingredients::CORRECTION) {
+            FINAL_MAX
+        } else {
+            0.0
+        };
         let last_rate = FINAL_RATE + FINAL_RATE_SHORT / (1.0 + self.lead);
         for (l, c) in self.last.iter_mut().enumerate() {
             let side = if z < issued[l] {
@@ -153,21 +163,33 @@ impl Tracker {
                 LEVELS[l]
             };
             let step = if l == MEDIAN { 0.5 } else { 3.0 };
-            *c = (*c + last_rate * step * side).clamp(-FINAL_MAX, FINAL_MAX);
+            *c = (*c + last_rate * step * side).clamp(-last_max, last_max);
         }
         self.weigh();
     }
 
     fn weigh(&mut self) {
-        let trust = self.scored as f64 / (self.scored as f64 + TRUST);
+        let trust = if self.ingredients.has(Ingredients::WEIGHTS) {
+            self.scored as f64 / (self.scored as f64 + TRUST)
+        } else {
+            0.0
+        };
+        let experts = self.ingredients.experts();
         let mut sums = [0.0; LEVELS.len()];
         let mut least = self.losses[0];
-        for losses in &self.losses[1..] {
+        for (e, losses) in self.losses.iter().enumerate() {
+            if experts >> e & 1 == 0 {
+                continue;
+            }
             for (least, loss) in least.iter_mut().zip(losses) {
                 *least = if *loss < *least { *loss } else { *least };
             }
         }
-        for (weights, losses) in self.weights.iter_mut().zip(&self.losses) {
+        for (e, (weights, losses)) in self.weights.iter_mut().zip(&self.losses).enumerate() {
+            if experts >> e & 1 == 0 {
+                weights.fill(0.0);
+                continue;
+            }
             for l in 0..LEVELS.len() {
                 // Losses of almost nothing must not decide by rounding errors.
                 let grain = 1e-3 * self.losses[0][l] + 1e-12;
@@ -239,7 +261,7 @@ mod tests {
 
     #[test]
     fn quantiles_of_a_uniform_are_found_and_the_best_expert_wins() {
-        let mut t = Tracker::new(1);
+        let mut t = Tracker::new(1, Ingredients::ALL);
         let mut seed = 1_u64;
         let mut noise = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -267,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_constant_series_leaves_weights_that_sum_to_one() {
-        let mut t = Tracker::new(6);
+        let mut t = Tracker::new(6, Ingredients::ALL);
         let v = views([5.0; POINTS]);
         for _ in 0..3000 {
             let q = t.combine(&v);

@@ -125,7 +125,8 @@ pub(super) struct Volatility {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Reading {
     signs: [f32; SIGNS],
-    usual: f64,
+    /// The usual size.
+    pub(super) usual: f64,
     /// The expected size.
     pub(super) spread: f64,
 }
