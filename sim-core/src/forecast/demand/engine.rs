@@ -1,32 +1,39 @@
 //! The experts, their regressions and trackers on one transformed scale.
 //!
 //! At each sample the forecasts made for it at the knots are scored and learned from, then the
-//! state moves on and new ones are filed in one ring a knot, as long as its lead. Between knots a
-//! forecast is made for the exact step: features are those of the step itself, coefficients and
-//! what trackers say are taken between the knots' by the logarithm of the lead.
+//! state moves on and new ones are filed: what is the same at every lead once a sample, the rest in
+//! one ring a knot, as long as its lead. Between knots a forecast is made for the exact step: features
+//! are those of the step itself, coefficients and what trackers say are taken between the knots' by the
+//! logarithm of the lead.
 
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
 use super::history::{
-    ANALOG_LONG, ANALOG_PERIOD, ANALOG_SHAPE, DAY_SAME, FEATURES, Features, History,
+    ANALOG_LONG, ANALOG_PERIOD, ANALOG_SHAPE, COMMON, DAILY, DAY_SAME, FEATURES, Features, History,
+    OWN,
 };
 use super::ingredients::Ingredients;
-use super::regression::{Regression, Tuning};
-use super::smoothing::HoltWinters;
-use super::structural::Structural;
-use super::tracker::{POINTS, PerLevel, Table, Tracker, Views};
-use super::volatility::{OneStep, Reading, Volatility};
-use super::{smoothing, structural};
+use super::lanes::{LANES, Lanes, pack, unpack};
+use super::outcomes::{Outcomes, Sorted};
+use super::regression::{Regression, Tuning, WANDER};
+use super::smoothing::{self, HoltWinters};
+use super::structural::{self, Structural};
+use super::tracker::{LEVEL_LANES, POINTS, Table, Tracker, Views};
+use super::volatility::{self, OneStep, Reading, Volatility};
 use crate::forecast::output::LEVELS;
 
 /// Knots at most.
-pub(super) const KNOTS_MAX: usize = 8;
+pub(super) const KNOTS_MAX: usize = LANES;
 /// Places among the points.
+const WEEK: usize = 2;
 const REGRESSION: usize = 8;
 const STRUCTURAL: usize = 7;
 const SHAPE: usize = 9;
+/// Points that are neither features nor the same at every lead: a week ago, profile, Holt-Winters,
+/// structural, regression.
+const KEPT: [usize; 5] = [WEEK, 5, 6, STRUCTURAL, REGRESSION];
 /// Samples before forecasts are filed.
 const WARM: u64 = 3;
 /// Regression memory in days, plus four leads; at least so many samples.
@@ -36,68 +43,135 @@ const MEMORY_MIN: f64 = 30.0;
 const LEVEL_BOUNDS: [f64; 7] = [-1.5, -0.7, -0.25, 0.0, 0.25, 0.7, 1.5];
 const MOVE_BOUNDS: [f64; 2] = [-0.3, 0.3];
 
-/// A forecast waiting for its sample. Differences from `z` are kept in single precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Pending {
+type PerLevel = [f64; LEVELS.len()];
+const PRIOR: [f32; COMMON + OWN] = [0.0; COMMON + OWN];
+
+/// What all forecasts made at one moment have in common. Features are packed, all but `z` is relative to it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Present {
     filed: bool,
+    /// State of the series.
+    state: u8,
     z: f64,
-    unit: f64,
-    daily: f64,
-    features: [f32; FEATURES],
-    points: [f32; POINTS],
-    issued: [f32; LEVELS.len()],
-    analogs: [f32; LEVELS.len()],
-    bins: [u8; 2],
+    /// The series' own spread.
+    unit: f32,
+    simple: f32,
+    features: [u16; COMMON],
+    signs: [u16; volatility::COMMON],
+}
+
+impl Present {
+    const EMPTY: Self = Self {
+        filed: false,
+        state: 0,
+        z: 0.0,
+        unit: 1.0,
+        simple: 0.0,
+        features: [0; COMMON],
+        signs: [0; volatility::COMMON],
+    };
+}
+
+/// A forecast waiting for its sample: the part that is its knot's own, packed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Pending {
+    features: [u16; OWN],
+    points: [u16; KEPT.len()],
+    issued: [u16; LEVELS.len()],
+    analogs: [u16; LEVELS.len()],
+    hour: u8,
     reading: Reading,
 }
 
 impl Pending {
     fn empty() -> Self {
         Self {
-            filed: false,
-            z: 0.0,
-            unit: 1.0,
-            daily: 0.0,
-            features: [0.0; FEATURES],
-            points: [0.0; POINTS],
-            issued: [0.0; LEVELS.len()],
-            analogs: [0.0; LEVELS.len()],
-            bins: [0; 2],
+            features: [0; OWN],
+            points: [0; KEPT.len()],
+            issued: [0; LEVELS.len()],
+            analogs: [0; LEVELS.len()],
+            hour: 0,
             reading: Reading::default(),
         }
     }
 
-    fn views(&self) -> Views {
+    fn features(&self, present: &Present) -> Features {
+        let mut x = [0.0; FEATURES];
+        let packed = present.features.iter().chain(&self.features);
+        for (x, &half) in x.iter_mut().zip(packed) {
+            *x = unpack(half);
+        }
+        x
+    }
+
+    fn views(&self, present: &Present, x: &Features) -> Views {
+        let kept = self.points.map(unpack);
+        let points = points(x, present.unit, present.simple, kept);
         let moment = Moment {
-            z: self.z,
-            unit: self.unit,
-            daily: self.daily,
-            bins: self.bins,
-            points: self.points.map(|p| self.z + f64::from(p)),
-            analogs: self.analogs.map(|q| self.z + f64::from(q)),
+            unit: present.unit,
+            bins: [self.hour, present.state],
+            points,
+            analogs: levels(self.analogs),
         };
         moment.views(self.reading.spread)
     }
 }
 
-/// What the experts say at one moment about one lead.
+fn levels(packed: [u16; LEVELS.len()]) -> Lanes {
+    let mut out = [0.0; LANES];
+    for (out, half) in out.iter_mut().zip(packed) {
+        *out = unpack(half);
+    }
+    out
+}
+
+fn pack_levels(lanes: &Lanes) -> [u16; LEVELS.len()] {
+    let mut out = [0; LEVELS.len()];
+    for (out, &x) in out.iter_mut().zip(lanes) {
+        *out = pack(x);
+    }
+    out
+}
+
+/// What each expert says, relative to the last value; `kept` are those that features do not tell.
+fn points(x: &Features, unit: f32, simple: f32, kept: [f32; KEPT.len()]) -> [f32; POINTS] {
+    let mut points = [
+        0.0,
+        x[DAY_SAME] * unit,
+        0.0,
+        simple,
+        x[DAILY] * unit,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        x[ANALOG_SHAPE] * unit,
+        x[ANALOG_PERIOD] * unit,
+        x[ANALOG_LONG] * unit,
+    ];
+    for (place, value) in KEPT.into_iter().zip(kept) {
+        points[place] = value;
+    }
+    points
+}
+
+/// What the experts say at one moment about one lead, relative to the last value.
 struct Moment {
-    /// The last value, the series' spread and its daily mean.
-    z: f64,
-    unit: f64,
-    daily: f64,
+    /// The series' spread.
+    unit: f32,
     /// Hour of the target, and the state of the series.
     bins: [u8; 2],
-    points: [f64; POINTS],
-    analogs: PerLevel,
+    points: [f32; POINTS],
+    analogs: Lanes,
 }
 
 impl Moment {
     /// How the tables see it: by hour and by state around the daily mean, by state around the last
     /// value, by hour around the regression.
-    fn views(&self, spread: f64) -> Views {
+    fn views(&self, spread: f32) -> Views {
         let [hour, state] = self.bins;
-        let table = |bin: u8, centre: f64, unit: f64| Table {
+        let daily = self.points[4];
+        let table = |bin: u8, centre: f32, unit: f32| Table {
             bin: usize::from(bin),
             centre,
             unit,
@@ -106,9 +180,9 @@ impl Moment {
             points: self.points,
             spread,
             tables: [
-                table(hour, self.daily, self.unit),
-                table(state, self.z, self.unit),
-                table(state, self.daily, self.unit),
+                table(hour, daily, self.unit),
+                table(state, 0.0, self.unit),
+                table(state, daily, self.unit),
                 table(hour, self.points[REGRESSION], spread),
             ],
             analogs: self.analogs,
@@ -116,11 +190,20 @@ impl Moment {
     }
 }
 
+/// What every forecast at one lead has in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Ahead {
+    lead: usize,
+    slopes: f64,
+    fade: f64,
+    structural: structural::Ahead,
+}
+
 /// All at one lead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Knot {
-    lead: usize,
-    regression: Regression,
+    ahead: Ahead,
+    regression: Regression<FEATURES>,
     volatility: Volatility,
     tracker: Tracker,
     pending: Vec<Pending>,
@@ -134,6 +217,8 @@ pub(super) struct Engine {
     structural: Structural,
     holt_winters: HoltWinters,
     one_step: OneStep,
+    /// One for each step up to the horizon.
+    presents: Vec<Present>,
     knots: Vec<Knot>,
     day: usize,
     ingredients: Ingredients,
@@ -153,59 +238,89 @@ impl Engine {
     /// For series with `day` steps a day and `hour` steps an hour, up to `horizon` steps ahead.
     pub(super) fn new(day: usize, hour: usize, horizon: usize, ingredients: Ingredients) -> Self {
         let leads = leads(horizon);
+        let history = History::new(day, hour, &leads);
+        let structural = Structural::new(day, structural::TUNING);
+        let holt_winters = HoltWinters::new(day, smoothing::TUNING);
         let knot = |&lead: &usize| {
             let memory = (MEMORY_DAYS * day as f64 + 4.0 * lead as f64).max(MEMORY_MIN);
             let tuning = Tuning {
                 prior: 0.2,
-                keep: 1.0 - 1.0 / memory,
+                keep: (1.0 - 1.0 / memory) as f32,
                 clip: 8.0,
                 trace_max: 10.0,
+                wander: WANDER,
             };
             Knot {
-                lead,
-                regression: Regression::new(&[0.0; FEATURES], tuning),
+                ahead: ahead(lead, &history, &holt_winters, &structural),
+                regression: Regression::new(&PRIOR, tuning),
                 volatility: Volatility::new(lead, day),
                 tracker: Tracker::new(lead, ingredients),
                 pending: vec![Pending::empty(); lead],
             }
         };
         Self {
-            history: History::new(day, hour, &leads),
-            structural: Structural::new(day, structural::TUNING),
-            holt_winters: HoltWinters::new(day, smoothing::TUNING),
-            one_step: OneStep::new(day),
             knots: leads.iter().map(knot).collect(),
+            presents: vec![Present::EMPTY; horizon],
+            history,
+            structural,
+            holt_winters,
+            one_step: OneStep::new(day),
             leads,
             day,
             ingredients,
         }
     }
 
-    /// Forgets everything, without giving memory back.
-    pub(super) fn reset(&mut self) {
-        self.history.reset();
+    /// Forgets everything but the samples, without giving memory back, and is told these again, on a new scale.
+    /// `gaps` says of each whether it was missing. `false`: not all of them are held, and nothing was done.
+    pub(super) fn tell_again(
+        &mut self,
+        rescale: impl Fn(f64) -> f64,
+        gaps: impl Fn(usize) -> bool,
+    ) -> bool {
+        let Some(told) = self.history.told() else {
+            return false;
+        };
+        for z in &mut *told {
+            *z = rescale(f64::from(*z)) as f32;
+        }
+        let count = told.len();
+        self.history.rewind();
         self.structural.reset();
         self.holt_winters.reset();
         self.one_step.reset();
+        self.presents.fill(Present::EMPTY);
         for knot in &mut self.knots {
-            knot.regression.reset(&[0.0; FEATURES]);
+            knot.regression.reset(&PRIOR);
             knot.volatility.reset();
-            knot.tracker = Tracker::new(knot.lead, self.ingredients);
-            knot.pending.fill(Pending::empty());
+            knot.tracker = Tracker::new(knot.ahead.lead, self.ingredients);
         }
+        for i in 0..count {
+            let z = f64::from(self.history.upcoming());
+            self.observe((!gaps(i)).then_some(z));
+        }
+        true
     }
 
     pub(super) fn history(&self) -> &History {
         &self.history
     }
 
+    /// The samples so far, if all of them are held.
+    pub(super) fn told(&mut self) -> Option<&[f32]> {
+        self.history.told().map(|told| &*told)
+    }
+
     /// Forecasts scored at the first knot.
     pub(super) fn scored(&self) -> u64 {
-        self.knots.first().map_or(0, |knot| knot.tracker.scored())
+        let scored = |knot: &Knot| u64::from(knot.tracker.scored());
+        self.knots.first().map_or(0, scored)
     }
 
     pub(super) fn trackers(&self) -> impl Iterator<Item = (usize, &Tracker)> {
-        self.knots.iter().map(|knot| (knot.lead, &knot.tracker))
+        self.knots
+            .iter()
+            .map(|knot| (knot.ahead.lead, &knot.tracker))
     }
 
     /// Takes the sample of the next step. Nothing may be missing before the first one.
@@ -223,144 +338,176 @@ impl Engine {
     }
 
     fn score(&mut self, step: u64, z: f64) {
-        let day = self.day as f64;
+        let day = self.day as f32;
         let slot = (step % self.day as u64) as usize;
+        let horizon = self.presents.len() as u64;
         for (j, knot) in self.knots.iter_mut().enumerate() {
-            let pending = &knot.pending[(step % knot.lead as u64) as usize];
-            if !pending.filed {
+            let lead = knot.ahead.lead as u64;
+            if step < lead {
+                break;
+            }
+            let present = &self.presents[((step - lead) % horizon) as usize];
+            if !present.filed {
                 continue;
             }
-            let features = pending.features.map(f64::from);
-            knot.regression
-                .learn(&features, (z - pending.z) / pending.unit);
-            let issued = pending.issued.map(|q| pending.z + f64::from(q));
+            let pending = &knot.pending[(step % lead) as usize];
+            let features = pending.features(present);
+            let moved = (z - present.z) as f32;
+            knot.regression.learn(&features, moved / present.unit);
+            let issued = levels(pending.issued);
             let one = (j == 0).then_some((&mut self.one_step, slot));
+            let signs = present.signs.map(unpack);
+            let views = pending.views(present, &features);
             knot.volatility
-                .learn(z - issued[2], &pending.reading, one, day);
-            knot.tracker.learn(z, &pending.views(), &issued, day);
+                .learn(moved - issued[2], signs, &pending.reading, one, day);
+            knot.tracker.learn(moved, &views, &issued, day);
         }
     }
 
     fn file(&mut self, step: u64) {
-        let ready = self.history.observed() >= WARM;
-        for j in 0..self.knots.len() {
-            let lead = self.knots[j].lead;
-            let features = self.history.features(lead, j);
-            let seen = self.seen(&features);
-            let value = self.knots[j].regression.predict(&seen);
-            let (moment, apart) = self.moment(lead, j, &features, value);
-            let reading = self.reading(j, lead, apart);
-            let views = moment.views(reading.spread);
-            let issued = self.settle(self.knots[j].tracker.combine(&views));
-            let z = moment.z;
-            let pending = &mut self.knots[j].pending[(step % lead as u64) as usize];
-            *pending = Pending {
-                filed: ready,
-                z,
-                unit: moment.unit,
-                daily: moment.daily,
-                features: seen.map(|x| x as f32),
-                points: moment.points.map(|p| (p - z) as f32),
-                issued: issued.map(|q| (q - z) as f32),
-                analogs: moment.analogs.map(|q| (q - z) as f32),
-                bins: moment.bins,
+        let common = self.common();
+        let mut outcomes = Outcomes::new();
+        let mut features = [[0.0; FEATURES]; KNOTS_MAX];
+        for (j, (&lead, x)) in self.leads.iter().zip(&mut features).enumerate() {
+            let add = |value, weight| outcomes.add(j, value, weight);
+            *x = self.features(&common, lead, j, add);
+        }
+        let sorted = outcomes.sort();
+        for (j, x) in (0..self.knots.len()).zip(&features) {
+            let knot = &self.knots[j];
+            let value = knot.regression.predict(x);
+            let said = self.moment(&knot.ahead, &common, x, value, &sorted, j);
+            let reading = self.reading(j, &common, &said);
+            let issued = self.settle(knot.tracker.combine(&said.moment.views(reading.spread)));
+            let at = (step % knot.ahead.lead as u64) as usize;
+            let mut own = [0; OWN];
+            for (own, &x) in own.iter_mut().zip(&x[COMMON..]) {
+                *own = pack(x);
+            }
+            self.knots[j].pending[at] = Pending {
+                features: own,
+                points: KEPT.map(|place| pack(said.moment.points[place])),
+                issued: pack_levels(&issued),
+                analogs: pack_levels(&said.moment.analogs),
+                hour: said.moment.bins[0],
                 reading,
             };
         }
+        let at = (step % self.presents.len() as u64) as usize;
+        self.presents[at] = Present {
+            filed: self.history.observed() >= WARM,
+            state: common.state,
+            z: self.history.last(),
+            unit: common.unit,
+            simple: common.simple,
+            features: common.features.map(pack),
+            signs: common.signs.map(pack),
+        };
     }
 
-    /// What the experts say, and how far the analogs' outcomes, the regression from the analogs,
-    /// and the regression from the structural model are apart. `next` is the first knot at or after the lead.
+    /// What the regressions see `lead` steps ahead; see [`History::features`].
+    fn features(
+        &self,
+        common: &Common,
+        lead: usize,
+        knot: usize,
+        add: impl FnMut(f32, f32),
+    ) -> Features {
+        let now = self.history.analogs(knot);
+        let mut x = self
+            .history
+            .features(&common.features, lead, knot, &now, add);
+        if !self.ingredients.has(Ingredients::ANALOGS) {
+            x[ANALOG_SHAPE..ANALOG_SHAPE + 6].fill(0.0);
+        }
+        x
+    }
+
+    fn common(&self) -> Common {
+        let h = &self.history;
+        let (moved, _) = h.moves();
+        Common {
+            features: h.present(),
+            signs: self.one_step.signs(moved as f32),
+            unit: h.spread() as f32,
+            simple: (h.simple() - h.last()) as f32,
+            state: self.state(),
+        }
+    }
+
+    /// What the experts say at a lead. `x` and `value`: what the regression saw and says. Its outcomes
+    /// stand in `column` of `sorted`.
     fn moment(
         &self,
-        lead: usize,
-        next: usize,
-        features: &Features,
-        regression: f64,
-    ) -> (Moment, [f64; 3]) {
+        ahead: &Ahead,
+        common: &Common,
+        x: &Features,
+        value: f32,
+        sorted: &Sorted,
+        column: usize,
+    ) -> Said {
         let h = &self.history;
-        let points = self.points(lead, features, regression);
-        let (analogs, off) = h.outcomes(lead, next, &LEVELS);
-        let from = |place: usize| (points[place] - points[REGRESSION]).abs();
-        let apart = [off, from(SHAPE), from(STRUCTURAL)];
-        let moment = Moment {
-            z: h.last(),
-            unit: h.spread(),
-            daily: h.daily(),
-            bins: self.bins(lead),
-            points,
-            analogs,
-        };
-        (moment, apart)
-    }
-
-    /// What each expert says; `regression` is in spreads from the last value.
-    fn points(&self, lead: usize, x: &Features, regression: f64) -> [f64; POINTS] {
-        let h = &self.history;
-        let (z, unit) = (h.last(), h.spread());
-        let week = h.week_ago(lead).unwrap_or_else(|| h.medium());
-        let mut points = [
-            z,
-            z + x[DAY_SAME] * unit,
-            week,
-            h.simple(),
-            h.daily(),
-            h.by_profile(lead),
-            self.holt_winters.mean(lead, h.slot(lead)),
-            self.structural.mean(h.step(), lead),
-            z + regression * unit,
-            z + x[ANALOG_SHAPE] * unit,
-            z + x[ANALOG_PERIOD] * unit,
-            z + x[ANALOG_LONG] * unit,
-        ];
+        let slot = h.slot(ahead.lead);
+        let z = h.last();
+        let unit = common.unit;
         let (low, high) = h.range();
-        for point in &mut points {
-            *point = point.clamp(low, high);
+        // The others lie between samples that were.
+        let within = |y: f64| (y.clamp(low, high) - z) as f32;
+        let kept = [
+            h.week_ago(ahead.lead),
+            within(h.by_profile(ahead.lead, ahead.fade)),
+            within(self.holt_winters.mean(ahead.slopes, slot)),
+            within(self.structural.mean(&ahead.structural)),
+            within(z + f64::from(value * unit)),
+        ];
+        let points = points(x, unit, common.simple, kept);
+        let (analogs, off) = sorted
+            .quantiles(column, &LEVEL_LANES)
+            .unwrap_or(([0.0; LANES], 0.0));
+        let from = |place: usize| (points[place] - points[REGRESSION]).abs();
+        Said {
+            slot,
+            apart: [off, from(SHAPE), from(STRUCTURAL)],
+            moment: Moment {
+                unit,
+                bins: [(slot * 24 / self.day) as u8, common.state],
+                points,
+                analogs,
+            },
         }
-        points
     }
 
-    /// Hour of the target, and the state of the series now.
-    fn bins(&self, lead: usize) -> [u8; 2] {
+    /// The state of the series now: its level, and how it moved.
+    fn state(&self) -> u8 {
         let h = &self.history;
         let unit = h.spread();
         let level = (h.last() - h.daily()) / unit;
         let moved = h.moves().1 / unit;
         let above = |x: f64, bounds: &[f64]| bounds.iter().filter(|b| x > **b).count() as u8;
-        let hour = (h.slot(lead) * 24 / self.day) as u8;
-        [
-            hour,
-            above(level, &LEVEL_BOUNDS) * 3 + above(moved, &MOVE_BOUNDS),
-        ]
+        above(level, &LEVEL_BOUNDS) * 3 + above(moved, &MOVE_BOUNDS)
     }
 
-    fn reading(&self, j: usize, lead: usize, apart: [f64; 3]) -> Reading {
-        let h = &self.history;
-        let (moved, _) = h.moves();
-        let mut reading =
-            self.knots[j]
-                .volatility
-                .read(&self.one_step, h.slot(lead), moved, apart, h.spread());
+    fn reading(&self, j: usize, common: &Common, said: &Said) -> Reading {
+        let mut reading = self.knots[j].volatility.read(
+            &self.one_step,
+            common.signs,
+            said.slot,
+            said.apart,
+            common.unit,
+        );
         if !self.ingredients.has(Ingredients::VOLATILITY) {
             reading.spread = reading.usual;
         }
         reading
     }
 
-    /// What the regressions are shown of the features.
-    fn seen(&self, features: &Features) -> Features {
-        let mut seen = *features;
-        if !self.ingredients.has(Ingredients::ANALOGS) {
-            seen[ANALOG_SHAPE..].fill(0.0);
-        }
-        seen
-    }
-
     /// Brings quantiles into the range and in order.
-    fn settle(&self, mut quantiles: PerLevel) -> PerLevel {
+    fn settle(&self, mut quantiles: Lanes) -> Lanes {
         let (low, high) = self.history.range();
+        let z = self.history.last();
+        let (low, high) = ((low - z) as f32, (high - z) as f32);
         let mut below = low;
-        for q in &mut quantiles {
+        for q in &mut quantiles[..LEVELS.len()] {
             *q = q.clamp(low, high).max(below);
             below = *q;
         }
@@ -369,30 +516,74 @@ impl Engine {
 
     /// Quantiles `lead` steps ahead, on the transformed scale.
     pub(super) fn quantiles(&self, lead: usize) -> PerLevel {
-        let lead = lead.clamp(1, self.history.horizon());
+        let lead = lead.clamp(1, self.presents.len());
         let next = self.leads.iter().position(|&l| l >= lead).unwrap_or(0);
-        let features = self.history.features(lead, next);
-        let seen = self.seen(&features);
-        let says = |j: usize| self.knots[j].regression.predict(&seen);
-        let at = |j: usize, moment: &Moment, apart: [f64; 3]| {
-            let reading = self.reading(j, lead, apart);
-            self.settle(self.knots[j].tracker.combine(&moment.views(reading.spread)))
+        let common = self.common();
+        let mut outcomes = Outcomes::new();
+        let add = |value, weight| outcomes.add(0, value, weight);
+        let x = self.features(&common, lead, next, add);
+        let sorted = outcomes.sort();
+        let says = |j: usize| self.knots[j].regression.predict(&x);
+        let at = |j: usize, said: &Said| {
+            let reading = self.reading(j, &common, said);
+            let views = said.moment.views(reading.spread);
+            self.settle(self.knots[j].tracker.combine(&views))
         };
-        if self.leads[next] == lead || next == 0 {
-            let (moment, apart) = self.moment(lead, next, &features, says(next));
-            return at(next, &moment, apart);
+        let quantiles = if self.leads[next] == lead || next == 0 {
+            let ahead = &self.knots[next].ahead;
+            let said = self.moment(ahead, &common, &x, says(next), &sorted, 0);
+            at(next, &said)
+        } else {
+            let ln = |l: usize| libm::log(l as f64);
+            let (a, b) = (self.leads[next - 1], self.leads[next]);
+            let part = ((ln(lead) - ln(a)) / (ln(b) - ln(a))) as f32;
+            let between = |a: f32, b: f32| a + part * (b - a);
+            let value = between(says(next - 1), says(next));
+            let ahead = ahead(lead, &self.history, &self.holt_winters, &self.structural);
+            let said = self.moment(&ahead, &common, &x, value, &sorted, 0);
+            let (mut low, high) = (at(next - 1, &said), at(next, &said));
+            for (q, high) in low.iter_mut().zip(high) {
+                *q = between(*q, high);
+            }
+            low
+        };
+        let z = self.history.last();
+        let mut out = [0.0; LEVELS.len()];
+        for (out, q) in out.iter_mut().zip(quantiles) {
+            *out = z + f64::from(q);
         }
-        let ln = |l: usize| libm::log(l as f64);
-        let (a, b) = (self.leads[next - 1], self.leads[next]);
-        let part = (ln(lead) - ln(a)) / (ln(b) - ln(a));
-        let between = |a: f64, b: f64| a + part * (b - a);
-        let value = between(says(next - 1), says(next));
-        let (moment, apart) = self.moment(lead, next, &features, value);
-        let (mut low, high) = (at(next - 1, &moment, apart), at(next, &moment, apart));
-        for (q, high) in low.iter_mut().zip(high) {
-            *q = between(*q, high);
-        }
-        low
+        out
+    }
+}
+
+/// What is the same at every lead.
+struct Common {
+    features: [f32; COMMON],
+    signs: [f32; volatility::COMMON],
+    unit: f32,
+    simple: f32,
+    state: u8,
+}
+
+/// What the experts say, and how far the analogs' outcomes, the regression from the analogs, and the
+/// regression from the structural model are apart.
+struct Said {
+    moment: Moment,
+    slot: usize,
+    apart: [f32; 3],
+}
+
+fn ahead(
+    lead: usize,
+    history: &History,
+    holt_winters: &HoltWinters,
+    structural: &Structural,
+) -> Ahead {
+    Ahead {
+        lead,
+        slopes: holt_winters.slopes(lead),
+        fade: history.fade(lead),
+        structural: structural.ahead(lead),
     }
 }
 

@@ -11,6 +11,7 @@
 //! * Experts: naive, a day ago, a week ago, averages, profile, damped Holt-Winters (`smoothing`),
 //!   a structural model (`structural`), a Kalman regression a knot (`regression`), three analogs, and
 //!   tables of quantiles by hour and by state.
+//! * `outcomes` sorts what followed the analogs; `lanes` is the arithmetic of all of it.
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
 //!   is trusted at each level.
 //!
@@ -38,8 +39,10 @@ mod history;
 mod ingredients;
 pub mod intake;
 mod lags;
+mod lanes;
 #[cfg(test)]
 mod oracle;
+mod outcomes;
 mod regression;
 mod series;
 mod smoothing;
@@ -70,7 +73,7 @@ const HORIZON_HOURS: u32 = 6;
 /// Values beyond this, either way, are read as this.
 const VALUE_MAX: f64 = 1e15;
 /// Layout of the serialised state.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Samples before the scale is first chosen anew.
 const RESCALE_FIRST: u64 = 4;
 /// A scale that is off by less than this factor is left alone.
@@ -81,6 +84,9 @@ const RESCALE_FACTOR_LATE: f64 = 3.0;
 const MEAN: [f64; 3] = [0.175, 0.175, 0.3];
 /// How far crossings at different steps are independent: 0 not at all, 1 wholly.
 const INDEPENDENCE: f64 = 0.35;
+const BITS: usize = u32::BITS as usize;
+/// Scaled samples beyond this are read as this where they are not transformed: their squares must be finite.
+const LINEAR_MAX: f64 = 1e9;
 
 /// What a [`DemandForecaster`] needs to know beforehand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,9 +121,8 @@ pub struct DemandForecaster {
     horizon: usize,
     day: usize,
     engine: Engine,
-    /// Samples as they came, as a ring; NaN cannot be serialised by all formats, so gaps are flagged.
-    raw: Vec<Option<f64>>,
-    scratch: Vec<f64>,
+    /// A bit for each of the first samples, as many as the history holds: whether it was missing.
+    gaps: Vec<u32>,
     scale: f64,
     rescale_at: u64,
     /// Steps since the first sample.
@@ -150,8 +155,7 @@ impl DemandForecaster {
             horizon,
             day,
             engine,
-            raw: vec![None; capacity],
-            scratch: vec![0.0; capacity],
+            gaps: vec![0; capacity.div_ceil(BITS)],
             scale: 1.0,
             rescale_at: RESCALE_FIRST,
             steps: 0,
@@ -186,41 +190,47 @@ impl DemandForecaster {
         }
         self.observed += u64::from(sample.is_some());
         self.negative_seen |= sample.is_some_and(|y| y < 0.0);
-        let at = (self.steps % self.raw.len() as u64) as usize;
-        self.raw[at] = sample;
-        self.steps += 1;
-        if self.observed >= self.rescale_at && sample.is_some() {
-            self.rescale_at += self.rescale_at.min(self.day as u64);
-            if self.rescale() {
-                return;
-            }
+        let at = usize::try_from(self.steps).unwrap_or(usize::MAX);
+        if let (None, Some(bits)) = (sample, self.gaps.get_mut(at / BITS)) {
+            *bits |= 1 << (at % BITS);
         }
+        self.steps += 1;
         self.engine
             .observe(sample.map(|y| inward(self.ingredients, y / self.scale)));
+        if self.observed >= self.rescale_at && sample.is_some() {
+            self.rescale_at += self.rescale_at.min(self.day as u64);
+            self.rescale();
+        }
     }
 
     /// Chooses the scale anew from all samples, as long as all of them are held. If it has changed,
     /// they are told again on the new one.
-    fn rescale(&mut self) -> bool {
-        let count = usize::try_from(self.steps).unwrap_or(usize::MAX);
-        if count > self.raw.len() {
-            return false;
-        }
-        let mut n = 0;
-        let mut sum = 0.0;
-        for y in self.raw[..count].iter().flatten() {
-            self.scratch[n] = y.abs();
-            sum += y.abs();
-            n += 1;
-        }
-        let sizes = &mut self.scratch[..n];
-        sizes.sort_unstable_by(f64::total_cmp);
-        let (middle, mean) = (sizes[n / 2], sum / n as f64);
+    fn rescale(&mut self) {
+        let (gaps, before, ingredients) = (&self.gaps, self.scale, self.ingredients);
+        let is_gap = |i: usize| {
+            gaps.get(i / BITS)
+                .is_some_and(|bits| bits >> (i % BITS) & 1 == 1)
+        };
+        let Some(told) = self.engine.told() else {
+            return;
+        };
+        let held = || {
+            (0..)
+                .zip(told)
+                .filter(|(i, _)| !is_gap(*i))
+                .map(|(_, z)| z.abs())
+        };
+        let n = held().count();
+        let mean = held()
+            .map(|z| libm::sinh(f64::from(z)) * before)
+            .sum::<f64>()
+            / n as f64;
+        let middle = outward(ingredients, f64::from(median(n, held))) * before;
         // A series that is mostly zero has a median that says nothing.
         let scale = middle.max(0.5 * mean);
         if scale == 0.0 {
             // Nothing but zeros: any scale is right.
-            return false;
+            return;
         }
         let scale = scale.clamp(SCALE_MIN, SCALE_MAX);
         let late = self.observed > 2 * self.day as u64;
@@ -229,16 +239,13 @@ impl DemandForecaster {
         } else {
             RESCALE_FACTOR
         };
-        if scale <= factor * self.scale && self.scale <= factor * scale {
-            return false;
+        if scale <= factor * before && before <= factor * scale {
+            return;
         }
-        self.scale = scale;
-        self.engine.reset();
-        for &y in &self.raw[..count] {
-            self.engine
-                .observe(y.map(|y| inward(self.ingredients, y / scale)));
+        let rescale = |z: f64| inward(ingredients, outward(ingredients, z) * before / scale);
+        if self.engine.tell_again(rescale, is_gap) {
+            self.scale = scale;
         }
-        true
     }
 
     /// Mean and quantiles `step` steps ahead (1 to the horizon, brought into it). All zero before the first
@@ -287,6 +294,7 @@ impl DemandForecaster {
             .trackers()
             .map(|(lead, tracker)| {
                 let (weights, losses) = tracker.medians();
+                let (weights, losses) = (weights.map(f64::from), losses.map(f64::from));
                 let naive = losses[0];
                 let experts = EXPERT_NAMES
                     .iter()
@@ -313,7 +321,7 @@ fn inward(ingredients: Ingredients, y: f64) -> f64 {
     if ingredients.has(Ingredients::TRANSFORM) {
         libm::asinh(y)
     } else {
-        y
+        y.clamp(-LINEAR_MAX, LINEAR_MAX)
     }
 }
 
@@ -323,6 +331,20 @@ fn outward(ingredients: Ingredients, z: f64) -> f64 {
     } else {
         z
     }
+}
+
+/// The median of `n` numbers that are not negative. Their bits are in the same order as they are, so it is found
+/// bit by bit, which takes no memory.
+fn median<I: Iterator<Item = f32>>(n: usize, numbers: impl Fn() -> I) -> f32 {
+    let mut found = 0_u32;
+    for bit in (0..31).rev() {
+        let middle = found | 1 << bit;
+        let below = numbers().filter(|x| x.to_bits() < middle).count();
+        if below <= n / 2 {
+            found = middle;
+        }
+    }
+    f32::from_bits(found)
 }
 
 /// Names of the experts, in the order of [`KnotScore::experts`].

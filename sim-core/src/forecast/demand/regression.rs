@@ -11,52 +11,64 @@
 //! without end ("wind-up"); forgetting stops where the trace of `P` reaches a bound. A few
 //! hundred samples are needed before the coefficients are worth more than their prior.
 //!
-//! `P` is kept as its upper triangle, row after row: half the memory, and no rounding can make it
-//! asymmetric.
+//! `P` is kept by its diagonals, each going round the edge of the matrix: `n / 2 + 1` rows of `n`, in which
+//! row `k` holds the elements `(i, i + k mod n)`. That is half the memory, no rounding can make it
+//! asymmetric, and every loop runs over whole rows. It is in single precision: each sample adds a little to
+//! the variances (the coefficients wander a little anyway), which keeps them above the rounding errors.
 
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
+use super::lanes::{Real, dot};
+
+/// Features at most.
+pub(super) const SIZE_MAX: usize = 28;
 /// Samples before errors are clipped.
 const SETTLED: u32 = 5;
 /// Memory of the mean absolute error that errors are clipped by, in samples.
 const SPREAD_MEMORY: f64 = 300.0;
+/// What a sample adds to each variance, in shares of the prior's, so that it stays above rounding errors.
+pub(super) const WANDER: f32 = 1e-6;
 
 /// What makes one regression different from another.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Tuning {
+pub(super) struct Tuning<R = f32> {
     /// Variance of each coefficient at the start, noise being one.
-    pub(super) prior: f64,
+    pub(super) prior: R,
     /// Share of what is known that survives one sample.
-    pub(super) keep: f64,
+    pub(super) keep: R,
     /// Errors count in full up to this many times their usual size.
-    pub(super) clip: f64,
+    pub(super) clip: R,
     /// Forgetting stops where the trace of the covariance reaches this many times the prior's.
-    pub(super) trace_max: f64,
+    pub(super) trace_max: R,
+    /// What a sample adds to each variance, in shares of the prior's.
+    pub(super) wander: R,
 }
 
-/// One filtered regression.
+/// One filtered regression on `N` features (a multiple of four, at most [`SIZE_MAX`]), of which the last
+/// ones may be nothing but padding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Regression {
-    tuning: Tuning,
-    coefficients: Vec<f64>,
-    covariance: Vec<f64>,
-    /// Room for `P x`.
-    scratch: Vec<f64>,
-    mean_abs: f64,
+pub(super) struct Regression<const N: usize, R = f32> {
+    tuning: Tuning<R>,
+    used: usize,
+    coefficients: Vec<R>,
+    covariance: Vec<R>,
+    mean_abs: R,
     learned: u32,
 }
 
-impl Regression {
-    pub(super) fn new(prior: &[f64], tuning: Tuning) -> Self {
-        let n = prior.len();
+impl<const N: usize, R: Real> Regression<N, R> {
+    /// One that starts from these coefficients; the features after them are padding.
+    pub(super) fn new(prior: &[R], tuning: Tuning<R>) -> Self {
+        const { assert!(N.is_multiple_of(4) && N <= SIZE_MAX) };
+        let zero = R::of(0.0);
         let mut new = Self {
             tuning,
-            coefficients: vec![0.0; n],
-            covariance: vec![0.0; n * (n + 1) / 2],
-            scratch: vec![0.0; n],
-            mean_abs: 0.0,
+            used: prior.len().min(N),
+            coefficients: vec![zero; N],
+            covariance: vec![zero; N * (N / 2 + 1)],
+            mean_abs: zero,
             learned: 0,
         };
         new.reset(prior);
@@ -64,101 +76,125 @@ impl Regression {
     }
 
     /// Forgets everything.
-    pub(super) fn reset(&mut self, prior: &[f64]) {
-        let n = self.coefficients.len();
-        self.coefficients.copy_from_slice(prior);
-        self.covariance.fill(0.0);
-        let mut at = 0;
-        for i in 0..n {
-            self.covariance[at] = self.tuning.prior;
-            at += n - i;
-        }
-        self.mean_abs = 0.0;
+    pub(super) fn reset(&mut self, prior: &[R]) {
+        let zero = R::of(0.0);
+        self.coefficients.fill(zero);
+        self.coefficients[..self.used].copy_from_slice(&prior[..self.used]);
+        self.covariance.fill(zero);
+        self.covariance[..self.used].fill(self.tuning.prior);
+        self.mean_abs = zero;
         self.learned = 0;
     }
 
-    #[cfg(test)]
-    fn coefficients(&self) -> &[f64] {
-        &self.coefficients
-    }
-
     /// The target that these features ask for.
-    pub(super) fn predict(&self, x: &[f64]) -> f64 {
-        dot(&self.coefficients, x)
+    pub(super) fn predict(&self, x: &[R; N]) -> R {
+        let coefficients = self.coefficients.first_chunk();
+        coefficients.map_or(R::of(0.0), |c| dot(c, x))
     }
 
     /// Learns from one pair.
-    pub(super) fn learn(&mut self, x: &[f64], target: f64) {
-        let error = target - self.predict(x);
-        let settled = self.learned >= SETTLED;
-        let limit = self.tuning.clip * self.mean_abs;
-        let clipped = if settled {
-            error.clamp(-limit, limit)
+    pub(super) fn learn(&mut self, x: &[R; N], target: R) {
+        let (zero, one) = (R::of(0.0), R::of(1.0));
+        let step = self.clipped(target - self.predict(x));
+        let mut px = self.times(x);
+        let scale = one / (one + dot(&px, x).max(zero));
+        let step = step * scale;
+        for (coefficient, &p) in self.coefficients.iter_mut().zip(&px) {
+            *coefficient = *coefficient + p * step;
+        }
+        // What P loses is the product of a vector with itself: the same bits on both sides of it.
+        let root = scale.sqrt();
+        for p in &mut px {
+            *p = *p * root;
+        }
+        let twice = twice(&px);
+        let mut rows = self.covariance.chunks_exact_mut(N);
+        let Some(variances) = rows.next() else { return };
+        for (v, &p) in variances.iter_mut().zip(&px) {
+            *v = *v - p * p;
+        }
+        let trace = variances.chunks_exact(4).fold(zero, |sum, four| {
+            sum + ((four[0] + four[1]) + (four[2] + four[3]))
+        });
+        let Tuning {
+            prior,
+            keep,
+            trace_max,
+            wander,
+            ..
+        } = self.tuning;
+        let bound = trace_max * prior * R::of(self.used as f64);
+        let grow = if trace < bound * keep {
+            one / keep
         } else {
-            error
+            one
         };
+        for v in &mut variances[..self.used] {
+            // Rounding may take a variance below zero, where it would stay.
+            *v = (*v * grow).max(zero) + wander * prior;
+        }
+        variances[self.used..].fill(zero);
+        for (k, row) in (1..).zip(rows) {
+            let (Ok(row), Ok(other)) = (
+                <&mut [R; N]>::try_from(row),
+                <&[R; N]>::try_from(&twice[k..k + N]),
+            ) else {
+                return;
+            };
+            for i in 0..N {
+                row[i] = (row[i] - px[i] * other[i]) * grow;
+            }
+        }
+    }
+
+    /// Clips an error by the size of earlier ones, and takes note of its own.
+    fn clipped(&mut self, error: R) -> R {
+        let limit = self.tuning.clip * self.mean_abs;
+        let size = error.abs();
+        let is_clipped = self.learned >= SETTLED && size > limit;
+        let size = if is_clipped { limit } else { size };
         self.learned = self.learned.saturating_add(1);
         let rate = (1.0 / (f64::from(self.learned) + 1.0)).max(1.0 / SPREAD_MEMORY);
-        self.mean_abs = (self.mean_abs + rate * (clipped.abs() - self.mean_abs)).max(1e-9);
+        let mean_abs = self.mean_abs + R::of(rate) * (size - self.mean_abs);
+        self.mean_abs = mean_abs.max(R::of(1e-9));
+        if error < R::of(0.0) { -size } else { size }
+    }
 
-        let n = self.coefficients.len();
-        let (px, covariance) = (&mut self.scratch[..n], &mut self.covariance);
-        px.fill(0.0);
-        let mut rest = &covariance[..];
-        for (i, &xi) in x.iter().enumerate() {
-            let (row, below) = rest.split_at(n - i);
-            px[i] += dot(row, &x[i..]);
-            for (p, v) in px[i + 1..].iter_mut().zip(&row[1..]) {
-                *p += v * xi;
+    /// P x.
+    fn times(&self, x: &[R; N]) -> [R; N] {
+        let mut low = [R::of(0.0); N];
+        let mut high = [R::of(0.0); 2 * SIZE_MAX];
+        let twice = twice(x);
+        for (k, row) in self.covariance.chunks_exact(N).enumerate() {
+            let (Ok(row), Ok(other)) = (
+                <&[R; N]>::try_from(row),
+                <&[R; N]>::try_from(&twice[k..k + N]),
+            ) else {
+                return low;
+            };
+            for i in 0..N {
+                low[i] = low[i] + row[i] * other[i];
             }
-            rest = below;
-        }
-        let scale = 1.0 / (1.0 + dot(px, x).max(0.0));
-        let step = clipped * scale;
-        let mut trace = 0.0;
-        let mut at = 0;
-        for (i, (coefficient, p)) in self.coefficients.iter_mut().zip(&*px).enumerate() {
-            *coefficient += p * step;
-            trace += covariance[at] - p * p * scale;
-            at += n - i;
-        }
-        let bound = self.tuning.trace_max * self.tuning.prior * n as f64;
-        let grow = if trace < bound * self.tuning.keep {
-            1.0 / self.tuning.keep
-        } else {
-            1.0
-        };
-        let mut rest = &mut covariance[..];
-        for (i, &gain) in px.iter().enumerate() {
-            let (row, below) = rest.split_at_mut(n - i);
-            let gain = gain * scale;
-            for (v, p) in row.iter_mut().zip(&px[i..]) {
-                *v = (*v - gain * p) * grow;
+            // The diagonal and the one half way round hold both of their sides themselves.
+            if k > 0 && 2 * k < N {
+                for (h, (&v, &x)) in high[k..k + N].iter_mut().zip(row.iter().zip(x)) {
+                    *h = *h + v * x;
+                }
             }
-            // Rounding may take a variance below zero, where it would stay.
-            row[0] = row[0].max(1e-12 * self.tuning.prior);
-            rest = below;
         }
+        for i in 0..N {
+            low[i] = low[i] + (high[i] + high[i + N]);
+        }
+        low
     }
 }
 
-/// Four sums side by side: the order of additions is fixed, and the compiler can keep them in
-/// registers that hold several.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 4];
-    let (a4, b4) = (a.chunks_exact(4), b[..a.len()].chunks_exact(4));
-    let rest: f64 = a4
-        .remainder()
-        .iter()
-        .zip(b4.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a4.zip(b4) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
-        }
-    }
-    (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest
+/// A vector and the same again.
+fn twice<R: Real, const N: usize>(x: &[R; N]) -> [R; 2 * SIZE_MAX] {
+    let mut out = [R::of(0.0); 2 * SIZE_MAX];
+    out[..N].copy_from_slice(x);
+    out[N..2 * N].copy_from_slice(x);
+    out
 }
 
 #[cfg(test)]
@@ -171,43 +207,87 @@ mod tests {
         keep: 0.999,
         clip: 8.0,
         trace_max: 10.0,
+        wander: WANDER,
     };
 
-    fn noise(seed: &mut u64) -> f64 {
+    fn noise(seed: &mut u64) -> f32 {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (*seed >> 33) as f64 / 2_147_483_648.0 - 0.5
+        (*seed >> 33) as f32 / 2_147_483_648.0 - 0.5
+    }
+
+    /// Element `(i, j)` of the covariance.
+    fn at<const N: usize>(r: &Regression<N>, i: usize, j: usize) -> f32 {
+        let k = (N + j - i) % N;
+        if 2 * k <= N {
+            r.covariance[k * N + i]
+        } else {
+            r.covariance[(N - k) * N + j]
+        }
     }
 
     #[test]
     fn the_coefficients_of_a_linear_relation_are_found() {
-        let mut r = Regression::new(&[0.0; 5], TUNING);
-        let truth = [0.5, -1.0, 0.0, 2.0, 0.25];
+        let mut r = Regression::<8>::new(&[0.0; 5], TUNING);
+        let truth = [0.5, -1.0, 0.0, 2.0, 0.25, 0.0, 0.0, 0.0];
         let mut seed = 3;
         for _ in 0..2000 {
-            let x = [0; 5].map(|_| noise(&mut seed));
+            let mut x = [0; 8].map(|_| noise(&mut seed));
+            x[5..].fill(0.0);
             r.learn(&x, dot(&truth, &x) + 0.1 * noise(&mut seed));
         }
-        for (found, true_one) in r.coefficients().iter().zip(truth) {
-            assert!((found - true_one).abs() < 0.03, "{:?}", r.coefficients());
+        for (found, true_one) in r.coefficients.iter().zip(truth) {
+            assert!((found - true_one).abs() < 0.03, "{:?}", r.coefficients);
         }
     }
 
     #[test]
     fn one_step_equals_the_textbook_update() {
         // P = I, x = (1, 2): S = 6, gain (1/6, 2/6); target 3.
-        let mut r = Regression::new(
-            &[0.0, 0.0],
-            Tuning {
-                keep: 1.0,
-                ..TUNING
-            },
-        );
-        r.learn(&[1.0, 2.0], 3.0);
-        assert!((r.coefficients()[0] - 0.5).abs() < 1e-15);
-        assert!((r.coefficients()[1] - 1.0).abs() < 1e-15);
-        let expected = [1.0 - 1.0 / 6.0, -2.0 / 6.0, 1.0 - 4.0 / 6.0];
-        for (p, e) in r.covariance.iter().zip(expected) {
-            assert!((p - e).abs() < 1e-15, "{:?}", r.covariance);
+        let tuning = Tuning {
+            keep: 1.0,
+            ..TUNING
+        };
+        let mut r = Regression::<4>::new(&[0.0, 0.0], tuning);
+        r.learn(&[1.0, 2.0, 0.0, 0.0], 3.0);
+        assert!((r.coefficients[0] - 0.5).abs() < 1e-6);
+        assert!((r.coefficients[1] - 1.0).abs() < 1e-6);
+        for (i, j, expected) in [
+            (0, 0, 5.0 / 6.0),
+            (0, 1, -1.0 / 3.0),
+            (1, 1, 1.0 / 3.0),
+            (2, 2, 0.0),
+        ] {
+            assert!((at(&r, i, j) - expected).abs() < 3e-6, "{:?}", r.covariance);
+        }
+    }
+
+    #[test]
+    fn diagonals_hold_the_same_matrix_as_rows_would() {
+        let mut r = Regression::<12>::new(&[0.0; 11], TUNING);
+        let mut full = [[0.0_f64; 12]; 12];
+        for (i, row) in full.iter_mut().enumerate().take(11) {
+            row[i] = 1.0;
+        }
+        let mut seed = 9;
+        for _ in 0..300 {
+            let mut x = [0; 12].map(|_| noise(&mut seed));
+            x[11] = 0.0;
+            r.learn(&x, noise(&mut seed));
+            let x = x.map(f64::from);
+            let px = full.map(|row| row.iter().zip(x).map(|(p, x)| p * x).sum::<f64>());
+            let scale = 1.0 / (1.0 + px.iter().zip(x).map(|(p, x)| p * x).sum::<f64>());
+            for i in 0..11 {
+                for j in 0..11 {
+                    full[i][j] = (full[i][j] - px[i] * px[j] * scale) / 0.999;
+                }
+                full[i][i] += f64::from(WANDER);
+            }
+        }
+        for (i, row) in full.iter().enumerate() {
+            for (j, &expected) in row.iter().enumerate() {
+                assert!((f64::from(at(&r, i, j)) - expected).abs() < 2e-4, "{i} {j}");
+                assert_eq!(at(&r, i, j), at(&r, j, i));
+            }
         }
     }
 
@@ -218,35 +298,37 @@ mod tests {
         let tuning = Tuning {
             prior: table.get("prior", 0),
             keep: 1.0,
-            // No error is clipped.
+            // No error is clipped, no coefficient wanders.
             clip: 1e15,
             trace_max: 10.0,
+            wander: 0.0,
         };
         let start: Vec<f64> = (0..n as u64).map(|i| table.get("start", i)).collect();
-        let mut r = Regression::new(&start, tuning);
+        let mut r = Regression::<8, f64>::new(&start, tuning);
         for t in 0..table.len("y") as u64 {
-            let x: Vec<f64> = (0..n as u64)
-                .map(|i| table.get("x", t * n as u64 + i))
-                .collect();
+            let mut x = [0.0; 8];
+            for (i, x) in (0..n as u64).zip(&mut x) {
+                *x = table.get("x", t * n as u64 + i);
+            }
             table.agrees("mean", t, r.predict(&x));
             r.learn(&x, table.get("y", t));
         }
-        for (i, &coefficient) in r.coefficients().iter().enumerate() {
+        for (i, &coefficient) in r.coefficients[..n].iter().enumerate() {
             table.agrees("coefficient", i as u64, coefficient);
         }
     }
 
     #[test]
     fn features_that_never_vary_do_not_wind_the_covariance_up() {
-        let mut r = Regression::new(&[0.0; 3], TUNING);
+        let mut r = Regression::<4>::new(&[0.0; 3], TUNING);
         for t in 0..100_000_u32 {
-            r.learn(&[1.0, 0.0, 1e-9 * f64::from(t % 7)], 5.0);
+            r.learn(&[1.0, 0.0, 1e-9 * (t % 7) as f32, 0.0], 5.0);
         }
         assert!(
             r.covariance.iter().all(|p| p.abs() < 31.0),
             "{:?}",
             r.covariance
         );
-        assert!((r.predict(&[1.0, 0.0, 0.0]) - 5.0).abs() < 1e-3);
+        assert!((r.predict(&[1.0, 0.0, 0.0, 0.0]) - 5.0).abs() < 1e-3);
     }
 }

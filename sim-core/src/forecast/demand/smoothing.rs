@@ -97,9 +97,14 @@ impl HoltWinters {
         self.season[slot] += season_rate * (1.0 - level_rate) * clipped;
     }
 
-    /// Mean of the sample `lead` steps on, which falls into `slot`.
-    pub(super) fn mean(&self, lead: usize, slot: usize) -> f64 {
-        self.level + self.slope * damped_sum(self.tuning.damping, lead) + self.season[slot]
+    /// How many slopes forecasts `lead` steps on have in common.
+    pub(super) fn slopes(&self, lead: usize) -> f64 {
+        damped_sum(self.tuning.damping, lead)
+    }
+
+    /// Mean of the sample as many steps on as `slopes` was made for, which falls into `slot`.
+    pub(super) fn mean(&self, slopes: f64, slot: usize) -> f64 {
+        self.level + self.slope * slopes + self.season[slot]
     }
 }
 
@@ -114,8 +119,16 @@ mod tests {
         for t in 0..600_usize {
             m.observe(t % 10, t < 10, Some(if t % 10 == 3 { 100.0 } else { 50.0 }));
         }
-        assert!((m.mean(4, 3) - 100.0).abs() < 5.0, "{}", m.mean(4, 3));
-        assert!((m.mean(5, 4) - 50.0).abs() < 5.0, "{}", m.mean(5, 4));
+        assert!(
+            (m.mean(m.slopes(4), 3) - 100.0).abs() < 5.0,
+            "{}",
+            m.mean(m.slopes(4), 3)
+        );
+        assert!(
+            (m.mean(m.slopes(5), 4) - 50.0).abs() < 5.0,
+            "{}",
+            m.mean(m.slopes(5), 4)
+        );
     }
 
     #[test]
@@ -141,7 +154,7 @@ mod tests {
         let mut squares = 0.0;
         for t in 0..steps {
             let (slot, y) = (t % day, table.get("y", t as u64));
-            let mean = m.mean(1, slot);
+            let mean = m.mean(m.slopes(1), slot);
             table.agrees("mean", t as u64, mean);
             squares += (y - mean) * (y - mean);
             m.observe(slot, false, Some(y));
@@ -150,7 +163,8 @@ mod tests {
         let log_likelihood = -0.5 * n * (libm::log(core::f64::consts::TAU * squares / n) + 1.0);
         table.agrees("log_likelihood", 0, log_likelihood);
         for lead in 1..=table.len("ahead") {
-            table.agrees("ahead", lead as u64, m.mean(lead, (steps - 1 + lead) % day));
+            let mean = m.mean(m.slopes(lead), (steps - 1 + lead) % day);
+            table.agrees("ahead", lead as u64, mean);
         }
     }
 }

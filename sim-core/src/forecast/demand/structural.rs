@@ -21,7 +21,8 @@ const DAY_HARMONICS: usize = 4;
 const WEEK_HARMONICS: usize = 2;
 /// Level and slope come before the harmonics.
 const TREND: usize = 2;
-const DIM: usize = TREND + 2 * (DAY_HARMONICS + WEEK_HARMONICS);
+const HARMONICS: usize = DAY_HARMONICS + WEEK_HARMONICS;
+const DIM: usize = TREND + 2 * HARMONICS;
 /// Level, slope, harmonics.
 type PerPart = [f64; 3];
 
@@ -48,7 +49,15 @@ const SETTLED: u32 = 5;
 /// Memory of the noise variance, in samples.
 const NOISE_MEMORY: f64 = 200.0;
 
-/// State, covariance and the tables of one turn of a day and of a week.
+/// A point of the unit circle: cosine and sine.
+type Turn = (f64, f64);
+
+/// One angle after the other.
+fn turn_by((cos, sin): Turn, (c, s): Turn) -> Turn {
+    (cos * c - sin * s, cos * s + sin * c)
+}
+
+/// State, covariance and where the harmonics stand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Structural {
     tuning: Tuning,
@@ -56,22 +65,24 @@ pub(super) struct Structural {
     covariance: Vec<f64>,
     noise: f64,
     observed: u32,
-    /// Cosine and sine over one day, and over one week; empty: no such season.
-    day: Vec<(f64, f64)>,
-    week: Vec<(f64, f64)>,
+    /// Steps of a day; 0: no harmonics.
+    day: usize,
+    /// Each harmonic's turn of one step, and where it stands. It is turned step by step and set right at the
+    /// start of each day or week, so rounding does not add up.
+    turns: [Turn; HARMONICS],
+    stand: [Turn; HARMONICS],
+}
+
+/// What is the same for every forecast at one lead.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ahead {
+    slope: f64,
+    turns: [Turn; HARMONICS],
 }
 
 impl Structural {
     /// With days of `day` steps (below 12: no harmonics).
     pub(super) fn new(day: usize, tuning: Tuning) -> Self {
-        let turn = |steps: usize| -> Vec<(f64, f64)> {
-            (0..steps)
-                .map(|i| {
-                    let (sin, cos) = libm::sincos(core::f64::consts::TAU * i as f64 / steps as f64);
-                    (cos, sin)
-                })
-                .collect()
-        };
         let day = if day >= 12 { day } else { 0 };
         let mut new = Self {
             tuning,
@@ -79,9 +90,11 @@ impl Structural {
             covariance: vec![0.0; DIM * DIM],
             noise: 0.0,
             observed: 0,
-            day: turn(day),
-            week: turn(7 * day),
+            day,
+            turns: [(0.0, 0.0); HARMONICS],
+            stand: [(0.0, 0.0); HARMONICS],
         };
+        new.turns = new.turns_of(1);
         new.reset();
         new
     }
@@ -96,32 +109,68 @@ impl Structural {
         self.observed = 0;
     }
 
-    /// Weights of the state in the sample at step `step`, `lead` of which lie in the future.
-    fn design(&self, step: u64, slope: f64) -> [f64; DIM] {
+    /// How far each harmonic turns in so many steps.
+    fn turns_of(&self, steps: usize) -> [Turn; HARMONICS] {
+        let mut turns = [(0.0, 0.0); HARMONICS];
+        if self.day == 0 {
+            return turns;
+        }
+        for (i, turn) in turns.iter_mut().enumerate() {
+            let (season, times) = if i < DAY_HARMONICS {
+                (self.day, i + 1)
+            } else {
+                (7 * self.day, i + 1 - DAY_HARMONICS)
+            };
+            let phase = steps * times % season;
+            let (sin, cos) = libm::sincos(core::f64::consts::TAU * phase as f64 / season as f64);
+            *turn = (cos, sin);
+        }
+        turns
+    }
+
+    /// What forecasts `lead` steps on have in common.
+    pub(super) fn ahead(&self, lead: usize) -> Ahead {
+        Ahead {
+            slope: damped_sum(self.tuning.damping, lead),
+            turns: self.turns_of(lead),
+        }
+    }
+
+    /// Turns the harmonics on to step `step`, the one after the last.
+    fn turn(&mut self, step: u64) {
+        let seasons = [(DAY_HARMONICS, self.day), (WEEK_HARMONICS, 7 * self.day)];
+        let mut i = 0;
+        for (count, season) in seasons {
+            let is_start = season > 0 && step.is_multiple_of(season as u64);
+            for _ in 0..count {
+                self.stand[i] = if is_start {
+                    (1.0, 0.0)
+                } else {
+                    turn_by(self.stand[i], self.turns[i])
+                };
+                i += 1;
+            }
+        }
+    }
+
+    /// Weights of the state in a sample.
+    fn design(slope: f64, stand: &[Turn; HARMONICS]) -> [f64; DIM] {
         let mut row = [0.0; DIM];
         row[0] = 1.0;
         row[1] = slope;
-        let (day, week) = row[TREND..].split_at_mut(2 * DAY_HARMONICS);
-        for (table, row) in [(&self.day, day), (&self.week, week)] {
-            let steps = table.len() as u64;
-            if steps == 0 {
-                continue;
-            }
-            let phase = step % steps;
-            for (j, pair) in (1..).zip(row.chunks_exact_mut(2)) {
-                let (cos, sin) = table[(phase * j % steps) as usize];
-                pair[0] = cos;
-                pair[1] = sin;
-            }
+        for (pair, &(cos, sin)) in row[TREND..].chunks_exact_mut(2).zip(stand) {
+            pair[0] = cos;
+            pair[1] = sin;
         }
         row
     }
 
-    /// Moves on to step `step` and takes its sample, if there is one.
+    /// Moves on to step `step`, the one after the last, and takes its sample, if there is one.
     pub(super) fn observe(&mut self, step: u64, sample: Option<f64>) {
+        self.turn(step);
         self.predict();
         if let Some(y) = sample {
-            self.update(y, &self.design(step, 0.0));
+            self.update(y, &Self::design(0.0, &self.stand));
         }
     }
 
@@ -138,7 +187,7 @@ impl Structural {
         }
         let (ph, variance) = self.project(row);
         let gain = ph / variance;
-        let innovation = y - super::regression::dot(&self.state, row);
+        let innovation = y - dot(&self.state, row);
         let limit = HUBER * libm::sqrt(self.noise * variance);
         let clipped = if self.observed > SETTLED {
             innovation.clamp(-limit, limit)
@@ -182,13 +231,25 @@ impl Structural {
         }
     }
 
-    /// Mean of the sample `lead` steps after step `step`, whose sample was the last one.
-    pub(super) fn mean(&self, step: u64, lead: usize) -> f64 {
-        super::regression::dot(
-            &self.state,
-            &self.design(step + lead as u64, damped_sum(self.tuning.damping, lead)),
-        )
+    /// Mean of the sample as many steps after the last one as `ahead` was made for.
+    pub(super) fn mean(&self, ahead: &Ahead) -> f64 {
+        let mut stand = self.stand;
+        for (stand, &turn) in stand.iter_mut().zip(&ahead.turns) {
+            *stand = turn_by(*stand, turn);
+        }
+        dot(&self.state, &Self::design(ahead.slope, &stand))
     }
+}
+
+/// Scalar product; two sums side by side, so that the order of additions is fixed.
+fn dot(a: &[f64; DIM], b: &[f64; DIM]) -> f64 {
+    let mut sums = [0.0; 2];
+    for (a, b) in a.chunks_exact(2).zip(b.chunks_exact(2)) {
+        for l in 0..2 {
+            sums[l] += a[l] * b[l];
+        }
+    }
+    sums[0] + sums[1]
 }
 
 /// Σ dʲ for j = 1..=lead, by multiplication alone: bits agree everywhere.
@@ -222,7 +283,7 @@ mod tests {
             m.observe(t, Some(value(t)));
         }
         for lead in [1, 12, 24] {
-            let error = m.mean(48 * 14 - 1, lead) - value(48 * 14 - 1 + lead as u64);
+            let error = m.mean(&m.ahead(lead)) - value(48 * 14 - 1 + lead as u64);
             assert!(error.abs() < 0.2, "{lead}: {error}");
         }
     }
@@ -250,15 +311,16 @@ mod tests {
         for i in 0..DIM {
             m.covariance[i * DIM + i] = 1e12;
         }
+        let row = |m: &Structural, t: usize| Structural::design(0.0, &m.turns_of(t));
         for t in 0..40 {
-            m.update(1.0, &m.design(t / 20, 0.0));
+            m.update(1.0, &row(&m, t / 20));
         }
         let p = nalgebra::DMatrix::from_column_slice(DIM, DIM, &m.covariance);
         let trace = p.trace();
         let least = p.symmetric_eigenvalues().min();
         assert!(least > -1e-15 * trace, "{least} of {trace}");
         for t in 0..2 {
-            let row = m.design(t, 0.0);
+            let row = row(&m, t);
             let left = m.project(&row).0.dot(&SVector::from(row));
             assert!((0.0..0.2).contains(&left), "{t}: {left}");
         }
@@ -279,8 +341,9 @@ mod tests {
         let (mut log_likelihood, mut seen) = (0.0, 0);
         let steps = table.len("mean") as u64;
         for t in 0..steps {
+            m.turn(t);
             m.predict();
-            let row = m.design(t, 0.0);
+            let row = Structural::design(0.0, &m.stand);
             let Some(y) = table.find("y", t) else {
                 continue;
             };
@@ -288,7 +351,7 @@ mod tests {
                 m.state[0] = y;
             }
             let (_, variance) = m.project(&row);
-            let mean = super::super::regression::dot(&m.state, &row);
+            let mean = dot(&m.state, &row);
             table.agrees("mean", t, mean);
             table.agrees("variance", t, variance);
             let error = y - mean;
@@ -299,8 +362,8 @@ mod tests {
         }
         assert!(seen > 150 && seen < steps);
         table.agrees("log_likelihood", 0, log_likelihood);
-        for lead in 1..=table.len("ahead") as u64 {
-            table.agrees("ahead", lead, m.mean(steps - 1, lead as usize));
+        for lead in 1..=table.len("ahead") {
+            table.agrees("ahead", lead as u64, m.mean(&m.ahead(lead)));
         }
     }
 

@@ -12,10 +12,13 @@
 //! memory of a day: Stock & Watson, J. Forecasting 23 (2004), §2, with a large power, which is close
 //! to following the best expert (Herbster & Warmuth 1998). An expert that is good at the median need
 //! not be good at the tails.
+//!
+//! All is told relative to the last value at the time of the forecast, in single precision.
 
 use serde::{Deserialize, Serialize};
 
 use super::ingredients::Ingredients;
+use super::lanes::{LANES, Lanes, least};
 use crate::forecast::output::LEVELS;
 
 /// Point forecasts that quantiles are put around.
@@ -28,127 +31,176 @@ pub(super) const ANALOGS: usize = POINTS + TABLES;
 /// Bins of a table.
 pub(super) const BINS: usize = 24;
 const MEDIAN: usize = 2;
+/// The lane after the levels. Tables count the visits of a bin there; elsewhere it holds nothing.
+const SPARE: usize = LEVELS.len();
 
-/// One number a level.
-pub(super) type PerLevel = [f64; LEVELS.len()];
 /// One number an expert.
-pub(super) type PerExpert = [f64; EXPERTS];
+pub(super) type PerExpert = [f32; EXPERTS];
 
+/// The levels, and what keeps the spare lane finite.
+pub(super) const LEVEL_LANES: Lanes = lanes(LEVELS, 0.5);
 /// Where trackers start, in units of the spread (a mean absolute residual).
-const START: PerLevel = [-2.2, -1.5, 0.0, 1.5, 2.2, 4.0, 7.0];
+const START: Lanes = [-2.2, -1.5, 0.0, 1.5, 2.2, 4.0, 7.0, 0.0];
 /// Where the trackers around the analogs' quantiles start.
-const START_ANALOGS: PerLevel = [-0.5, -0.3, 0.0, 0.3, 0.5, 1.0, 3.0];
+const START_ANALOGS: Lanes = [-0.5, -0.3, 0.0, 0.3, 0.5, 1.0, 3.0, 0.0];
 /// How far each level steps at a rate of one: misses of the outer levels are rare.
-const STEP: PerLevel = [3.0, 3.0, 1.0, 3.0, 3.0, 6.0, 6.0];
+const STEP: Lanes = [3.0, 3.0, 1.0, 3.0, 3.0, 6.0, 6.0, 0.0];
+/// The same for the last correction.
+const LAST_STEP: Lanes = [3.0, 3.0, 0.5, 3.0, 3.0, 3.0, 3.0, 0.0];
 /// Floors of the rates.
-const RATE: f64 = 0.005;
-const TABLE_RATE: f64 = 0.01;
+const RATE: f32 = 0.005;
+const TABLE_RATE: f32 = 0.01;
 /// Rate and bound of the last correction, which is shared by all experts. Short leads overlap less
 /// and may be corrected faster.
-const FINAL_RATE: f64 = 0.001;
-const FINAL_RATE_SHORT: f64 = 0.002;
-const FINAL_MAX: f64 = 3.0;
+const FINAL_RATE: f32 = 0.001;
+const FINAL_RATE_SHORT: f32 = 0.002;
+const FINAL_MAX: f32 = 3.0;
 /// A loss counts at most this many spreads.
-const LOSS_MAX: f64 = 30.0;
+const LOSS_MAX: f32 = 30.0;
 /// Samples after which losses are believed by half.
-const TRUST: f64 = 20.0;
+const TRUST: f32 = 20.0;
 /// How many times weights are squared: the power is two to it.
 const SQUARINGS: u32 = 4;
+/// Weights at leads longer than this are told anew each so many samples only, but no less often than so many times
+/// a day: losses move slowly there.
+const WEIGH_ALWAYS: f32 = 3.0;
+const WEIGH_EACH: u32 = 4;
+const WEIGH_DAILY: f32 = 72.0;
+
+const fn lanes(levels: [f64; LEVELS.len()], spare: f32) -> Lanes {
+    let mut out = [spare; LANES];
+    let mut i = 0;
+    while i < levels.len() {
+        out[i] = levels[i] as f32;
+        i += 1;
+    }
+    out
+}
 
 /// Where the experts were centred when they made the forecast that is now scored.
 #[derive(Clone, Debug)]
 pub(super) struct Views {
-    pub(super) points: [f64; POINTS],
+    pub(super) points: [f32; POINTS],
     /// Spread around the points.
-    pub(super) spread: f64,
+    pub(super) spread: f32,
     pub(super) tables: [Table; TABLES],
     /// Quantiles of what followed the analogs.
-    pub(super) analogs: PerLevel,
+    pub(super) analogs: Lanes,
 }
 
 /// How one table sees a moment: which bin, around what, in what unit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Table {
     pub(super) bin: usize,
-    pub(super) centre: f64,
-    pub(super) unit: f64,
+    pub(super) centre: f32,
+    pub(super) unit: f32,
 }
 
 /// Trackers and weights at one knot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Tracker {
-    lead: f64,
+    lead: f32,
     ingredients: Ingredients,
-    scored: u64,
-    offsets: [PerLevel; POINTS],
-    tables: [[PerLevel; BINS]; TABLES],
-    analogs: PerLevel,
-    visits: [[u32; BINS]; TABLES],
-    losses: [PerLevel; EXPERTS],
-    weights: [PerLevel; EXPERTS],
-    last: PerLevel,
+    scored: u32,
+    offsets: [Lanes; POINTS],
+    tables: [[Lanes; BINS]; TABLES],
+    analogs: Lanes,
+    losses: [Lanes; EXPERTS],
+    weights: [Lanes; EXPERTS],
+    last: Lanes,
+}
+
+/// What an expert's quantiles are put around, and what is tracked of them.
+fn expert<'a>(tracker: &'a Tracker, views: &Views, e: usize) -> (Lanes, f32, &'a Lanes) {
+    if e < POINTS {
+        ([views.points[e]; LANES], views.spread, &tracker.offsets[e])
+    } else if e == ANALOGS {
+        (views.analogs, views.spread, &tracker.analogs)
+    } else {
+        let table = views.tables[e - POINTS];
+        let quantiles = &tracker.tables[e - POINTS][table.bin];
+        ([table.centre; LANES], table.unit, quantiles)
+    }
+}
+
+/// Scores one expert and moves its quantiles.
+struct Step {
+    z: f32,
+    forget: f32,
+    loss_max: f32,
+}
+
+impl Step {
+    fn take(
+        &self,
+        centre: &Lanes,
+        unit: f32,
+        rate: f32,
+        quantiles: &mut Lanes,
+        losses: &mut Lanes,
+    ) {
+        for l in 0..LANES {
+            let miss = self.z - centre[l] - unit * quantiles[l];
+            let side = LEVEL_LANES[l] - if miss < 0.0 { 1.0 } else { 0.0 };
+            losses[l] += self.forget * (least(side * miss, self.loss_max) - losses[l]);
+            quantiles[l] += rate * STEP[l] * side;
+        }
+    }
 }
 
 impl Tracker {
     pub(super) fn new(lead: usize, ingredients: Ingredients) -> Self {
         let mut new = Self {
-            lead: lead as f64,
+            lead: lead as f32,
             ingredients,
             scored: 0,
             offsets: [START; POINTS],
             tables: [[START; BINS]; TABLES],
             analogs: START_ANALOGS,
-            visits: [[0; BINS]; TABLES],
-            losses: [[0.0; LEVELS.len()]; EXPERTS],
-            weights: [[0.0; LEVELS.len()]; EXPERTS],
-            last: [0.0; LEVELS.len()],
+            losses: [[0.0; LANES]; EXPERTS],
+            weights: [[0.0; LANES]; EXPERTS],
+            last: [0.0; LANES],
         };
         new.weigh();
         new
     }
 
-    pub(super) fn scored(&self) -> u64 {
+    pub(super) fn scored(&self) -> u32 {
         self.scored
     }
 
     /// Learns from the sample `z`, for which the experts saw `views` and `issued` was forecast.
     /// `memory`: samples of a day.
-    pub(super) fn learn(&mut self, z: f64, views: &Views, issued: &PerLevel, memory: f64) {
-        self.scored += 1;
-        let scored = self.scored as f64;
-        let overlap = 1.0 + self.lead / 8.0;
-        let rate = (1.0 / (scored / overlap + 10.0)).max(RATE);
-        let forget = (1.0 / scored).max(1.0 / memory);
-        for e in 0..EXPERTS {
-            let (centre, unit, rate, quantiles) = if e < POINTS {
-                (
-                    [views.points[e]; LEVELS.len()],
-                    views.spread,
-                    rate,
-                    &mut self.offsets[e],
-                )
-            } else if e == ANALOGS {
-                (views.analogs, views.spread, rate, &mut self.analogs)
-            } else {
-                let table = views.tables[e - POINTS];
-                let visits = &mut self.visits[e - POINTS][table.bin];
-                *visits = visits.saturating_add(1);
-                let rate = (1.0 / (f64::from(*visits) / overlap + 5.0)).max(TABLE_RATE);
-                let quantiles = &mut self.tables[e - POINTS][table.bin];
-                ([table.centre; LEVELS.len()], table.unit, rate, quantiles)
-            };
-            let loss_max = LOSS_MAX * views.spread;
-            let losses = &mut self.losses[e];
-            for l in 0..LEVELS.len() {
-                let miss = z - centre[l] - unit * quantiles[l];
-                let side = if miss < 0.0 {
-                    LEVELS[l] - 1.0
-                } else {
-                    LEVELS[l]
-                };
-                losses[l] += forget * ((side * miss).min(loss_max) - losses[l]);
-                quantiles[l] += rate * STEP[l] * side;
-            }
+    pub(super) fn learn(&mut self, z: f32, views: &Views, issued: &Lanes, memory: f32) {
+        self.scored = self.scored.saturating_add(1);
+        let scored = self.scored as f32;
+        let independent = 1.0 / (1.0 + self.lead / 8.0);
+        let rate = (1.0 / (scored * independent + 10.0)).max(RATE);
+        let step = Step {
+            z,
+            forget: (1.0 / scored).max(1.0 / memory),
+            loss_max: LOSS_MAX * views.spread,
+        };
+        let (points, rest) = self.losses.split_at_mut(POINTS);
+        for ((centre, quantiles), losses) in views.points.iter().zip(&mut self.offsets).zip(points)
+        {
+            step.take(&[*centre; LANES], views.spread, rate, quantiles, losses);
+        }
+        let (tables, rest) = rest.split_at_mut(TABLES);
+        for ((view, table), losses) in views.tables.iter().zip(&mut self.tables).zip(tables) {
+            let quantiles = &mut table[view.bin];
+            quantiles[SPARE] += 1.0;
+            let rate = (1.0 / (quantiles[SPARE] * independent + 5.0)).max(TABLE_RATE);
+            step.take(&[view.centre; LANES], view.unit, rate, quantiles, losses);
+        }
+        for losses in rest {
+            step.take(
+                &views.analogs,
+                views.spread,
+                rate,
+                &mut self.analogs,
+                losses,
+            );
         }
         let last_max = if self.ingredients.has(Ingredients::CORRECTION) {
             FINAL_MAX
@@ -157,43 +209,44 @@ impl Tracker {
         };
         let last_rate = FINAL_RATE + FINAL_RATE_SHORT / (1.0 + self.lead);
         for (l, c) in self.last.iter_mut().enumerate() {
-            let side = if z < issued[l] {
-                LEVELS[l] - 1.0
-            } else {
-                LEVELS[l]
-            };
-            let step = if l == MEDIAN { 0.5 } else { 3.0 };
-            *c = (*c + last_rate * step * side).clamp(-last_max, last_max);
+            let side = LEVEL_LANES[l] - if z < issued[l] { 1.0 } else { 0.0 };
+            *c = (*c + last_rate * LAST_STEP[l] * side).clamp(-last_max, last_max);
         }
-        self.weigh();
+        let each = ((memory / WEIGH_DAILY) as u32).clamp(1, WEIGH_EACH);
+        // Not all knots at once.
+        let is_due = (self.scored + self.lead as u32).is_multiple_of(each);
+        if is_due || self.lead <= WEIGH_ALWAYS || scored < memory {
+            self.weigh();
+        }
     }
 
     fn weigh(&mut self) {
         let trust = if self.ingredients.has(Ingredients::WEIGHTS) {
-            self.scored as f64 / (self.scored as f64 + TRUST)
+            self.scored as f32 / (self.scored as f32 + TRUST)
         } else {
             0.0
         };
         let experts = self.ingredients.experts();
-        let mut sums = [0.0; LEVELS.len()];
-        let mut least = self.losses[0];
+        let mut sums = [0.0; LANES];
+        let mut smallest = self.losses[0];
         for (e, losses) in self.losses.iter().enumerate() {
             if experts >> e & 1 == 0 {
                 continue;
             }
-            for (least, loss) in least.iter_mut().zip(losses) {
-                *least = if *loss < *least { *loss } else { *least };
+            for l in 0..LANES {
+                smallest[l] = least(smallest[l], losses[l]);
             }
         }
+        // Losses of almost nothing must not decide by rounding errors.
+        let grain = self.losses[0].map(|naive| 1e-3 * naive + 1e-12);
         for (e, (weights, losses)) in self.weights.iter_mut().zip(&self.losses).enumerate() {
             if experts >> e & 1 == 0 {
                 weights.fill(0.0);
                 continue;
             }
-            for l in 0..LEVELS.len() {
-                // Losses of almost nothing must not decide by rounding errors.
-                let grain = 1e-3 * self.losses[0][l] + 1e-12;
-                let mut w = 1.0 - trust + trust * (least[l] + grain) / (losses[l] + grain);
+            for l in 0..LANES {
+                let ratio = (smallest[l] + grain[l]) / (losses[l] + grain[l]);
+                let mut w = 1.0 - trust + trust * ratio;
                 for _ in 0..SQUARINGS {
                     w *= w;
                 }
@@ -203,30 +256,18 @@ impl Tracker {
         }
         let shares = sums.map(|sum| 1.0 / sum);
         for weights in &mut self.weights {
-            for (w, share) in weights.iter_mut().zip(shares) {
-                *w *= share;
+            for l in 0..LANES {
+                weights[l] *= shares[l];
             }
         }
     }
 
     /// The combined quantiles.
-    pub(super) fn combine(&self, views: &Views) -> PerLevel {
+    pub(super) fn combine(&self, views: &Views) -> Lanes {
         let mut out = self.last.map(|c| views.spread * c);
         for (e, weights) in self.weights.iter().enumerate() {
-            let (centre, unit, quantiles) = if e < POINTS {
-                (
-                    [views.points[e]; LEVELS.len()],
-                    views.spread,
-                    &self.offsets[e],
-                )
-            } else if e == ANALOGS {
-                (views.analogs, views.spread, &self.analogs)
-            } else {
-                let table = views.tables[e - POINTS];
-                let quantiles = &self.tables[e - POINTS][table.bin];
-                ([table.centre; LEVELS.len()], table.unit, quantiles)
-            };
-            for l in 0..LEVELS.len() {
+            let (centre, unit, quantiles) = expert(self, views, e);
+            for l in 0..LANES {
                 out[l] += weights[l] * (centre[l] + unit * quantiles[l]);
             }
         }
@@ -246,7 +287,7 @@ impl Tracker {
 mod tests {
     use super::*;
 
-    fn views(points: [f64; POINTS]) -> Views {
+    fn views(points: [f32; POINTS]) -> Views {
         Views {
             points,
             spread: 1.0,
@@ -255,7 +296,7 @@ mod tests {
                 centre: 0.0,
                 unit: 1.0,
             }; TABLES],
-            analogs: [0.0; LEVELS.len()],
+            analogs: [0.0; LANES],
         }
     }
 
@@ -265,7 +306,7 @@ mod tests {
         let mut seed = 1_u64;
         let mut noise = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) as f64 / 2_147_483_648.0
+            (seed >> 33) as f32 / 2_147_483_648.0
         };
         let mut covered = 0;
         for i in 0..20_000 {
@@ -296,8 +337,8 @@ mod tests {
             t.learn(5.0, &v, &q, 288.0);
         }
         for l in 0..LEVELS.len() {
-            let sum: f64 = t.weights.iter().map(|w| w[l]).sum();
-            assert!((sum - 1.0).abs() < 1e-12);
+            let sum: f32 = t.weights.iter().map(|w| w[l]).sum();
+            assert!((sum - 1.0).abs() < 1e-5);
         }
     }
 }

@@ -182,9 +182,6 @@ impl DemandForecaster {
             return;
         }
         self.scale = (self.scale * factor).clamp(SCALE_MIN, SCALE_MAX);
-        for y in self.raw.iter_mut().flatten() {
-            *y *= factor;
-        }
         if let Some(upper) = &mut self.config.upper {
             *upper = upper.max(*upper * factor);
         }

@@ -14,39 +14,44 @@ use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use super::regression::{Regression, Tuning};
+use super::lanes::{exp, log, pack, unpack};
+use super::regression::{Regression, Tuning, WANDER};
 
 pub(super) const SIGNS: usize = 9;
-/// Where the coefficients start: constant, fast, medium, this lead, time of day, last move,
-/// outcomes, disagreements.
-const PRIOR: [f64; SIGNS] = [0.0, 0.2, 0.2, 0.2, 0.3, 0.0, 0.0, 0.0, 0.0];
-const PRIOR_VARIANCE: f64 = 0.02;
+/// The same, padded.
+const SIZE: usize = 12;
+/// Signs that are the same at every lead: how many, and where the others go on.
+pub(super) const COMMON: usize = 3;
+/// Where the coefficients start: fast, medium, last move, constant, this lead, time of day, outcomes,
+/// disagreements.
+const PRIOR: [f32; SIGNS] = [0.2, 0.2, 0.0, 0.0, 0.2, 0.3, 0.0, 0.0, 0.0];
+const PRIOR_VARIANCE: f32 = 0.02;
 /// Memory of the regression and of the usual size, in days.
-const MEMORY_DAYS: f64 = 14.0;
-const USUAL_DAYS: f64 = 7.0;
+const MEMORY_DAYS: f32 = 14.0;
+const USUAL_DAYS: f32 = 7.0;
 /// Memories of one-step residuals, in samples.
-const FAST: f64 = 6.0;
-const MEDIUM: f64 = 36.0;
-const SLOT_RATE: f64 = 0.1;
-const SLOT_DAYS: f64 = 3.0;
+const FAST: f32 = 6.0;
+const MEDIUM: f32 = 36.0;
+const SLOT_RATE: f32 = 0.1;
+const SLOT_DAYS: f32 = 3.0;
 /// Samples before residuals are clipped, and before the regression learns.
-const CLIP_FROM: u64 = 20;
-const LEARN_FROM: u64 = 10;
-const CLIP: f64 = 12.0;
+const CLIP_FROM: u32 = 20;
+const LEARN_FROM: u32 = 10;
+const CLIP: f32 = 12.0;
 /// No sign and no forecast says more than a factor of e³.
-const LOG_MAX: f64 = 3.0;
+const LOG_MAX: f32 = 3.0;
 /// Shares of the usual size below which distances tell nothing.
-const APART_SHARE: [f64; 3] = [0.1, 0.2, 0.2];
-const SIZE_MIN: f64 = 1e-9;
+const APART_SHARE: [f32; 3] = [0.1, 0.2, 0.2];
+const SIZE_MIN: f32 = 1e-9;
 
 /// Sizes of one-step residuals, overall and by slot of the day.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct OneStep {
-    fast: f64,
-    medium: f64,
-    usual: f64,
-    mean: f64,
-    slots: Vec<f64>,
+    fast: f32,
+    medium: f32,
+    usual: f32,
+    mean: f32,
+    slots: Vec<f32>,
 }
 
 impl OneStep {
@@ -66,9 +71,9 @@ impl OneStep {
     }
 
     /// Takes the size of the residual at `slot`, the `count`th one.
-    fn learn(&mut self, size: f64, slot: usize, count: u64) {
-        let day = self.slots.len() as f64;
-        let warm = 1.0 / count as f64;
+    fn learn(&mut self, size: f32, slot: usize, count: u32) {
+        let day = self.slots.len() as f32;
+        let warm = 1.0 / count as f32;
         for (average, memory) in [
             (&mut self.fast, FAST),
             (&mut self.medium, MEDIUM),
@@ -85,17 +90,26 @@ impl OneStep {
         };
     }
 
+    /// Signs that are the same at every lead; `last_move` is the series' latest.
+    pub(super) fn signs(&self, last_move: f32) -> [f32; COMMON] {
+        [
+            ratio(self.fast, self.usual, 0.02),
+            ratio(self.medium, self.usual, 0.02),
+            ratio(last_move.abs(), self.usual, 0.3),
+        ]
+    }
+
     /// Logarithm of the usual size around `slot` over that of all slots.
-    fn time_of_day(&self, slot: usize) -> f64 {
+    fn time_of_day(&self, slot: usize) -> f32 {
         let day = self.slots.len();
         let radius = 1 + day / 96;
+        let mut at = (slot + 2 * day - radius) % day;
         let (mut sum, mut count) = (0.0, 0.0);
-        for i in 0..=2 * radius {
-            let size = self.slots[(slot + 2 * day + i - radius) % day];
-            if size > 0.0 {
-                sum += size;
-                count += 1.0;
-            }
+        for _ in 0..=2 * radius {
+            let size = self.slots[at];
+            sum += size;
+            count += if size > 0.0 { 1.0 } else { 0.0 };
+            at = if at + 1 == day { 0 } else { at + 1 };
         }
         if count > 0.0 {
             ratio(sum / count, self.mean, 0.05)
@@ -106,41 +120,51 @@ impl OneStep {
 }
 
 /// Logarithm of `size / usual`, neither below a `share` of the usual one, bounded.
-fn ratio(size: f64, usual: f64, share: f64) -> f64 {
+fn ratio(size: f32, usual: f32, share: f32) -> f32 {
     let grain = share * usual + SIZE_MIN;
-    libm::log((size + grain) / (usual + grain)).clamp(-LOG_MAX, LOG_MAX)
+    log((size + grain) / (usual + grain)).clamp(-LOG_MAX, LOG_MAX)
 }
 
 /// Expected sizes at one knot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Volatility {
-    lead: f64,
-    usual: f64,
-    recent: f64,
-    count: u64,
-    regression: Regression,
+    lead: f32,
+    usual: f32,
+    recent: f32,
+    count: u32,
+    regression: Regression<SIZE>,
 }
 
-/// What was read at the time of a forecast.
+/// What was read at the time of a forecast. The signs are those of this lead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Reading {
-    signs: [f32; SIGNS],
+    signs: [u16; SIGNS - COMMON - 1],
     /// The usual size.
-    pub(super) usual: f64,
+    pub(super) usual: f32,
     /// The expected size.
-    pub(super) spread: f64,
+    pub(super) spread: f32,
+}
+
+/// All signs in the order of the coefficients.
+fn row(common: [f32; COMMON], own: [f32; SIGNS - COMMON - 1]) -> [f32; SIZE] {
+    let mut row = [0.0; SIZE];
+    row[..COMMON].copy_from_slice(&common);
+    row[COMMON] = 1.0;
+    row[COMMON + 1..SIGNS].copy_from_slice(&own);
+    row
 }
 
 impl Volatility {
     pub(super) fn new(lead: usize, day: usize) -> Self {
         let tuning = Tuning {
             prior: PRIOR_VARIANCE,
-            keep: 1.0 - 1.0 / (MEMORY_DAYS * day as f64),
+            keep: 1.0 - 1.0 / (MEMORY_DAYS * day as f32),
             clip: 4.0,
             trace_max: 1.0,
+            wander: WANDER,
         };
         Self {
-            lead: lead as f64,
+            lead: lead as f32,
             usual: 0.0,
             recent: 0.0,
             count: 0,
@@ -153,29 +177,25 @@ impl Volatility {
         self.regression.reset(&PRIOR);
     }
 
-    /// The size to expect where the target falls into `slot`; `last_move` is the series' latest,
-    /// `apart` how far outcomes are apart, and the regression from the analogs and from the structural
-    /// model; `fallback` is the series' own spread, taken before any residual was seen.
+    /// The size to expect where the target falls into `slot`. `common`: [`OneStep::signs`]; `apart`: how far
+    /// outcomes are apart, and the regression from the analogs and from the structural model; `fallback`
+    /// is the series' own spread, taken before any residual was seen.
     pub(super) fn read(
         &self,
         one: &OneStep,
+        common: [f32; COMMON],
         slot: usize,
-        last_move: f64,
-        apart: [f64; 3],
-        fallback: f64,
+        apart: [f32; 3],
+        fallback: f32,
     ) -> Reading {
         let apart = if self.count > 1 {
             [0, 1, 2].map(|i| ratio(apart[i], self.usual, APART_SHARE[i]))
         } else {
             [0.0; 3]
         };
-        let signs = [
-            1.0,
-            ratio(one.fast, one.usual, 0.02),
-            ratio(one.medium, one.usual, 0.02),
+        let own = [
             ratio(self.recent, self.usual, 0.05),
             one.time_of_day(slot),
-            ratio(last_move.abs(), one.usual, 0.3),
             apart[0],
             apart[1],
             apart[2],
@@ -185,23 +205,24 @@ impl Volatility {
         } else {
             self.usual.max(SIZE_MIN)
         };
-        let log = self.regression.predict(&signs).clamp(-LOG_MAX, LOG_MAX);
+        let said = self.regression.predict(&row(common, own));
         Reading {
-            signs: signs.map(|s| s as f32),
+            signs: own.map(pack),
             usual,
-            spread: usual * libm::exp(log),
+            spread: usual * exp(said.clamp(-LOG_MAX, LOG_MAX)),
         }
     }
 
     /// Takes the residual of a forecast made under `reading`. At the first knot, `one` learns too.
     pub(super) fn learn(
         &mut self,
-        residual: f64,
+        residual: f32,
+        common: [f32; COMMON],
         reading: &Reading,
         one: Option<(&mut OneStep, usize)>,
-        day: f64,
+        day: f32,
     ) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         let size = residual.abs();
         let clipped = if self.count > CLIP_FROM {
             size.min(CLIP * reading.spread.max(reading.usual))
@@ -211,12 +232,13 @@ impl Volatility {
         if let Some((one, slot)) = one {
             one.learn(clipped, slot, self.count);
         }
-        let warm = 1.0 / self.count as f64;
+        let warm = 1.0 / self.count as f32;
         self.recent += warm.max(1.0 / self.lead.max(FAST)) * (clipped - self.recent);
         self.usual += warm.max(1.0 / (USUAL_DAYS * day)) * (clipped - self.usual);
         if self.count > LEARN_FROM {
-            let target = libm::log((size + 0.1 * reading.usual) / reading.usual);
-            self.regression.learn(&reading.signs.map(f64::from), target);
+            let target = log((size + 0.1 * reading.usual) / reading.usual);
+            self.regression
+                .learn(&row(common, reading.signs.map(unpack)), target);
         }
     }
 }

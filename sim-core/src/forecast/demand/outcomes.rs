@@ -1,0 +1,231 @@
+//! Quantiles of what followed the analogs, at all knots at once.
+//!
+//! Each knot has up to [`OUTCOMES`] weighted values. They are sorted by a network of comparisons
+//! (Batcher's merge exchange, D. E. Knuth, *The Art of Computer Programming* 3, §5.2.2, algorithm M) that
+//! does the same to every knot, so all go through it side by side. The last five bits of a value hold the
+//! place its weight stands at; what that takes from its precision is far below what outcomes tell.
+
+use super::lags::ANALOGS;
+use super::lanes::{LANES, Lanes, least};
+
+/// Outcomes kept together.
+pub(super) const OUTCOMES: usize = 2 * ANALOGS;
+/// Bits of a value that hold its place.
+const PLACE: u32 = 31;
+/// Room for places past the last one, so that halving needs no bounds.
+const PADDED: usize = 32;
+const PAIRS_MAX: usize = 160;
+
+/// Which rows are compared, in order.
+const NETWORK: ([(u8, u8); PAIRS_MAX], usize) = network();
+
+const fn network() -> ([(u8, u8); PAIRS_MAX], usize) {
+    let mut pairs = [(0, 0); PAIRS_MAX];
+    let mut count = 0;
+    let top = OUTCOMES.next_power_of_two() / 2;
+    let mut p = top;
+    while p > 0 {
+        let (mut q, mut r, mut d) = (top, 0, p);
+        loop {
+            let mut i = 0;
+            while i + d < OUTCOMES {
+                if i & p == r {
+                    pairs[count] = (i as u8, (i + d) as u8);
+                    count += 1;
+                }
+                i += 1;
+            }
+            if q == p {
+                break;
+            }
+            d = q - p;
+            q /= 2;
+            r = p;
+        }
+        p /= 2;
+    }
+    (pairs, count)
+}
+
+/// Values and weights of up to eight knots.
+#[derive(Clone, Debug)]
+pub(super) struct Outcomes {
+    values: [Lanes; OUTCOMES],
+    weights: [Lanes; OUTCOMES],
+    counts: [usize; LANES],
+}
+
+impl Outcomes {
+    pub(super) fn new() -> Self {
+        Self {
+            values: [[f32::MAX; LANES]; OUTCOMES],
+            weights: [[0.0; LANES]; OUTCOMES],
+            counts: [0; LANES],
+        }
+    }
+
+    /// Adds one to a knot's.
+    pub(super) fn add(&mut self, knot: usize, value: f32, weight: f32) {
+        let count = &mut self.counts[knot];
+        self.values[*count][knot] = value;
+        self.weights[*count][knot] = weight;
+        *count += 1;
+    }
+
+    /// Puts each knot's values into order.
+    pub(super) fn sort(mut self) -> Sorted {
+        for (place, row) in (0..).zip(&mut self.values) {
+            for value in row {
+                *value = f32::from_bits(value.to_bits() & !PLACE | place);
+            }
+        }
+        let (pairs, count) = &NETWORK;
+        for &(a, b) in &pairs[..*count] {
+            let (low, high) = (self.values[usize::from(a)], self.values[usize::from(b)]);
+            for l in 0..LANES {
+                self.values[usize::from(a)][l] = least(low[l], high[l]);
+                self.values[usize::from(b)][l] = if high[l] < low[l] { low[l] } else { high[l] };
+            }
+        }
+        let mut middles = [[f32::MAX; LANES]; OUTCOMES];
+        let (mut total, mut sum) = ([0.0; LANES], [0.0; LANES]);
+        let mut weights = [[0.0; LANES]; OUTCOMES];
+        for (row, weights) in self.values.iter_mut().zip(&mut weights) {
+            for l in 0..LANES {
+                let bits = row[l].to_bits();
+                weights[l] = self.weights[(bits & PLACE) as usize][l];
+                row[l] = f32::from_bits(bits & !PLACE);
+            }
+        }
+        for ((row, weights), middles) in self.values.iter().zip(&weights).zip(&mut middles) {
+            for l in 0..LANES {
+                // Each value stands at the middle of its weight. Places without a value have none.
+                let half = 0.5 * weights[l];
+                middles[l] = if weights[l] > 0.0 {
+                    total[l] + half
+                } else {
+                    f32::MAX
+                };
+                total[l] += weights[l];
+                sum[l] += if weights[l] > 0.0 {
+                    weights[l] * row[l]
+                } else {
+                    0.0
+                };
+            }
+        }
+        let mut off = [0.0; LANES];
+        for (row, weights) in self.values.iter().zip(&weights) {
+            for l in 0..LANES {
+                let away = (row[l] * total[l] - sum[l]).abs();
+                off[l] += if weights[l] > 0.0 {
+                    weights[l] * away
+                } else {
+                    0.0
+                };
+            }
+        }
+        for l in 0..LANES {
+            let square = total[l] * total[l];
+            off[l] = if square > 0.0 { off[l] / square } else { 0.0 };
+        }
+        Sorted {
+            values: self.values,
+            middles,
+            total,
+            off,
+            counts: self.counts,
+        }
+    }
+}
+
+/// Values in order, each with the weight that lies below it.
+#[derive(Clone, Debug)]
+pub(super) struct Sorted {
+    values: [Lanes; OUTCOMES],
+    middles: [Lanes; OUTCOMES],
+    total: Lanes,
+    off: Lanes,
+    counts: [usize; LANES],
+}
+
+impl Sorted {
+    /// Weighted quantiles of a knot's values, linear between them, and their mean distance from their
+    /// mean; `None` for fewer than three.
+    pub(super) fn quantiles(&self, knot: usize, levels: &Lanes) -> Option<(Lanes, f32)> {
+        let count = self.counts[knot];
+        if count < 3 {
+            return None;
+        }
+        let mut middles = [f32::MAX; PADDED];
+        for (to, from) in middles.iter_mut().zip(&self.middles) {
+            *to = from[knot];
+        }
+        let quantiles = levels.map(|level| {
+            let target = level * self.total[knot];
+            let mut place = 0;
+            for step in [16, 8, 4, 2, 1] {
+                place += if middles[place + step - 1] < target {
+                    step
+                } else {
+                    0
+                };
+            }
+            let value = |i: usize| self.values[i][knot];
+            if place == 0 {
+                return value(0);
+            }
+            if place >= count {
+                return value(count - 1);
+            }
+            let (low, high) = (middles[place - 1], middles[place]);
+            let part = if high > low {
+                (target - low) / (high - low)
+            } else {
+                1.0
+            };
+            value(place - 1) + part * (value(place) - value(place - 1))
+        });
+        Some((quantiles, self.off[knot]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_outcomes_lie_between_them_and_follow_the_weights() {
+        let mut o = Outcomes::new();
+        for value in [3.0, 1.0] {
+            o.add(5, value, 1.0);
+        }
+        let levels = [0.01, 0.5, 0.99, 0.5, 0.5, 0.5, 0.5, 0.5];
+        assert_eq!(o.clone().sort().quantiles(5, &levels), None);
+        o.add(5, 2.0, 1.0);
+        let (q, off) = o.sort().quantiles(5, &levels).unwrap();
+        assert!(
+            (q[1] - 2.0).abs() < 1e-5 && (q[0] - 1.0).abs() < 1e-5 && (q[2] - 3.0).abs() < 1e-5
+        );
+        assert!((off - 2.0 / 3.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn every_knot_is_sorted_by_itself() {
+        let mut o = Outcomes::new();
+        for knot in 0..LANES {
+            for i in 0..OUTCOMES - knot {
+                let value = ((i * 7 + knot * 5) % 24) as f32 - 11.0;
+                o.add(knot, value, 0.5 + (i % 3) as f32);
+            }
+        }
+        let weight: f32 = (0..OUTCOMES).map(|i| 0.5 + (i % 3) as f32).sum();
+        let sorted = o.sort();
+        assert!((sorted.total[0] - weight).abs() < 1e-4);
+        for knot in 0..LANES {
+            let count = sorted.counts[knot];
+            assert!((1..count).all(|i| sorted.values[i - 1][knot] <= sorted.values[i][knot]));
+            assert!((1..count).all(|i| sorted.middles[i - 1][knot] < sorted.middles[i][knot]));
+        }
+    }
+}
