@@ -2,7 +2,7 @@
 //! know how: the node's readiness proof, and the proxy.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -99,8 +99,10 @@ struct Run {
     users: SocketAddr,
 }
 
+/// At an address of this process's own: a test beside it may be given the port that was free a moment ago.
 fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let listener = TcpListener::bind((Ipv4Addr::new(127, high, low, 1), 0)).expect("a port");
     listener.local_addr().expect("an address")
 }
 
@@ -173,13 +175,13 @@ impl Run {
 
     /// The same, once it is one for which `wanted` holds.
     fn wait(&self, path: &str, wanted: impl Fn(&(i32, String)) -> bool) -> (i32, String) {
-        for _ in 0..1_000 {
+        for _ in 0..4_000 {
             if let Some(found) = self.ask(path).filter(&wanted) {
                 return found;
             }
             thread::sleep(Duration::from_millis(50));
         }
-        panic!("{path} is not served within 50 s");
+        panic!("{path} is not served within 200 s");
     }
 }
 

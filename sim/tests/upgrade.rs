@@ -3,12 +3,12 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// What the workload is told by, which is this program run again.
@@ -40,8 +40,10 @@ fn answer(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 }
 
+/// At an address of this process's own: a test beside it may be given the port that was free a moment ago.
 fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let listener = TcpListener::bind((Ipv4Addr::new(127, high, low, 1), 0)).expect("a port");
     listener.local_addr().expect("an address")
 }
 
@@ -168,12 +170,16 @@ impl Drop for Group {
     }
 }
 
-/// Asks on one connection, until it is told that this was the last time.
-fn ask_until_told(users: SocketAddr) {
+/// Asks on one connection, which the present proxy has answered on when this returns, until it is told that this was the
+/// last time.
+fn ask_until_told(users: SocketAddr) -> JoinHandle<()> {
     let mut stream = TcpStream::connect(users).expect("connected");
-    while ask(&mut stream).expect("an answer") {
-        thread::sleep(Duration::from_millis(10));
-    }
+    assert_eq!(ask(&mut stream), Ok(true));
+    thread::spawn(move || {
+        while ask(&mut stream).expect("an answer") {
+            thread::sleep(Duration::from_millis(10));
+        }
+    })
 }
 
 /// One request; whether the connection stays, or what came instead of an answer.
@@ -196,7 +202,7 @@ fn ask(stream: &mut TcpStream) -> Result<bool, String> {
 }
 
 fn wait_until_served(users: SocketAddr) {
-    for _ in 0..1_000 {
+    for _ in 0..4_000 {
         match TcpStream::connect(users).map(|mut stream| ask(&mut stream)) {
             Ok(Ok(_)) => return,
             Ok(Err(_)) => {}
@@ -204,7 +210,7 @@ fn wait_until_served(users: SocketAddr) {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    panic!("not served within 50 s");
+    panic!("not served within 200 s");
 }
 
 #[test]
@@ -290,7 +296,7 @@ fn a_hangup_is_an_upgrade() {
     let run = Run::start(dir.path());
     wait_until_served(run.users);
     for _ in 0..2 {
-        let asking = thread::spawn(move || ask_until_told(run.users));
+        let asking = ask_until_told(run.users);
         kill(pid(&run.child), Signal::SIGHUP).expect("it runs");
         asking.join().expect("every request was answered");
     }
@@ -308,7 +314,7 @@ fn a_proxy_takes_over_from_another_where_there_is_no_run() {
     let mut present = Role::start(&["proxy"], &config);
     wait_until_served(users);
     for _ in 0..2 {
-        let asking = thread::spawn(move || ask_until_told(users));
+        let asking = ask_until_told(users);
         let successor = Role::start(&["proxy", "--take-over"], &config);
         asking.join().expect("every request was answered");
         let mut relieved = std::mem::replace(&mut present, successor);

@@ -149,7 +149,7 @@ fn a_demonstration_ended_at_any_moment_leaves_nothing() {
             let ended = status.code() == Some(130) || status.signal() == Some(signal as i32);
             assert!(ended, "{what}");
         }
-        let patience = Duration::from_secs(2);
+        let patience = Duration::from_secs(30);
         if let Err(left) = settle(&hierarchy, &before, patience) {
             panic!("{what} left {left:#?}");
         }

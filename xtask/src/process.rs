@@ -78,10 +78,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Runs a child, shows its output as it comes, and returns what `pick` makes of its lines; each of
 /// the two streams is given a clone of it.
-pub(crate) fn run_and_pick(
+pub(crate) fn run_and_pick<T: Send>(
     command: &mut Command,
-    pick: impl FnMut(&str) -> Option<String> + Clone + Send,
-) -> Result<(ExitStatus, Vec<String>)> {
+    pick: impl FnMut(&str) -> Option<T> + Clone + Send,
+) -> Result<(ExitStatus, Vec<T>)> {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -108,11 +108,11 @@ pub(crate) fn run_and_pick(
     ))
 }
 
-fn pass_on(
+fn pass_on<T>(
     from: impl Read,
     to: &mut impl Write,
-    pick: &mut impl FnMut(&str) -> Option<String>,
-    picked: &Mutex<Vec<String>>,
+    pick: &mut impl FnMut(&str) -> Option<T>,
+    picked: &Mutex<Vec<T>>,
 ) -> std::io::Result<()> {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();

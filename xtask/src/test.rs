@@ -45,7 +45,7 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
     println!("{}", steps.heading("programs and tests"));
     build::programs(context, Profile::Dev, Extent::ProgramsAndTests)?;
 
-    let mut skipped = Vec::new();
+    let mut picked = Vec::new();
     let mut failed = Vec::new();
     let has_nextest = find_program("cargo-nextest").is_some();
     for mut command in commands(context, has_nextest, filter) {
@@ -57,20 +57,26 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
             command.env(HTTPWG, httpwg);
         }
         println!("test: {}", process::describe(&command));
-        let (status, lines) = process::run_and_pick(&mut command, skips())?;
-        skipped.extend(lines);
+        let (status, lines) = process::run_and_pick(&mut command, picks())?;
+        picked.extend(lines);
         if !status.success() {
             failed.push(failure(&command, status));
         }
     }
-    for line in &skipped {
-        println!("test: NOT TESTED: {line}");
+    let mut skipped = 0;
+    for pick in &picked {
+        match pick {
+            Pick::Skipped(line) => {
+                skipped += 1;
+                println!("test: NOT TESTED: {line}");
+            }
+            Pick::Flaky(line) => {
+                println!("test: FLAKY, which is a bug to be filed with its output above: {line}");
+            }
+        }
     }
-    if !skipped.is_empty() {
-        println!(
-            "test: {} test(s) above did not test what they are for",
-            skipped.len()
-        );
+    if skipped > 0 {
+        println!("test: {skipped} test(s) above did not test what they are for");
     }
     if !failed.is_empty() {
         bail!("{}", failed.join("; "));
@@ -78,15 +84,33 @@ pub(crate) fn run_prepared(context: &Context, filter: &[String]) -> Result<Prepa
     Ok(prepared)
 }
 
-/// Picks the lines that say SKIPPED, each with the test that said it.
-fn skips() -> impl FnMut(&str) -> Option<String> + Clone + Send {
+/// A line that is told again at the end.
+#[derive(Debug, PartialEq, Eq)]
+enum Pick {
+    /// It says SKIPPED; with the test that said it.
+    Skipped(String),
+    /// A test that failed, and passed when it was run once more.
+    Flaky(String),
+}
+
+/// Picks such lines.
+fn picks() -> impl FnMut(&str) -> Option<Pick> + Clone + Send {
     let mut test = String::new();
     move |line| {
         if let Some(name) = test_name(line) {
             name.clone_into(&mut test);
         }
-        is_skip(line).then(|| format!("{test}: {line}"))
+        let skipped = || is_skip(line).then(|| Pick::Skipped(format!("{test}: {line}")));
+        flaky_test(line)
+            .map(|name| Pick::Flaky(name.to_owned()))
+            .or_else(skipped)
     }
+}
+
+/// The test that such a line of nextest's summary is about.
+fn flaky_test(line: &str) -> Option<&str> {
+    let is_verdict = line.contains("FLAKY") && line.contains('[') && line.contains(']');
+    is_verdict.then(|| line.rsplit([']', ')']).next().unwrap_or(line).trim())
 }
 
 /// The test whose output follows such a line of nextest, or of libtest.
@@ -156,22 +180,38 @@ mod tests {
 
     #[test]
     fn a_skip_is_told_with_the_test_that_said_it() {
-        let mut nextest = skips();
+        let skipped = |text: &str| Some(Pick::Skipped(text.to_owned()));
+        let mut nextest = picks();
         assert_eq!(
             nextest("PASS [   1.007s] ( 4/38) sim-tests::end e2e::moves"),
             None
         );
-        let skip = nextest("SKIPPED (not root)");
         assert_eq!(
-            skip.unwrap(),
-            "sim-tests::end e2e::moves: SKIPPED (not root)"
+            nextest("SKIPPED (not root)"),
+            skipped("sim-tests::end e2e::moves: SKIPPED (not root)")
         );
-        let mut libtest = skips();
+        let mut libtest = picks();
         assert_eq!(libtest("---- e2e::moves stdout ----"), None);
         assert_eq!(
-            libtest("SKIPPED (not root)").unwrap(),
-            "e2e::moves: SKIPPED (not root)"
+            libtest("SKIPPED (not root)"),
+            skipped("e2e::moves: SKIPPED (not root)")
         );
+    }
+
+    #[test]
+    fn a_test_that_passed_at_the_second_try_alone_is_told_again() {
+        let flaky = Some(Pick::Flaky("sim-tests::end e2e::moves".to_owned()));
+        for line in [
+            "   FLAKY 2/2 [   0.005s] sim-tests::end e2e::moves",
+            "   FLAKY 2/2 [   0.005s] ( 4/38) sim-tests::end e2e::moves",
+        ] {
+            assert_eq!(picks()(line), flaky, "{line}");
+        }
+        let others = [
+            "TRY 1 FAIL [   0.005s] sim-tests::end e2e::moves",
+            "Summary [   0.1s] 3 tests run: 3 passed (1 flaky), 0 skipped",
+        ];
+        assert!(others.iter().all(|line| picks()(line).is_none()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Lines that are written at once, bytes.
 const BATCH_BYTES: usize = 64 * 1_024;
 /// How long the end of the process waits for the last lines: whoever reads them may be stuck.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The thread; it ends when this is dropped.
 #[derive(Debug)]

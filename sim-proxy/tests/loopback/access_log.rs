@@ -2,13 +2,12 @@
 
 use crate::process::{ACCESS_LOG, LIMITS, TRACE};
 use crate::protocol::raw;
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -180,7 +179,7 @@ async fn a_log_that_nobody_reads_costs_lines_that_are_counted_and_no_request() {
             }
         });
     }
-    tokio::time::timeout(Duration::from_secs(120), users.join_all())
+    tokio::time::timeout(10 * PATIENCE, users.join_all())
         .await
         .expect("nobody waits for the log");
     let metrics = world

@@ -1,12 +1,12 @@
 //! A control plane: a real tonic server on a Unix socket that sends what the test says.
 
+use crate::world::PATIENCE;
 use sim_api::v1;
 use sim_api::v1::control_plane_server::{ControlPlane, ControlPlaneServer};
 use sim_core::table::{Version, WeightTable};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
-use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -79,7 +79,7 @@ impl Control {
         wanted: impl Fn(&v1::ProxyReport) -> bool,
     ) -> v1::ProxyReport {
         let arrived = self.reports.wait_for(|reports| reports.iter().any(&wanted));
-        let found = tokio::time::timeout(Duration::from_secs(10), arrived).await;
+        let found = tokio::time::timeout(PATIENCE, arrived).await;
         let reports = found
             .expect("the report comes in time")
             .expect("the control plane lives");
@@ -92,7 +92,7 @@ impl Control {
 
     /// Waits until one more has come.
     pub(crate) async fn next_report(&mut self) {
-        let more = tokio::time::timeout(Duration::from_secs(10), self.reports.changed()).await;
+        let more = tokio::time::timeout(PATIENCE, self.reports.changed()).await;
         more.expect("a report comes in time")
             .expect("the control plane lives");
     }

@@ -1,12 +1,13 @@
 //! What users notice of failing instances: as little as can be.
 
-use crate::process::{READ_TIMEOUT_MS, SLOW_START_MS};
+use crate::process::{EJECT_MS, READ_TIMEOUT_MS, SLOW_START_MS};
 use crate::raw::ask;
 use crate::secure::{Way, each_way};
 use crate::upstream::Upstream;
 use crate::world::{Load, Metrics, World, table};
 use hyper::{Method, StatusCode};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 each_way! {
@@ -19,7 +20,7 @@ each_way! {
     a_post_that_was_never_sent_goes_to_the_other_instance
     an_instance_that_hangs_is_given_up_and_the_other_asked
     answers_of_500_eject_after_five_in_a_row_and_are_passed_on
-    a_stop_is_quick_when_idle_and_lets_requests_in_flight_end
+    a_stop_closes_who_is_idle_and_lets_requests_in_flight_end
 }
 
 async fn a_killed_instance_costs_no_get_and_is_ejected(way: Way) {
@@ -46,7 +47,8 @@ async fn a_warm_shadow_without_weight_takes_over_at_once(way: Way) {
     first.kill().await;
     load.run(500).await;
     assert_eq!(load.end().await.1, 0);
-    assert!(second.counts.requests() >= 500);
+    // Of each user one may have been answered by the first, and heard of it later.
+    assert!(second.counts.requests() >= 500 - 8);
 }
 
 async fn an_instance_that_is_back_gets_its_share_again_after_one_probe(way: Way) {
@@ -63,9 +65,9 @@ async fn an_instance_that_is_back_gets_its_share_again_after_one_probe(way: Way)
     world
         .wait_for(|m| m.sum("sim_proxy_ejected", &["i1"]) == 0.0)
         .await;
-    load.run(100).await;
+    load.run(200).await;
     assert_eq!(load.end().await.1, 0);
-    assert!(back.counts.requests() >= 80);
+    assert!(back.counts.requests() >= 160);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +173,7 @@ async fn a_post_that_was_never_sent_goes_to_the_other_instance(way: Way) {
 
 async fn an_instance_that_hangs_is_given_up_and_the_other_asked(way: Way) {
     let settings = [(READ_TIMEOUT_MS, "300")];
-    let (world, _control, ups) = World::with_two_by(way, 10_000, &settings).await;
+    let (world, _control, _ups) = World::with_two_by(way, 10_000, &settings).await;
     let begun = Instant::now();
     assert_eq!(
         world.client().get("/hang").await.0,
@@ -181,16 +183,21 @@ async fn an_instance_that_hangs_is_given_up_and_the_other_asked(way: Way) {
         begun.elapsed() >= Duration::from_millis(550),
         "both were asked"
     );
-    assert_eq!((ups[0].counts.requests(), ups[1].counts.requests()), (1, 1));
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-        .await;
+    let metrics = world.settled().await;
+    // By the proxy's count: the instances may have had no time to look at what they were sent.
+    for asked in [["i1", "first"], ["i2", "retry"]] {
+        let failed = [&asked[..], &["failed"]].concat();
+        assert_eq!(metrics.sum("sim_proxy_attempts_total", &asked), 1.0);
+        assert_eq!(metrics.sum("sim_proxy_attempts_total", &failed), 1.0);
+    }
     assert_eq!(metrics.sum("sim_proxy_retries_total", &["timeout"]), 1.0);
     assert_eq!(metrics.sum("sim_proxy_errors_total", &["upstream"]), 1.0);
 }
 
 async fn answers_of_500_eject_after_five_in_a_row_and_are_passed_on(way: Way) {
-    let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
+    // Or the next request would be the one that finds out whether it is back, if it comes later than in half a second.
+    let settings = [(EJECT_MS, "600000")];
+    let (world, _control, ups) = World::with_two_by(way, 10_000, &settings).await;
     let user = world.client();
     for _ in 0..5 {
         assert_eq!(
@@ -265,29 +272,26 @@ async fn with_one_instance_a_stale_connection_costs_no_get() {
     );
 }
 
-async fn a_stop_is_quick_when_idle_and_lets_requests_in_flight_end(way: Way) {
+async fn a_stop_closes_who_is_idle_and_lets_requests_in_flight_end(way: Way) {
     let (world, _control, ups) = World::with_two_by(way, 10_000, &[]).await;
     let user = world.client();
     assert_eq!(user.get("/").await.0, StatusCode::OK);
+    let mut idle = world.wire().await;
+    ups[0].counts.stall(true);
     let slow = tokio::spawn({
         let user = user.clone();
-        async move { user.get("/slow").await }
+        async move { user.get("/").await }
     });
     while ups[0].counts.requests() < 2 {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let begun = Instant::now();
-    assert!(world.terminate().await.success());
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
+    let stopped = tokio::spawn(world.terminate());
+    // While the other one has no answer yet.
+    assert_eq!(idle.read(&mut [0]).await.unwrap_or_default(), 0);
+    assert!(!slow.is_finished() && !stopped.is_finished());
+    ups[0].counts.stall(false);
     assert_eq!(slow.await.expect("no panic"), (StatusCode::OK, "i1".into()));
-    assert!(
-        user.send(Method::GET, "/", "").await.is_err(),
-        "it listens no more"
-    );
+    assert!(stopped.await.expect("no panic").success());
     for leftover in ["/tmp/pingora.pid", "/tmp/pingora_upgrade.sock"] {
         assert!(!std::path::Path::new(leftover).exists());
     }

@@ -1,8 +1,9 @@
 //! HTTP/2 from users, in clear text by prior knowledge.
 
+use crate::http2_failure::Streams;
 use crate::process::PROTOCOL;
 use crate::upstream::{Upstream, own_address, pattern};
-use crate::world::{World, table};
+use crate::world::{Load, World, table};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{SendRequest, handshake};
@@ -72,9 +73,9 @@ async fn requests_of_one_connection_are_split_by_weight_and_bodies_pass_unchange
         });
     }
     bodies.join_all().await;
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["ok"]) == 204.0)
-        .await;
+    let metrics = world.settled().await;
+    let ok = metrics.sum("sim_proxy_requests_ended_total", &["ok"]);
+    assert_eq!(ok, 204.0);
     assert_eq!(metrics.sum("sim_proxy_http2_connections_total", &[]), 1.0);
     assert_eq!(metrics.sum("sim_proxy_attempts_total", &["first"]), 204.0);
 }
@@ -114,7 +115,7 @@ async fn a_value_that_begins_or_ends_with_white_space_is_refused() {
     let (status, _) = user.send(inside, "").await.expect("an answer");
     assert_eq!(status, StatusCode::OK);
     assert_eq!(ups[0].counts.requests(), 1);
-    let metrics = world.metrics().await;
+    let metrics = world.settled().await;
     let refused = metrics.sum("sim_proxy_refused_total", &["malformed"]);
     assert!((refused - 4.0).abs() < 0.1, "{refused}");
 }
@@ -123,21 +124,12 @@ async fn a_value_that_begins_or_ends_with_white_space_is_refused() {
 async fn a_killed_instance_costs_no_get_over_http2() {
     let (world, _control, [first, _second]) = World::with_two(9_500).await;
     let (user, _connection) = User::connect(&world).await;
-    let mut load = JoinSet::new();
-    for _ in 0..16 {
-        let mut user = user.clone();
-        load.spawn(async move {
-            for _ in 0..100 {
-                assert_eq!(user.get("/").await.expect("an answer").0, StatusCode::OK);
-            }
-        });
-    }
-    while first.counts.requests() < 400 {
-        tokio::task::yield_now().await;
-    }
+    let streams = Streams::start(&user, 16);
+    streams.wait_for_more(400).await;
     first.kill().await;
-    load.join_all().await;
-    let metrics = world.metrics().await;
+    streams.wait_for_more(1_000).await;
+    assert!(streams.end().await >= 1_400);
+    let metrics = world.settled().await;
     assert!(metrics.sum("sim_proxy_retries_total", &[]) >= 1.0);
     assert!(metrics.sum("sim_proxy_ejections_total", &["i1"]) >= 1.0);
 }
@@ -174,7 +166,7 @@ async fn a_reset_stream_is_given_up_alone() {
         .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["aborted"]) == 1.0)
         .await;
     assert_eq!(user.get("/").await.expect("an answer").1, "i1");
-    let metrics = world.metrics().await;
+    let metrics = world.settled().await;
     assert_eq!(metrics.sum("sim_proxy_in_flight", &["i1"]), 0.0);
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
 }
@@ -272,22 +264,19 @@ async fn instances_that_speak_http2_serve_users_of_either_version() {
 async fn a_killed_instance_that_speaks_http2_costs_no_get_of_either_version() {
     let (world, _control, [first, _second]) = World::with_two_and(9_500, &[(PROTOCOL, "h2")]).await;
     let (user, _connection) = User::connect(&world).await;
-    let mut load = JoinSet::new();
-    for _ in 0..8 {
-        let (mut user, old) = (user.clone(), world.client());
-        load.spawn(async move {
-            for _ in 0..100 {
-                assert_eq!(user.get("/").await.expect("an answer").0, StatusCode::OK);
-                assert_eq!(old.get("/").await.0, StatusCode::OK);
-            }
-        });
-    }
-    while first.counts.requests() < 400 {
-        tokio::task::yield_now().await;
-    }
+    let (streams, load) = (
+        Streams::start(&user, 8),
+        Load::start(&world, 8, &Method::GET),
+    );
+    streams.wait_for_more(200).await;
+    load.run(200).await;
     first.kill().await;
-    load.join_all().await;
-    let metrics = world.metrics().await;
+    streams.wait_for_more(400).await;
+    load.run(400).await;
+    assert!(streams.end().await >= 600);
+    let (sent, failed) = load.end().await;
+    assert_eq!(failed, 0, "of {sent}");
+    let metrics = world.settled().await;
     assert!(metrics.sum("sim_proxy_ejections_total", &["i1"]) >= 1.0);
 }
 
@@ -322,7 +311,7 @@ async fn a_post_that_an_instance_refused_untouched_goes_to_the_other() {
         assert_eq!(answer, (StatusCode::OK, "a payment".into()));
     }
     assert_eq!(up.counts.requests(), 10);
-    let metrics = world.metrics().await;
+    let metrics = world.settled().await;
     assert_eq!(metrics.sum("sim_proxy_retries_total", &["refused"]), 10.0);
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
 }

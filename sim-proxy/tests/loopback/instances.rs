@@ -1,7 +1,7 @@
 //! Instances that are spoken to over TLS: who they have to be, what they are shown, and what happens when they aren't.
 
 use crate::http2;
-use crate::process::{CHECK, INSTANCE_TLS, MIRROR, PROTOCOL};
+use crate::process::{CHECK, HEDGE_QUANTILE, INSTANCE_TLS, MIRROR, PROTOCOL};
 use crate::secure::{Authority, NAME, Way};
 use crate::upstream::{Upstream, pattern};
 use crate::world::{Load, Metrics, World, pair, table};
@@ -61,9 +61,9 @@ async fn bodies_pass_either_way_over_connections_that_are_kept() {
         let answer = general.get(&path).await.expect("an answer");
         assert_eq!(answer, (StatusCode::OK, pattern(length)));
     }
-    // One user each way, one after the other; the largest body of the first went the general way.
+    // The general path gives a connection back when the user already has the answer: the next request may come before.
     let connections = up.counts.connections();
-    assert!(connections <= 4, "{connections} for 24 requests");
+    assert!(connections < 12, "{connections} for 24 requests");
     assert_eq!(up.counts.handshakes(), connections);
     let metrics = world.metrics().await;
     assert_eq!(metrics.sum("sim_proxy_retries_total", &[]), 0.0);
@@ -247,10 +247,13 @@ async fn checks_and_copies_go_over_tls_as_well() {
     control.publish(&pair(1, &ups, 5_000)).await;
     // Found by its checks, without a request.
     let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_check_out", &["i2"]) == 1.0)
+        .wait_for(|m| {
+            let passed = m.sum("sim_proxy_checks_total", &["i1", "passed"]);
+            m.sum("sim_proxy_check_out", &["i2"]) == 1.0 && passed >= 1.0
+        })
         .await;
+    // Nor can it be, since it is the last one.
     assert_eq!(metrics.sum("sim_proxy_check_out", &["i1"]), 0.0);
-    assert!(metrics.sum("sim_proxy_checks_total", &["i1", "passed"]) >= 1.0);
     assert_eq!(metrics.sum("sim_proxy_requests_total", &[]), 0.0);
     let user = world.client();
     for _ in 0..20 {
@@ -304,7 +307,11 @@ async fn a_killed_one_costs_no_get_over_tls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_hangs_is_overtaken_over_tls() {
     let authority = Authority::new();
-    let (world, mut control) = World::start_with(&[(INSTANCE_TLS, &setting(&authority))]);
+    let settings = [
+        (INSTANCE_TLS, &*setting(&authority)),
+        (HEDGE_QUANTILE, "0.99"),
+    ];
+    let (world, mut control) = World::start_with(&settings);
     let ups = [good("i1", &authority).await, good("i2", &authority).await];
     control.publish(&pair(1, &ups, 10_000)).await;
     let load = Load::start(&world, 2, &Method::GET);
@@ -363,7 +370,7 @@ async fn an_answer_that_ends_without_a_goodbye_of_tls_does_not_look_whole() {
     let answer = general.get("/whole").await.expect("an answer");
     assert_eq!(answer, (StatusCode::OK, "some".into()));
     let cut = |m: &Metrics| m.sum("sim_proxy_requests_ended_total", &["failed"]);
-    assert_eq!(cut(&world.metrics().await), 0.0);
+    assert_eq!(cut(&world.settled().await), 0.0);
     user.send(Method::GET, "/cut", "")
         .await
         .expect_err("not whole");

@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::process::MIRROR;
+use crate::raw::{GET, ask};
 use crate::upstream::{Upstream, pattern};
 use crate::world::{World, pair};
 use hyper::{Method, StatusCode};
@@ -33,7 +34,8 @@ async fn the_mirror_gets_marked_copies_and_users_get_the_primarys_answers() {
     }
     let posted = user.send(Method::POST, "/echo", "a").await;
     assert_eq!(posted.expect("an answer").0, StatusCode::OK);
-    let metrics = world.wait_for(|m| m.sum(ANSWERS, &["2xx"]) == 40.0).await;
+    world.wait_for(|m| m.sum(ANSWERS, &["2xx"]) == 40.0).await;
+    let metrics = world.settled().await;
     assert_eq!((ups[0].counts.requests(), ups[0].counts.copies()), (41, 0));
     assert_eq!((ups[1].counts.requests(), ups[1].counts.copies()), (40, 40));
     assert_eq!(
@@ -52,21 +54,23 @@ async fn the_mirror_gets_marked_copies_and_users_get_the_primarys_answers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_share_is_copied_and_a_new_table_without_a_mirror_ends_it() {
     let (world, mut control, ups) = mirrored(2_500, "").await;
-    let user = world.client();
+    // On one connection: a copy is made when its request has its answer, and before the next one is read.
+    let mut user = TcpStream::connect(world.proxy).await.expect("connected");
     for _ in 0..400 {
-        user.get("/").await;
+        ask(&mut user, GET, "i1").await;
     }
+    control.publish(&pair(2, &ups, 10_000)).await;
+    ask(&mut user, GET, "i1").await;
     let answered = |m: &crate::world::Metrics| {
         m.sum(ANSWERS, &[]) == m.sum("sim_proxy_mirror_queued_total", &[])
     };
     world.wait_for(answered).await;
     let copies = ups[1].counts.copies();
     assert!(copies.abs_diff(100) <= 16, "{copies} of 400");
-    control.publish(&pair(2, &ups, 10_000)).await;
     for _ in 0..40 {
-        user.get("/").await;
+        ask(&mut user, GET, "i1").await;
     }
-    let metrics = world.metrics().await;
+    let metrics = world.settled().await;
     assert_eq!(
         metrics.sum("sim_proxy_mirror_queued_total", &[]),
         copies as f64
@@ -85,12 +89,13 @@ async fn nobody_waits_for_a_mirror_that_hangs_and_what_it_does_not_get_is_counte
     for _ in 0..sent {
         assert_eq!(user.get("/").await.0, StatusCode::OK);
     }
-    let metrics = world.metrics().await;
+    let dropped = |m: &crate::world::Metrics| m.sum(DROPPED, &["queue_full"]);
+    // Each is one or the other, some time after its request has its answer.
+    let metrics = world
+        .wait_for(|m| m.sum("sim_proxy_mirror_queued_total", &[]) + dropped(m) == f64::from(sent))
+        .await;
     assert_eq!(metrics.sum(ANSWERS, &[]), 0.0);
-    let dropped = metrics.sum(DROPPED, &["queue_full"]);
-    assert!(dropped >= 200.0, "{dropped}");
-    let queued = metrics.sum("sim_proxy_mirror_queued_total", &[]);
-    assert_eq!(queued + dropped, f64::from(sent));
+    assert!(dropped(&metrics) >= 200.0, "{metrics:?}");
     assert_eq!(
         ups[0].counts.requests() + ups[1].counts.requests(),
         sent as u64

@@ -2,7 +2,7 @@
 //! (Pingora's pinned runtimes don't survive a second server in one process: its thread-local
 //! handles outlive the threads.)
 
-use crate::world::workload;
+use crate::world::{PATIENCE, workload};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sim_core::name::{ProxyName, WorkloadName};
@@ -54,9 +54,12 @@ pub(crate) const SLOW_START_MS: &str = "SIM_TEST_PROXY_SLOW_START_MS";
 pub(crate) const CHECK: &str = "SIM_TEST_PROXY_CHECK";
 /// `REQUESTS:MS`: how many requests may wait while no instance is ready, and how long; none unless told.
 pub(crate) const HOLD: &str = "SIM_TEST_PROXY_HOLD";
-/// See [`sim_proxy::config::HedgeSettings`].
+/// See [`sim_proxy::config::HedgeSettings`]. None is sent to a second instance unless told: a machine that is busy
+/// would decide how many requests an instance gets.
 pub(crate) const HEDGE_QUANTILE: &str = "SIM_TEST_PROXY_HEDGE_QUANTILE";
 pub(crate) const LATE_FACTOR: &str = "SIM_TEST_PROXY_LATE_FACTOR";
+/// How long the first ejection of an instance is; half a second unless told.
+pub(crate) const EJECT_MS: &str = "SIM_TEST_PROXY_EJECT_MS";
 /// How long a user may take nothing of an answer.
 pub(crate) const CLIENT_WRITE_MS: &str = "SIM_TEST_PROXY_CLIENT_WRITE_MS";
 /// How long streams may go on at an instance that has lost its weight.
@@ -168,7 +171,7 @@ fn mirror_settings(text: &str) -> MirrorSettings {
         fixed,
         compare: words.contains(&"compare"),
         unsafe_methods: words.contains(&"unsafe"),
-        ..MirrorSettings::default()
+        timeout: 10 * PATIENCE,
     }
 }
 
@@ -182,6 +185,11 @@ fn proxy_process() {
     let name = ProxyName::new("p1").expect("valid");
     let mut config = ProxyConfig::new(name, vec![workload().into()], any, any, socket.into());
     config.threads = 2;
+    // This process or the one that started it may be stopped for a while. Only who is refused can't be connected to, and
+    // what is kept stays for as long as a test.
+    config.upstream.connect_timeout = PATIENCE;
+    config.upstream.idle_timeout = 10 * PATIENCE;
+    config.hedge.quantile = 0.0;
     config.report_interval = Duration::from_millis(50);
     if let Ok(read_timeout) = std::env::var(READ_TIMEOUT_MS) {
         let read_timeout = read_timeout.parse().expect("a number");
@@ -189,6 +197,10 @@ fn proxy_process() {
     }
     if let Ok(slow_start) = std::env::var(SLOW_START_MS) {
         config.eject.slow_start = Duration::from_millis(slow_start.parse().expect("a number"));
+    }
+    if let Ok(ejection) = std::env::var(EJECT_MS) {
+        config.eject.base = Duration::from_millis(ejection.parse().expect("a number"));
+        config.eject.max = config.eject.max.max(config.eject.base);
     }
     if let Ok(patience) = std::env::var(CLIENT_WRITE_MS) {
         config.client_write_timeout = Duration::from_millis(patience.parse().expect("a number"));

@@ -2,7 +2,7 @@
 
 use crate::control::{Control, applied};
 use crate::secure::{Way, each_way};
-use crate::world::{Load, World, pair, table};
+use crate::world::{Load, PATIENCE, World, pair, table};
 use hyper::{Method, StatusCode};
 use sim_api::v1::ProxyReport;
 use sim_core::table::Version;
@@ -139,9 +139,7 @@ async fn every_request_is_accounted_for_in_metrics_and_reports() {
         );
     }
     let total = (sent + 3) as f64;
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-        .await;
+    let metrics = world.settled().await;
     let ended = |outcome: &str| metrics.sum("sim_proxy_requests_ended_total", &[outcome]);
     assert_eq!(metrics.sum("sim_proxy_requests_total", &[]), total);
     assert_eq!((ended("ok"), ended("failed")), (sent as f64, 3.0));
@@ -165,7 +163,7 @@ async fn every_request_is_accounted_for_in_metrics_and_reports() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let told = tokio::time::timeout(Duration::from_secs(5), told).await;
+    let told = tokio::time::timeout(PATIENCE, told).await;
     assert_eq!(told, Ok([due; 3]), "{:?}", sums(&control.reports()));
 }
 

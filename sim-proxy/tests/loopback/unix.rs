@@ -2,7 +2,7 @@
 
 use crate::control::Control;
 use crate::http2;
-use crate::process::{CHECK, INSTANCE_TLS, MIRROR, PROTOCOL};
+use crate::process::{CHECK, HEDGE_QUANTILE, INSTANCE_TLS, MIRROR, PROTOCOL};
 use crate::secure::{Authority, NAME};
 use crate::upstream::{Upstream, pattern};
 use crate::websocket::{self, Begins, Echo};
@@ -81,8 +81,9 @@ async fn bodies_pass_either_way_over_connections_that_are_kept() {
         let answer = general.get(&path).await.expect("an answer");
         assert_eq!(answer, (StatusCode::OK, pattern(length)));
     }
+    // The general path gives a connection back when the user already has the answer: the next request may come before.
     let connections = ups[0].counts.connections();
-    assert!(connections <= 4, "{connections} for 24 requests");
+    assert!(connections < 12, "{connections} for 24 requests");
     let metrics = world.metrics().await;
     assert_eq!(metrics.sum("sim_proxy_retries_total", &[]), 0.0);
 }
@@ -179,7 +180,8 @@ async fn posts_go_elsewhere(protocol: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_hangs_is_left_for_another_on_either_path() {
-    let (world, _control, _sockets, ups) = with_two(10_000, &[]).await;
+    let settings = [(HEDGE_QUANTILE, "0.99")];
+    let (world, _control, _sockets, ups) = with_two(10_000, &settings).await;
     let load = Load::start(&world, 2, &Method::GET);
     load.run(500).await;
     assert_eq!(load.end().await.1, 0);

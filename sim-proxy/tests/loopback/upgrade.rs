@@ -87,7 +87,7 @@ impl Line {
     }
 
     async fn wait_until_it_can_be_relieved(&self) {
-        for _ in 0..1_000 {
+        for _ in 0..3_000 {
             let there = UnixStream::connect(&self.handover).and_then(descriptors::peer_process);
             if there.is_ok_and(|pid| pid == self.present.pid()) {
                 return;

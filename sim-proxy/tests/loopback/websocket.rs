@@ -1,5 +1,6 @@
 //! WebSocket through the proxy: a real server and a real client, and servers that are quicker than a library.
 
+use crate::process::HEDGE_QUANTILE;
 use crate::secure::{Way, Wire, each_way};
 use crate::upstream::own_address;
 use crate::world::{Load, World, table};
@@ -246,9 +247,7 @@ async fn who_has_said_goodbye_is_counted_as_one_request_that_went_well(way: Way)
         assert_eq!(metrics.sum("sim_proxy_in_flight", &["i1"]), 1.0);
         socket.close(None).await.expect("sent");
         while socket.next().await.is_some() {}
-        let metrics = world
-            .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-            .await;
+        let metrics = world.settled().await;
         let ended = |how| metrics.sum("sim_proxy_requests_ended_total", &[how]);
         assert_eq!(ended("ok"), f64::from(round), "{metrics:?}");
         assert_eq!(metrics.sum("sim_proxy_errors_total", &[]), 0.0);
@@ -349,9 +348,7 @@ async fn the_death_of_the_instance_ends_it_and_is_counted_there(way: Way) {
     first.kill().await;
     let end = socket.next().await;
     assert!(!matches!(end, Some(Ok(_))), "{end:?}");
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-        .await;
+    let metrics = world.settled().await;
     assert_eq!(
         metrics.sum("sim_proxy_requests_ended_total", &["failed"]),
         1.0
@@ -374,15 +371,14 @@ async fn nothing_is_asked_again_once_the_protocol_has_changed(way: Way) {
     let mut socket = open(&world).await;
     let end = socket.next().await;
     assert!(!matches!(end, Some(Ok(_))), "{end:?}");
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-        .await;
+    let metrics = world.settled().await;
     assert_eq!(metrics.sum("sim_proxy_retries_total", &[]), 0.0);
     assert_eq!((echoes[0].begun(), echoes[1].begun()), (1, 0));
 }
 
 async fn no_two_are_asked_for_one_however_long_it_takes(way: Way) {
-    let (world, mut control, _ups) = World::with_two_by(way, 5_000, &[]).await;
+    let settings = [(HEDGE_QUANTILE, "0.99")];
+    let (world, mut control, _ups) = World::with_two_by(way, 5_000, &settings).await;
     let load = Load::start(&world, 2, &Method::GET);
     load.run(500).await;
     assert_eq!(load.end().await.1, 0);
@@ -399,7 +395,7 @@ async fn no_two_are_asked_for_one_however_long_it_takes(way: Way) {
         (4, slow[1].address, 0, true),
     ];
     control.publish(&table(1, 2, &lines)).await;
-    let before = world.metrics().await.sum("sim_proxy_retries_total", &[]);
+    let before = world.settled().await.sum("sim_proxy_retries_total", &[]);
     let mut socket = open(&world).await;
     echoes(&mut socket, Message::text("x")).await;
     assert_eq!((slow[0].begun(), slow[1].begun()), (1, 0));
@@ -412,9 +408,7 @@ async fn a_user_who_is_gone_is_gone_at_the_instance_too(way: Way) {
     let mut socket = open(&world).await;
     echoes(&mut socket, Message::text("x")).await;
     drop(socket);
-    let metrics = world
-        .wait_for(|m| m.sum("sim_proxy_requests_in_flight", &[]) == 0.0)
-        .await;
+    let metrics = world.settled().await;
     assert_eq!(metrics.sum("sim_proxy_in_flight", &["i1"]), 0.0);
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &[]), 0.0);
 }

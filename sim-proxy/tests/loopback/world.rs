@@ -24,6 +24,10 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
+/// How long is waited for what comes in a moment, unless the machine has much else to do: only who would wait for ever
+/// notices.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) struct World {
     /// Where users connect in the clear.
     pub(crate) proxy: SocketAddr,
@@ -188,16 +192,32 @@ impl World {
         Metrics::parse(&self.page("/metrics").await.1)
     }
 
-    /// Reads the metrics until `wanted` holds.
+    /// Reads the metrics until `wanted` holds, and holds still. A page is not of one moment: what it tells first may be
+    /// older than what `wanted` saw, and the second page was begun after all of that.
     pub(crate) async fn wait_for(&self, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
-        for _ in 0..500 {
-            let metrics = self.metrics().await;
-            if wanted(&metrics) {
-                return metrics;
+        const STEP: Duration = Duration::from_millis(20);
+        for _ in 0..PATIENCE.as_millis() / STEP.as_millis() {
+            if wanted(&self.metrics().await) {
+                let metrics = self.metrics().await;
+                if wanted(&metrics) {
+                    return metrics;
+                }
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(STEP).await;
         }
-        panic!("not within 10 s: {:#?}", self.metrics().await);
+        panic!("not within a minute: {:#?}", self.metrics().await);
+    }
+
+    /// The metrics once no request is under way: a user has its answer before the proxy has counted that.
+    pub(crate) async fn settled(&self) -> Metrics {
+        let is_idle = |metrics: &Metrics, family: &str| {
+            !metrics.has(family) || metrics.sum(family, &[]) == 0.0
+        };
+        self.wait_for(|metrics| {
+            let families = ["sim_proxy_requests_in_flight", "sim_proxy_in_flight"];
+            families.iter().all(|family| is_idle(metrics, family))
+        })
+        .await
     }
 }
 

@@ -17,7 +17,7 @@ use sim_core::journal::Record;
 use tokio::sync::mpsc;
 
 use super::settings::STOP_GRACE;
-use crate::load::request::{HttpClient, get};
+use crate::load::request::{HttpClient, client, get};
 use crate::world::leftovers::MARK;
 use crate::world::process::{Guarded, Placement};
 
@@ -90,6 +90,28 @@ impl Sim {
                 return Err(error.context(format!("no control plane after {patience:?}")));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until the proxy whose admin listens at `admin` has tables by which `count` instances are ready.
+    ///
+    /// # Errors
+    /// The supervisor ended, or a minute was not enough.
+    pub async fn ready_in_proxy(&mut self, admin: SocketAddr, count: usize) -> Result<()> {
+        let (client, deadline) = (client(), Instant::now() + Duration::from_secs(60));
+        loop {
+            self.alive()?;
+            let page = get(&client, admin, "/metrics").await.unwrap_or_default();
+            let page = String::from_utf8_lossy(&page);
+            let ready = |line: &&str| line.starts_with("sim_proxy_ready{") && line.ends_with(" 1");
+            if page.lines().filter(ready).count() >= count {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the proxy knows of no {count} that are ready: {page}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -188,9 +210,9 @@ impl Sim {
             .stdin(Stdio::null())
             .kill_on_drop(true);
         let name = format!("sim {}", before[0]);
-        let output = tokio::time::timeout(Duration::from_secs(3), command.output())
+        let output = tokio::time::timeout(Duration::from_secs(30), command.output())
             .await
-            .with_context(|| format!("{name}: no answer in 3 s"))?
+            .with_context(|| format!("{name}: no answer in 30 s"))?
             .with_context(|| name.clone())?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(

@@ -189,9 +189,9 @@ pub async fn get(client: &HttpClient, target: SocketAddr, path: &str) -> Result<
         ensure!(status == StatusCode::OK, "{status}");
         Ok(body)
     };
-    let answer = tokio::time::timeout(Duration::from_secs(5), ask).await;
+    let answer = tokio::time::timeout(Duration::from_secs(30), ask).await;
     answer
-        .context("no answer in 5 s")
+        .context("no answer in 30 s")
         .and_then(|answer| answer)
         .with_context(|| uri.clone())
 }

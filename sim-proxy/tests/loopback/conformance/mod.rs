@@ -21,16 +21,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// A server that says nothing for this long waits for more.
+/// A server that says nothing for this long waits for more. Or the machine has paused: what is found is looked at again
+/// before it is believed.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for who is alone, and looked at again.
+const MORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends `bytes`, and returns what comes until the other side closes the connection or waits for more.
 async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    say_patiently(to, bytes, PATIENCE).await
+}
+
+async fn say_patiently(to: SocketAddr, bytes: &[u8], patience: Duration) -> Vec<u8> {
     let mut answer = Vec::new();
     let mut stream = TcpStream::connect(to).await.expect("connected");
     // Whoever refuses the beginning may have closed already.
     let sent = stream.write_all(bytes).await;
-    while let Ok(Ok(1..)) = timeout(PATIENCE, stream.read_buf(&mut answer)).await {}
+    while let Ok(Ok(1..)) = timeout(patience, stream.read_buf(&mut answer)).await {}
     drop(sent);
     answer
 }

@@ -2,9 +2,10 @@
 
 use super::peers::{self, Kind, Peer};
 use super::recorder::{Record, Recorder};
-use super::say;
+use super::{MORE_PATIENCE, PATIENCE, say, say_patiently};
 use crate::world::{World, table};
 use std::net::SocketAddr;
+use tokio::time::sleep;
 
 /// What must never be seen: it is only ever sent inside of something else.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -151,21 +152,39 @@ async fn attack(row: &str, to: SocketAddr, seen: impl Fn() -> Vec<String>) {
     for attack in attacks() {
         say(to, format!("{attack}{AFTER}").as_bytes()).await;
         sent += 1;
-        let lines = seen();
-        let allowed = ["POST /sent", "GET /sent", "GET /after"];
-        let strange = lines.iter().any(|line| !allowed.contains(&&**line));
-        // One and the one behind it were sent.
-        let after = lines.iter().filter(|line| *line == "GET /after").count();
-        if strange || lines.len() > 2 || after > 1 {
+        let mut lines = seen();
+        if is_strange(&lines) {
+            // It is no other's that came late, where the machine paused.
+            sleep(MORE_PATIENCE).await;
+            seen();
+            say_patiently(to, format!("{attack}{AFTER}").as_bytes(), MORE_PATIENCE).await;
+            lines = seen();
+        }
+        if is_strange(&lines) {
             failures.push(format!("{attack:?} was seen as {lines:?}"));
         }
         passed += lines.len();
+        assert!(failures.len() < 20, "{row}: {failures:#?}");
     }
-    // Somebody was there all the time.
-    say(to, AFTER.as_bytes()).await;
-    assert_eq!(seen(), ["GET /after"], "{row}");
+    somebody_is_there(row, to, seen).await;
     assert!(failures.is_empty(), "{row}: {failures:#?}");
     println!("smuggling: {row}: {sent} attempts, {passed} requests passed, none of them hidden");
+}
+
+/// Whether it is more than the one that was sent and the one behind it.
+fn is_strange(lines: &[String]) -> bool {
+    let allowed = ["POST /sent", "GET /sent", "GET /after"];
+    let strange = lines.iter().any(|line| !allowed.contains(&&**line));
+    let after = lines.iter().filter(|line| *line == "GET /after").count();
+    strange || lines.len() > 2 || after > 1
+}
+
+/// And was all the time, or nothing would have been seen.
+async fn somebody_is_there(row: &str, to: SocketAddr, seen: impl Fn() -> Vec<String>) {
+    sleep(PATIENCE).await;
+    seen();
+    say_patiently(to, AFTER.as_bytes(), MORE_PATIENCE).await;
+    assert_eq!(seen(), ["GET /after"], "{row}");
 }
 
 fn lines(records: &[Record]) -> Vec<String> {
@@ -194,6 +213,23 @@ async fn nothing_hidden_passes_before(kind: Kind) {
     .await;
 }
 
+/// A request among those `seen` that is none of those `meant`. The one behind the attack was sent, whether or not the
+/// other row came that far.
+fn never_meant(meant: &[String], seen: &[String]) -> Option<String> {
+    let after = "GET /after".to_owned();
+    let mut meant = meant.to_vec();
+    if !meant.contains(&after) {
+        meant.push(after);
+    }
+    for line in seen {
+        match meant.iter().position(|other| other == line) {
+            Some(at) => drop(meant.swap_remove(at)),
+            None => return Some(line.clone()),
+        }
+    }
+    None
+}
+
 /// What the one in front makes of an attack is its own reading. With SIM behind it no more comes out than without.
 async fn nothing_hidden_passes_behind(kind: Kind) {
     if !peers::are_there() {
@@ -205,24 +241,26 @@ async fn nothing_hidden_passes_behind(kind: Kind) {
     let without = Peer::start(kind, alone.address).await;
     let (mut failures, mut passed) = (Vec::new(), 0);
     for attack in attacks() {
-        say(without.address, format!("{attack}{AFTER}").as_bytes()).await;
-        say(peer.address, format!("{attack}{AFTER}").as_bytes()).await;
-        let (mut meant, seen) = (lines(&alone.take()), lines(&recorder.take()));
+        let sent = format!("{attack}{AFTER}");
+        say(without.address, sent.as_bytes()).await;
+        say(peer.address, sent.as_bytes()).await;
+        let (mut meant, mut seen) = (lines(&alone.take()), lines(&recorder.take()));
+        if never_meant(&meant, &seen).is_some() {
+            // It is no other's that came late, where the machine paused.
+            sleep(MORE_PATIENCE).await;
+            drop((alone.take(), recorder.take()));
+            say_patiently(without.address, sent.as_bytes(), MORE_PATIENCE).await;
+            say_patiently(peer.address, sent.as_bytes(), MORE_PATIENCE).await;
+            (meant, seen) = (lines(&alone.take()), lines(&recorder.take()));
+        }
         passed += seen.len();
-        // It was sent, whether or not the other row came that far.
-        let after = "GET /after".to_owned();
-        if !meant.contains(&after) {
-            meant.push(after);
+        if let Some(line) = never_meant(&meant, &seen) {
+            failures.push(format!("{attack:?}: {line} was never meant: {seen:?}"));
         }
-        for line in &seen {
-            match meant.iter().position(|other| other == line) {
-                Some(at) => drop(meant.swap_remove(at)),
-                None => failures.push(format!("{attack:?}: {line} was never meant: {seen:?}")),
-            }
-        }
+        assert!(failures.len() < 20, "SIM behind {kind:?}: {failures:#?}");
     }
-    say(peer.address, AFTER.as_bytes()).await;
-    assert_eq!(lines(&recorder.take()), ["GET /after"], "{kind:?}");
+    let row = format!("SIM behind {kind:?}");
+    somebody_is_there(&row, peer.address, || lines(&recorder.take())).await;
     assert!(failures.is_empty(), "SIM behind {kind:?}: {failures:#?}");
     println!(
         "smuggling: SIM behind {kind:?}: {passed} requests passed, none of them SIM's own reading"
