@@ -1,6 +1,6 @@
-//! `cargo xtask forecast-traces`: the production forecaster over a folder of traces, for a scorer.
+//! `cargo xtask forecast-traces`: the production forecaster over a folder of traces.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use anyhow::Result;
 
@@ -11,17 +11,16 @@ use crate::process;
 /// Package and program.
 const PROGRAM: &str = "sim-forecast-traces";
 
+/// The program knows its own; `--help` tells them.
 #[derive(clap::Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// Folder with manifest.csv, origins.csv and the samples
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// Write mean and quantiles here, one row a target
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// Write the probability of any crossing within 12 samples here
-    #[arg(long, value_name = "FILE")]
-    warnings: Option<PathBuf>,
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGUMENTS"
+    )]
+    rest: Vec<OsString>,
 }
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
@@ -31,13 +30,5 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             .args(["build", "--profile", "release", "--package", PROGRAM]),
     )?;
     let mut program = context.command(Profile::Release.folder(context).join(PROGRAM));
-    program
-        .arg("--data")
-        .arg(&arguments.data)
-        .arg("--out")
-        .arg(&arguments.out);
-    if let Some(warnings) = &arguments.warnings {
-        program.arg("--warnings").arg(warnings);
-    }
-    process::run(&mut program)
+    process::run(program.args(&arguments.rest))
 }

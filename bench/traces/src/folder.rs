@@ -19,8 +19,33 @@ pub(crate) struct Series {
     pub(crate) samples: Vec<Option<f64>>,
     /// Operator's threshold, where there is one.
     pub(crate) threshold: Option<f64>,
-    /// For each index of an origin the steps that are asked for, and whether a warning is.
-    pub(crate) origins: BTreeMap<usize, (BTreeSet<usize>, bool)>,
+    pub(crate) origins: BTreeMap<usize, Origin>,
+    pub(crate) scoring: Scoring,
+}
+
+/// What is asked at one sample.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) steps: BTreeSet<usize>,
+    /// It is one of those that accuracy is judged by.
+    pub(crate) is_accuracy: bool,
+    /// It is one of those that decisions are judged by, and so a warning is asked for.
+    pub(crate) is_decision: bool,
+}
+
+/// What a scorer reads, and a forecaster does not.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scoring {
+    pub(crate) kind: String,
+    /// Samples a day.
+    pub(crate) day: usize,
+    /// Samples before the first origin.
+    pub(crate) warm_up: usize,
+    /// Errors are told in this unit.
+    pub(crate) scale: f64,
+    pub(crate) capacity: Option<f64>,
+    pub(crate) steps_a: Vec<usize>,
+    pub(crate) steps_b: Vec<usize>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +59,15 @@ struct ManifestRow {
     #[serde(default)]
     steps_b: String,
     threshold: Option<f64>,
+    capacity: Option<f64>,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    season_steps: usize,
+    #[serde(default)]
+    warmup_end_ts: i64,
+    #[serde(default)]
+    scale: f64,
 }
 
 #[derive(Deserialize)]
@@ -53,7 +87,6 @@ struct SampleRow {
 /// Reads the folder; series come in the manifest's order.
 pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
     let mut all = Vec::new();
-    let mut steps = Vec::new();
     let mut places = HashMap::new();
     for row in rows::<ManifestRow>(&folder.join("manifest.csv"))? {
         ensure!(
@@ -68,7 +101,16 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
         );
         let count = usize::try_from((row.end_ts - row.start_ts) / row.interval_s + 1)?;
         places.insert(row.series_id.clone(), all.len());
-        steps.push([list(&row.steps_a)?, list(&row.steps_b)?]);
+        let warm_up = (row.warmup_end_ts - row.start_ts) / row.interval_s;
+        let scoring = Scoring {
+            kind: row.kind,
+            day: row.season_steps,
+            warm_up: usize::try_from(warm_up.max(0))?,
+            scale: row.scale,
+            capacity: row.capacity,
+            steps_a: list(&row.steps_a)?,
+            steps_b: list(&row.steps_b)?,
+        };
         all.push(Series {
             id: row.series_id,
             interval_s: row.interval_s,
@@ -77,6 +119,7 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
             samples: vec![None; count],
             threshold: row.threshold,
             origins: BTreeMap::new(),
+            scoring,
         });
     }
     for row in rows::<OriginRow>(&folder.join("origins.csv"))? {
@@ -85,14 +128,12 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
             .with_context(|| format!("origins.csv: unknown series {}", row.series_id))?;
         let series = &mut all[place];
         let index = series.index(row.origin_ts)?;
-        let (steps, is_decision) = match row.set.as_str() {
-            "A" => (&steps[place][0], false),
-            "B" => (&steps[place][1], true),
+        let is_decision = match row.set.as_str() {
+            "A" => false,
+            "B" => true,
             other => bail!("origins.csv: set {other}, allowed: A, B"),
         };
-        let origin = series.origins.entry(index).or_default();
-        origin.0.extend(steps);
-        origin.1 |= is_decision;
+        series.ask(index, is_decision);
     }
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
@@ -120,6 +161,33 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
 }
 
 impl Series {
+    /// Asks for forecasts at a sample, beside those that were asked for before.
+    pub(crate) fn ask(&mut self, index: usize, is_decision: bool) {
+        let origin = self.origins.entry(index).or_default();
+        if is_decision {
+            origin.steps.extend(&self.scoring.steps_b);
+            origin.is_decision = true;
+        } else {
+            origin.steps.extend(&self.scoring.steps_a);
+            origin.is_accuracy = true;
+        }
+    }
+
+    /// The sample at an index, which may lie outside.
+    pub(crate) fn at(&self, index: usize) -> Option<f64> {
+        self.samples.get(index).copied().flatten()
+    }
+
+    /// The sample at each index, and the last one before it where it is missing.
+    pub(crate) fn carried(&self) -> Vec<f64> {
+        let mut last = f64::NAN;
+        let carry = |sample: &Option<f64>| {
+            last = sample.unwrap_or(last);
+            last
+        };
+        self.samples.iter().map(carry).collect()
+    }
+
     fn index(&self, at: i64) -> Result<usize> {
         let index = (at - self.start).div_euclid(self.interval_s);
         usize::try_from(index)
@@ -176,10 +244,12 @@ mod tests {
         );
         assert!(a.is_percent && !all[1].is_percent);
         assert_eq!((a.threshold, all[1].threshold), (Some(5.5), None));
-        let steps = |index: usize| a.origins[&index].0.iter().copied().collect::<Vec<_>>();
+        let steps = |index: usize| a.origins[&index].steps.iter().copied().collect::<Vec<_>>();
         assert_eq!(steps(1), [1, 2, 3, 9]);
         assert_eq!(steps(2), [1, 3]);
-        assert!(a.origins[&1].1);
+        assert!(a.origins[&1].is_accuracy && a.origins[&1].is_decision);
+        assert!(!a.origins[&2].is_accuracy);
+        assert_eq!(a.carried(), [1.0, 2.5, 2.5, 2.5, 2.5, 3.0]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Runs the production forecaster over a folder of traces and writes what it forecasts from each origin. What comes
-//! out is scored by somebody else's program.
+//! Runs the production forecaster over a folder of traces: writes what it forecasts from each origin for somebody else's
+//! scorer, scores it by the same rules, draws it, and makes the tables of the documentation.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -7,65 +7,117 @@
 )]
 
 mod folder;
+mod plots;
 mod progress;
+mod run;
+mod score;
+mod split;
+mod tables;
 
-use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use clap::Parser;
-use sim_core::forecast::demand::{DemandConfig, DemandForecaster};
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, ValueEnum};
+use sim_core::forecast::demand::Ingredients;
 
 use folder::Series;
 use progress::Progress;
-
-/// A warning looks so many samples ahead.
-const WARNING_STEPS: usize = 12;
+use run::{Cost, Made};
+use score::Scores;
 
 /// Forecast a folder of traces
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "cargo xtask forecast-traces", version, about)]
 struct Arguments {
     /// Folder with manifest.csv, origins.csv and the samples
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Write mean and quantiles here, one row a target
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     /// Write the probability of any crossing within 12 samples here, for series with a threshold
     #[arg(long, value_name = "FILE")]
     warnings: Option<PathBuf>,
+    /// Score it, as a table a band and kind
+    #[arg(long)]
+    score: bool,
+    /// Which origins
+    #[arg(long, value_enum, default_value = "scored")]
+    split: Split,
+    /// What each part of the forecaster gives, on our own split
+    #[arg(long)]
+    ablation: bool,
+    /// How good forecasts are after the first samples
+    #[arg(long)]
+    age: bool,
+    /// Draw the last days of each series here, an hour ahead
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
 }
 
-/// What it took.
-#[derive(Default)]
-struct Cost {
-    samples: usize,
-    forecasts: usize,
-    /// Nanoseconds of each sample, by interval.
-    observing: BTreeMap<i64, Vec<u64>>,
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Split {
+    /// Those of the folder, which are scored
+    Scored,
+    /// Others of the same series, to tune by
+    Own,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let all = folder::read(&arguments.data)?;
-    let mut out = create(&arguments.out)?;
-    writeln!(out, "series_id,origin_ts,step,mean,q05,q10,q50,q90,q95")?;
+    let wants_forecasts =
+        arguments.out.is_some() || arguments.warnings.is_some() || arguments.score;
+    ensure!(
+        wants_forecasts || arguments.ablation || arguments.age || arguments.plots.is_some(),
+        "nothing to do: --out, --warnings, --score, --ablation, --age or --plots"
+    );
+    let mut all = folder::read(&arguments.data)?;
+    if arguments.age {
+        println!("{}", tables::age(&all)?);
+    }
+    if let Some(folder) = &arguments.plots {
+        let ranks = plots::draw(&all, folder)?;
+        for (relative, id) in &ranks {
+            println!("{relative:.3} {id}.svg");
+        }
+    }
+    if wants_forecasts {
+        if arguments.split == Split::Own {
+            split::own(&mut all, true);
+        }
+        forecasts(&arguments, &all)?;
+    }
+    if arguments.ablation {
+        split::own(&mut all, false);
+        println!("{}", tables::ablation(&all)?);
+    }
+    Ok(())
+}
+
+fn forecasts(arguments: &Arguments, all: &[Series]) -> Result<()> {
+    let mut out = arguments.out.as_deref().map(create).transpose()?;
+    if let Some(out) = &mut out {
+        writeln!(out, "series_id,origin_ts,step,mean,q05,q10,q50,q90,q95")?;
+    }
     let mut warnings = arguments.warnings.as_deref().map(create).transpose()?;
     if let Some(warnings) = &mut warnings {
         writeln!(warnings, "series_id,origin_ts,p")?;
     }
     let mut progress = Progress::new(all.iter().map(|series| series.samples.len()).sum());
     let mut cost = Cost::default();
-    for series in &all {
-        run(series, &mut out, warnings.as_mut(), &mut cost)?;
+    let mut scores = Scores::default();
+    for series in all {
+        let made = run::run(series, Ingredients::ALL, &mut cost)?;
+        write(series, &made, out.as_mut(), warnings.as_mut())?;
+        if arguments.score {
+            scores.add(series, &made);
+        }
         progress.add(series.samples.len(), &series.id);
     }
-    out.flush()?;
-    if let Some(mut warnings) = warnings {
-        warnings.flush()?;
+    for file in [out, warnings].into_iter().flatten() {
+        file.into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
     }
     let elapsed = progress.end();
     println!(
@@ -75,15 +127,11 @@ fn main() -> Result<()> {
         cost.forecasts,
         elapsed.as_secs_f64(),
     );
-    for (interval, times) in &mut cost.observing {
-        times.sort_unstable();
-        let at = |part: usize| times[(times.len() - 1) * part / 100] as f64 / 1e3;
-        println!(
-            "a sample each {interval} s takes {:.1} µs (median), {:.1} µs (p99), by {} samples",
-            at(50),
-            at(99),
-            times.len()
-        );
+    for line in cost.lines() {
+        println!("{line}");
+    }
+    if arguments.score {
+        println!("\n{}", scores.table());
     }
     Ok(())
 }
@@ -93,49 +141,27 @@ fn create(file: &Path) -> Result<BufWriter<std::fs::File>> {
     Ok(BufWriter::new(file))
 }
 
-/// One series from its first sample to its last.
-fn run(
+fn write(
     series: &Series,
-    out: &mut impl Write,
-    mut warnings: Option<&mut impl Write>,
-    cost: &mut Cost,
+    made: &Made,
+    out: Option<&mut impl Write>,
+    warnings: Option<&mut impl Write>,
 ) -> Result<()> {
-    let furthest = series
-        .origins
-        .values()
-        .filter_map(|(steps, _)| steps.last())
-        .max();
-    let mut forecaster = DemandForecaster::new(DemandConfig {
-        interval_s: u32::try_from(series.interval_s)?,
-        horizon_steps: u32::try_from(furthest.copied().unwrap_or(0))?,
-        upper: series.is_percent.then_some(100.0),
-        ..DemandConfig::default()
-    });
-    let times = cost.observing.entry(series.interval_s).or_default();
-    for (index, &sample) in series.samples.iter().enumerate() {
-        let begin = Instant::now();
-        forecaster.observe(sample);
-        times.push(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        cost.samples += 1;
-        let Some((steps, is_decision)) = series.origins.get(&index) else {
-            continue;
-        };
-        let origin = series.start + index as i64 * series.interval_s;
-        for &step in steps {
-            let forecast = forecaster.forecast(step);
-            let [q05, q10, q50, q90, q95, ..] = forecast.quantiles;
+    let at = |origin: usize| series.start + origin as i64 * series.interval_s;
+    if let Some(out) = out {
+        for target in &made.targets {
+            let [q05, q10, q50, q90, q95] = target.quantiles;
+            let (origin, step, mean) = (at(target.origin), target.step, target.mean);
             writeln!(
                 out,
-                "{},{origin},{step},{},{q05},{q10},{q50},{q90},{q95}",
-                series.id, forecast.mean
+                "{},{origin},{step},{mean},{q05},{q10},{q50},{q90},{q95}",
+                series.id
             )?;
-            cost.forecasts += 1;
         }
-        if let (true, Some(threshold), Some(warnings)) =
-            (*is_decision, series.threshold, warnings.as_mut())
-        {
-            let p = forecaster.probability_of_any_above(threshold, WARNING_STEPS);
-            writeln!(warnings, "{},{origin},{p}", series.id)?;
+    }
+    if let Some(warnings) = warnings {
+        for (origin, p) in &made.warnings {
+            writeln!(warnings, "{},{},{p}", series.id, at(*origin))?;
         }
     }
     Ok(())
