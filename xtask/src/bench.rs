@@ -13,6 +13,7 @@ use crate::process;
 use crate::progress::Steps;
 use crate::setup::{self, Peers};
 
+pub(crate) mod forecast;
 pub(crate) mod instructions;
 mod probes;
 mod proxy;
@@ -35,6 +36,8 @@ pub(crate) struct Arguments {
 /// Benchmarks that are programs of their own.
 #[derive(clap::Subcommand)]
 enum Whole {
+    /// What the demand forecaster costs, and whether it gives the same bits however it is compiled
+    Forecast(forecast::Arguments),
     /// What the kernel probes cost, beside bpftrace and libbpf-tools; needs root
     Probes(probes::Arguments),
     /// What SIM adds to a request, in instructions, by callgrind: a gate
@@ -45,6 +48,7 @@ enum Whole {
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     match &arguments.whole {
+        Some(Whole::Forecast(arguments)) => return forecast::run(context, arguments),
         Some(Whole::Probes(arguments)) => return probes::run(context, arguments),
         Some(Whole::Instructions(arguments)) => return instructions::run(context, arguments),
         Some(Whole::Proxy(arguments)) => return proxy::run(context, arguments),
@@ -63,9 +67,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let Some(file) = &arguments.json else {
         return Ok(());
     };
-    let mut benches = Vec::new();
-    collect(&context.target.join("criterion"), begin, &mut benches)?;
-    benches.sort_by_key(|bench| bench["name"].as_str().unwrap_or_default().to_owned());
+    let benches = collected(context, begin)?;
     let report = json!({
         "machine": machine(context),
         "versions": versions(context)?,
@@ -123,6 +125,14 @@ pub(crate) fn smoke(context: &Context) -> Result<()> {
             .cargo()
             .args(["test", "--workspace", "--bench", "*"]),
     )
+}
+
+/// All results that criterion wrote since `begin`, by name.
+fn collected(context: &Context, begin: SystemTime) -> Result<Vec<Value>> {
+    let mut benches = Vec::new();
+    collect(&context.target.join("criterion"), begin, &mut benches)?;
+    benches.sort_by_key(|bench| bench["name"].as_str().unwrap_or_default().to_owned());
+    Ok(benches)
 }
 
 /// Results that criterion wrote below `folder` since `begin`.

@@ -53,6 +53,9 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     step(&mut times, "bench instructions", || {
         bench::instructions::run(context, &Default::default())
     })?;
+    step(&mut times, "bench forecast", || {
+        bench::forecast::gate(context)
+    })?;
     step(&mut times, "soak", || soak::smoke(context))?;
     step(&mut times, "fuzz", || fuzz::smoke(context))?;
     for arguments in DEMOS {

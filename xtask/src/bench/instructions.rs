@@ -3,7 +3,7 @@
 //! They are the same on every machine with the same compiler, however busy it is, so this is a gate for CI where times
 //! can't be one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
@@ -40,27 +40,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         println!("bench instructions: SKIPPED: an array of life flags takes root");
         return Ok(());
     }
-    let valgrind = find_program("valgrind")
-        .context("no valgrind here: `cargo xtask setup --only packages` installs it")?;
     process::run(
         context
             .cargo()
             .args(["build", "--profile", "dist", "--package", PROGRAM]),
     )?;
     let program = Profile::Dist.folder(context).join(PROGRAM);
-    let count = |policy: &str, requests: u64| -> Result<u64> {
-        let mut command = context.command(&valgrind);
-        command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-        command.arg(&program).arg(policy).arg(requests.to_string());
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| process::describe(&command))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("{} failed: {said}", process::describe(&command));
-        }
-        collected(&said).with_context(|| format!("callgrind counted nothing: {said}"))
+    let count = |policy: &str, requests: u64| {
+        callgrind(context, &program, &[policy, &requests.to_string()])
     };
     // Of as many requests again, so that what comes before and after them is taken off.
     let per_requests = |policy: &str| -> Result<u64> {
@@ -90,6 +77,24 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         bail!("more instructions than allowed: {}", over.join(", "));
     }
     Ok(())
+}
+
+/// Instructions that a program takes.
+pub(super) fn callgrind(context: &Context, program: &Path, arguments: &[&str]) -> Result<u64> {
+    let valgrind = find_program("valgrind")
+        .context("no valgrind here: `cargo xtask setup --only packages` installs it")?;
+    let mut command = context.command(&valgrind);
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.arg(program).args(arguments);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| process::describe(&command))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("{} failed: {said}", process::describe(&command));
+    }
+    collected(&said).with_context(|| format!("callgrind counted nothing: {said}"))
 }
 
 /// The number behind `Collected :` in what callgrind says.

@@ -77,6 +77,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sim-planted", &[]),
     // The forecaster over recorded series, without the rest of the benchmarks.
     ("sim-forecast-traces", &["sim-core"]),
+    ("sim-bench-forecast", &["sim-core"]),
     ("xtask", &[]),
 ];
 
