@@ -488,13 +488,9 @@ impl Engine {
     }
 
     fn reading(&self, j: usize, common: &Common, said: &Said) -> Reading {
-        let mut reading = self.knots[j].volatility.read(
-            &self.one_step,
-            common.signs,
-            said.slot,
-            said.apart,
-            common.unit,
-        );
+        let volatility = &self.knots[j].volatility;
+        let (signs, slot, apart) = (common.signs, said.slot, said.apart);
+        let mut reading = volatility.read(&self.one_step, signs, slot, apart, common.unit);
         if !self.ingredients.has(Ingredients::VOLATILITY) {
             reading.spread = reading.usual;
         }
