@@ -190,6 +190,18 @@ impl Routes {
     /// # Errors
     /// [`Refused`], and the present table stays.
     pub fn apply(&self, table: &WeightTable) -> Result<bool, Refused> {
+        let snapshot = self.publish(table)?;
+        if let Some(snapshot) = &snapshot {
+            snapshot.complete();
+        }
+        Ok(snapshot.is_some())
+    }
+
+    /// The same as soon as can be; `None`: it was already. The snapshot is to be [completed](Snapshot::complete).
+    ///
+    /// # Errors
+    /// As [`Routes::apply`].
+    pub(crate) fn publish(&self, table: &WeightTable) -> Result<Option<Arc<Snapshot>>, Refused> {
         // Held to the end: two writers must not interleave the comparison and the store.
         let mut known = self.lock_known();
         let present = self.current.load().version();
@@ -206,9 +218,9 @@ impl Routes {
             return Err(refused);
         }
         if offered == present && present != Version::default() {
-            return Ok(false);
+            return Ok(None);
         }
-        let snapshot = Snapshot::new(table, monotonic_ns(), |share| {
+        let snapshot = Snapshot::begin(table, monotonic_ns(), |share| {
             let (id, address) = (share.instance, &share.address);
             let found = known.iter().find(|live| live.id() == id);
             if let Some(live) = found.filter(|live| live.address() == address) {
@@ -224,10 +236,11 @@ impl Routes {
         self.has_mirror
             .store(snapshot.mirror().is_some(), Ordering::Relaxed);
         self.start_slowly(&self.current.load(), &snapshot);
-        self.current.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.current.store(snapshot.clone());
         // Release, after the store: step C of the module's protocol.
         self.published.fetch_add(1, Ordering::Release);
-        Ok(true)
+        Ok(Some(snapshot))
     }
 
     /// Instances that are ready in `next` and weren't in `present` begin with a part of their weight, if others were.

@@ -65,6 +65,17 @@ impl Snapshot {
     pub fn new(
         table: &WeightTable,
         now_ns: u64,
+        live: impl FnMut(&Share) -> Arc<InstanceLive>,
+    ) -> Self {
+        let snapshot = Self::begin(table, now_ns, live);
+        snapshot.complete();
+        snapshot
+    }
+
+    /// The same that is good for the first requests, and is to be [completed](Self::complete) in a few milliseconds.
+    pub(crate) fn begin(
+        table: &WeightTable,
+        now_ns: u64,
         mut live: impl FnMut(&Share) -> Arc<InstanceLive>,
     ) -> Self {
         let upstreams: Box<[Upstream]> = table
@@ -101,6 +112,11 @@ impl Snapshot {
             upstreams,
             shares_upto,
         }
+    }
+
+    /// Makes what [`Snapshot::begin`] has left for later.
+    pub(crate) fn complete(&self) {
+        self.schedule.complete();
     }
 
     /// Stamp of the table.
