@@ -7,7 +7,7 @@ use sim_core::address::Address;
 use sim_core::name::InstanceId;
 use std::sync::Arc;
 
-/// An attempt in flight. Dropping it takes it out of flight, whichever way the request ends.
+/// An attempt in flight. Dropping it takes it out of flight, whichever way the request ends, unless that is lent.
 #[derive(Debug)]
 pub struct Attempt {
     live: Arc<InstanceLive>,
@@ -19,6 +19,18 @@ pub struct Attempt {
     /// How long it takes is noted for those that choose by it.
     paced: bool,
     ended: bool,
+    /// Somebody else takes it out of flight.
+    lent: bool,
+}
+
+/// What takes an attempt out of flight when it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<InstanceLive>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
 }
 
 /// Whom an attempt asks.
@@ -50,6 +62,7 @@ impl Attempt {
             first,
             paced,
             ended: false,
+            lent: false,
         }
     }
 
@@ -133,6 +146,12 @@ impl Attempt {
         }
     }
 
+    /// Leaves it to another to take it out of flight. Once: a second one would do so twice.
+    pub(crate) fn lend(&mut self) -> Option<InFlight> {
+        let first = !std::mem::replace(&mut self.lent, true);
+        first.then(|| InFlight(self.live.clone()))
+    }
+
     fn micros_until(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.entered_ns) / 1_000
     }
@@ -140,6 +159,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.live.leave();
+        if !self.lent {
+            self.live.leave();
+        }
     }
 }

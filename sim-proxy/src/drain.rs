@@ -3,15 +3,17 @@
 //! Picks leave an instance alone at once when it loses its weight, or its line in the table. What it is answering may
 //! end. But a download, a WebSocket or a call of gRPC can go on for days, and would keep users where the weights say that
 //! there are to be none (Istio's issue 13908). So each has a grace from the change of the table on, and is closed after
-//! it. What has begun later, since nothing better was left, is not meant. Nor is a request that has no answer yet: it has
-//! a deadline of its own. And a connection that waits for its next request has nothing to drain: weights hold for each
-//! request.
+//! it. What has begun later, since nothing better was left, is not meant until the instance has no line in the table any
+//! more: then it has a grace as well. Nor is a request that has no answer yet: it has a deadline of its own. And a
+//! connection that waits for its next request has nothing to drain: weights hold for each request.
 //!
 //! A stream may be silent. So each of them is known here, to the worker that it belongs to, and one task of the worker
 //! looks at all a few times in a second: two words each. On the fast path the stream's own task is woken; on the general
 //! one Pingora can't be told, so the connection to the instance is shut down, and the request ends as if the instance had
-//! closed it.
+//! closed it. Where its user takes nothing it ends later, but the instance has nothing to do with it any more: it is out
+//! of flight there.
 
+use crate::attempt::InFlight;
 use crate::clock::monotonic_ns;
 use crate::cut::Connection;
 use crate::links::Links;
@@ -35,10 +37,9 @@ const LINGER: u32 = 10;
 /// As [`Routes::apply`].
 pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refused> {
     let before = Arc::clone(&routes.snapshot());
-    if !routes.apply(table)? {
+    let Some(after) = routes.publish(table)? else {
         return Ok(false);
-    }
-    let after = routes.snapshot();
+    };
     // After the table is published: whoever entered by the one before had looked at the clock by then.
     let now_ns = monotonic_ns();
     for old in before.upstreams() {
@@ -50,24 +51,31 @@ pub(crate) fn apply(routes: &Routes, table: &WeightTable) -> Result<bool, Refuse
         if leaves && old.live.draining_since_ns() == 0 {
             old.live.drains_since(now_ns);
         }
+        if new.is_none() {
+            // What began while it had no weight has its grace from now on.
+            old.live.is_gone_since(now_ns);
+        }
     }
     for upstream in after.upstreams().iter().filter(|u| u.weight_bp > 0) {
-        upstream.live.drains_since(0);
+        upstream.live.drains_no_more();
     }
+    // Requests go by it: what takes longer comes now.
+    after.complete();
     Ok(true)
 }
 
 /// Whether what was picked at `entered_ns` has stayed at `live` for longer than it may.
 pub(crate) fn is_over(live: &InstanceLive, entered_ns: u64, grace_ns: u64, now_ns: u64) -> bool {
-    let since_ns = live.draining_since_ns();
-    since_ns > entered_ns && now_ns >= since_ns.saturating_add(grace_ns)
+    let is_over =
+        |since_ns: u64| since_ns > entered_ns && now_ns >= since_ns.saturating_add(grace_ns);
+    is_over(live.draining_since_ns()) || is_over(live.gone_since_ns())
 }
 
-/// What tells apart the shared connections to an instance of what began before it drained, and of what began later: they
-/// must not end together.
+/// What tells apart the shared connections to an instance of what began before it drained, or was gone, and of what began
+/// later: they must not end together.
 pub(crate) fn era(live: &InstanceLive, entered_ns: u64) -> u64 {
-    let since_ns = live.draining_since_ns();
-    if since_ns > entered_ns { 0 } else { since_ns }
+    let before = |since_ns: u64| if since_ns > entered_ns { 0 } else { since_ns };
+    before(live.draining_since_ns()).max(before(live.gone_since_ns()))
 }
 
 /// Who is to hear that the grace is over.
@@ -86,6 +94,8 @@ struct Stream {
     entered_ns: u64,
     grace_ns: u64,
     whom: Whom,
+    /// Until it is over, if that is known here alone.
+    in_flight: Option<InFlight>,
     is_over: bool,
 }
 
@@ -100,6 +110,7 @@ impl Stream {
             Whom::Connection(connection) => connection.shut(),
             Whom::Shared(connection, links) => links.shut(connection),
         }
+        self.in_flight = None;
     }
 }
 
@@ -141,14 +152,16 @@ impl Stay {
         if self.at.is_some() {
             return self.is_over();
         }
-        self.sit(live, Whom::Task(context.waker().clone()));
+        self.sit(live, Whom::Task(context.waker().clone()), None);
         false
     }
 
-    /// Ends it by its connection to the instance, which it shares with others if `links` are given.
+    /// Ends it by its connection to the instance, which it shares with others if `links` are given. Then, or when this is
+    /// dropped, it is out of flight.
     pub(crate) fn ends_with(
         mut self,
         live: &Arc<InstanceLive>,
+        in_flight: Option<InFlight>,
         connection: Connection,
         links: Option<&Arc<Links>>,
     ) -> Self {
@@ -156,7 +169,7 @@ impl Stay {
             Some(links) => Whom::Shared(connection, links.clone()),
             None => Whom::Connection(connection),
         };
-        self.sit(live, whom);
+        self.sit(live, whom, in_flight);
         self
     }
 
@@ -169,12 +182,13 @@ impl Stay {
         })
     }
 
-    fn sit(&mut self, live: &Arc<InstanceLive>, whom: Whom) {
+    fn sit(&mut self, live: &Arc<InstanceLive>, whom: Whom, in_flight: Option<InFlight>) {
         let stream = Some(Stream {
             live: live.clone(),
             entered_ns: self.entered_ns,
             grace_ns: self.grace_ns,
             whom,
+            in_flight,
             is_over: false,
         });
         let at = STREAMS.with_borrow_mut(|streams| {
@@ -276,8 +290,10 @@ mod tests {
         put(&routes, 2, &[(1, 0), (2, 10_000)]);
         assert!(drains(&first) && !drains(&second));
         let since_ns = first.draining_since_ns();
+        assert_eq!(first.gone_since_ns(), 0);
         put(&routes, 3, &[(2, 10_000)]);
         assert_eq!(first.draining_since_ns(), since_ns, "it has not begun anew");
+        assert!(first.gone_since_ns() > since_ns);
         put(&routes, 4, &[(1, 1), (2, 9_999)]);
         assert!(!drains(&first) && !drains(&second));
         put(&routes, 5, &[(1, 10_000)]);
@@ -307,8 +323,16 @@ mod tests {
         assert!(!is_over(&live, 99, u64::MAX, u64::MAX - 1));
         assert_ne!(era(&live, 99), era(&live, 100));
         assert_eq!(era(&live, 101), era(&live, 100));
-        live.drains_since(0);
+        // Who came when it had no weight goes when it has no line.
+        live.is_gone_since(200);
+        assert!(!is_over(&live, 150, 10, 209) && is_over(&live, 150, 10, 210));
+        assert!(is_over(&live, 99, 10, 110), "its grace has not begun anew");
+        assert!(!is_over(&live, 200, 10, u64::MAX));
+        let eras = [99, 150, 250].map(|entered_ns| era(&live, entered_ns));
+        assert_eq!(eras, [0, 100, 200]);
+        live.drains_no_more();
         assert!(!is_over(&live, 99, 10, u64::MAX));
+        assert_eq!(era(&live, 250), 0);
     }
 
     #[tokio::test]

@@ -431,8 +431,10 @@ impl ProxyHttp for Gateway {
             error.set_retry(false);
             return error;
         }
-        // Their connection is gone: nothing of it may be looked at any more.
-        (request.stay, request.connection) = (None, None);
+        // Their connection is gone: nothing of it may be looked at any more. It is out of flight when its outcome is counted,
+        // at the end of this.
+        let _stay = request.stay.take();
+        request.connection = None;
         if error.esource() != &ErrorSource::Upstream {
             error.set_retry(false);
             return error;
@@ -535,7 +537,6 @@ impl ProxyHttp for Gateway {
             }
         };
         request.seat = None;
-        request.stay = None;
         if let Some(mut attempt) = request.attempt.take() {
             let answered = error.is_none() && !request.drained;
             let answered = answered.then(monotonic_ns);
@@ -546,6 +547,8 @@ impl ProxyHttp for Gateway {
             };
             attempt.end(outcome, answered);
         }
+        // After that: it takes the attempt out of flight.
+        request.stay = None;
         self.log(session, request, ending);
         if let Some(open) = &mut request.open {
             open.close();

@@ -66,6 +66,8 @@ pub struct InstanceLive {
     life: OnceLock<Arc<LifeFlags>>,
     /// Since when it gets no new requests, `CLOCK_MONOTONIC` ns; 0 = it gets them.
     draining_since_ns: AtomicU64,
+    /// When it lost its line in the table, `CLOCK_MONOTONIC` ns; 0 = it never has, or has had weight since.
+    gone_since_ns: AtomicU64,
     errors: Errors,
     quantiles: Quantiles,
     /// By bucket of [`sim_core::histogram`]; microseconds.
@@ -83,6 +85,7 @@ impl InstanceLive {
             health: CachePadded::default(),
             life: OnceLock::new(),
             draining_since_ns: AtomicU64::default(),
+            gone_since_ns: AtomicU64::default(),
             errors: Errors::default(),
             quantiles: Quantiles::default(),
             latency: std::iter::repeat_with(AtomicU64::default)
@@ -118,13 +121,29 @@ impl InstanceLive {
 
     /// Since when it gets no new requests; 0 = it gets them.
     pub(crate) fn draining_since_ns(&self) -> u64 {
-        // Relaxed, here and where it is written: a fact of its own, and who sees it a little later drains a little later.
+        // Relaxed, here and below: a fact of its own, and who sees it a little later drains a little later.
         self.draining_since_ns.load(Ordering::Relaxed)
     }
 
-    /// It has got no new requests since then; 0 = it gets them.
+    /// It has got no new requests since then, unless nothing better was left.
     pub(crate) fn drains_since(&self, since_ns: u64) {
         self.draining_since_ns.store(since_ns, Ordering::Relaxed);
+    }
+
+    /// When it lost its line in the table; 0 = it never has, or has had weight since.
+    pub(crate) fn gone_since_ns(&self) -> u64 {
+        self.gone_since_ns.load(Ordering::Relaxed)
+    }
+
+    /// It has got none at all since then.
+    pub(crate) fn is_gone_since(&self, since_ns: u64) {
+        self.gone_since_ns.store(since_ns, Ordering::Relaxed);
+    }
+
+    /// It gets requests.
+    pub(crate) fn drains_no_more(&self) {
+        self.drains_since(0);
+        self.is_gone_since(0);
     }
 
     /// What went wrong there so far.

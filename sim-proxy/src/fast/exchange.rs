@@ -160,7 +160,7 @@ pub(super) async fn send(
     match written.await {
         // It may have answered before it broke the connection.
         Ok(()) | Err(Stuck::Broken) => {}
-        Err(Stuck::Late) => return Err(late(reused)),
+        Err(Stuck::Late | Stuck::Over) => return Err(late(reused)),
     }
     Ok(Asked {
         instance,

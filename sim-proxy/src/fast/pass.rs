@@ -1,7 +1,7 @@
 //! The way back: an answer on its way to the user, and the end of a request.
 
 use super::exchange::Answered;
-use super::wire::{self, Cut, Notes, Patience};
+use super::wire::{self, Cut, Notes, Patience, Stuck};
 use super::{After, Connection, pool};
 use crate::attempt::Attempt;
 use crate::clock::monotonic_ns;
@@ -64,11 +64,22 @@ impl Connection<'_> {
                 &head
             }
         };
-        let (watchdog, write_ns) = (&mut self.watchdog, self.path.client_write_ns);
-        let written = wire::write(stream, passing, watchdog, write_ns).await;
+        let mut patience = Patience {
+            read_ns: self.path.timeouts.read_ns,
+            write_ns: self.path.client_write_ns,
+            stay: Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns),
+            live: attempt.live(),
+        };
+        let watchdog = &mut self.watchdog;
+        let written = wire::write_answer(stream, passing, watchdog, &mut patience).await;
         drop((read, head));
-        if written.is_err() {
-            return aborted(dispatch, attempt);
+        match written {
+            Ok(()) => {}
+            Err(Stuck::Over) => {
+                self.note.ending = Some(Ending::Drained);
+                return drained(dispatch, attempt);
+            }
+            Err(Stuck::Broken | Stuck::Late) => return aborted(dispatch, attempt),
         }
         self.note.bytes_out = taken as u64;
         if !answer.body.is_over() {
@@ -78,12 +89,7 @@ impl Connection<'_> {
                 &mut self.arrived,
                 &mut answer.body,
                 &mut self.watchdog,
-                Patience {
-                    read_ns: self.path.timeouts.read_ns,
-                    write_ns,
-                    stay: Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns),
-                    live: attempt.live(),
-                },
+                patience,
                 Notes {
                     copying: self.copying.as_deref_mut(),
                     passed: &mut self.note.bytes_out,

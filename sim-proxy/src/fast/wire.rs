@@ -37,6 +37,8 @@ pub(super) enum Stuck {
     /// The connection is closed or broken.
     Broken,
     Late,
+    /// It is to go on no longer.
+    Over,
 }
 
 /// Reads what is there, waiting for it unless that ends the wait, into `buffer`.
@@ -76,10 +78,33 @@ pub(super) async fn write(
 /// The same, and all has to be over at `until_ns`.
 pub(super) async fn write_until(
     io: &mut (impl AsyncWrite + Unpin + ?Sized),
-    mut bytes: &[u8],
+    bytes: &[u8],
     watchdog: &mut Watchdog,
     patience_ns: u64,
     until_ns: u64,
+) -> Result<(), Stuck> {
+    let times = (patience_ns, until_ns);
+    write_unless(io, bytes, watchdog, times, |_| false).await
+}
+
+/// The same of an answer, which goes on for as long as it may at its instance.
+pub(super) async fn write_answer(
+    io: &mut (impl AsyncWrite + Unpin + ?Sized),
+    bytes: &[u8],
+    watchdog: &mut Watchdog,
+    patience: &mut Patience<'_>,
+) -> Result<(), Stuck> {
+    let times = (patience.write_ns, u64::MAX);
+    let is_over = |context: &Context<'_>| patience.stay.ends(patience.live, context);
+    write_unless(io, bytes, watchdog, times, is_over).await
+}
+
+async fn write_unless(
+    io: &mut (impl AsyncWrite + Unpin + ?Sized),
+    mut bytes: &[u8],
+    watchdog: &mut Watchdog,
+    (patience_ns, until_ns): (u64, u64),
+    mut is_over: impl FnMut(&Context<'_>) -> bool,
 ) -> Result<(), Stuck> {
     // It hardly ever has to wait; then the clock isn't read.
     let mut deadline_ns = None;
@@ -96,6 +121,9 @@ pub(super) async fn write_until(
         let deadline_ns = *deadline_ns.get_or_insert_with(patient_ns);
         if watchdog.is_over(deadline_ns, context) {
             return Poll::Ready(Err(Stuck::Late));
+        }
+        if is_over(context) {
+            return Poll::Ready(Err(Stuck::Over));
         }
         Poll::Pending
     })
@@ -292,6 +320,9 @@ pub(super) async fn pump(
                         if watchdog.is_over(after(moved_ns, patience.write_ns), context) =>
                     {
                         Poll::Ready(Err(Cut::User))
+                    }
+                    Poll::Pending if patience.stay.ends(patience.live, context) => {
+                        Poll::Ready(Err(Cut::Drained))
                     }
                     Poll::Pending => Poll::Pending,
                 };

@@ -54,14 +54,15 @@ impl Gateway {
 
     /// From now on it is a stream, which may end before it is over.
     pub(super) fn streams(&self, request: &mut Request) {
-        if let (Some(attempt), Some(connection), Some(dispatch)) = (
-            &request.attempt,
-            &request.connection,
-            self.dispatch(request),
-        ) {
-            let links = (dispatch.protocol == Protocol::Http2).then_some(&self.links);
-            let stay = Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns);
-            request.stay = Some(stay.ends_with(attempt.live(), connection.clone(), links));
+        let Some(dispatch) = self.dispatch(request) else {
+            return;
+        };
+        let links = (dispatch.protocol == Protocol::Http2).then_some(&self.links);
+        let grace_ns = dispatch.stream_grace_ns;
+        if let (Some(attempt), Some(connection)) = (&mut request.attempt, &request.connection) {
+            let (in_flight, connection) = (attempt.lend(), connection.clone());
+            let stay = Stay::new(attempt.entered_ns(), grace_ns);
+            request.stay = Some(stay.ends_with(attempt.live(), in_flight, connection, links));
         }
     }
 }

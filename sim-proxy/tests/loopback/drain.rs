@@ -2,23 +2,24 @@
 
 use crate::grpc;
 use crate::http2::User;
-use crate::process::{PROTOCOL, STREAM_GRACE_MS};
+use crate::process::{CLIENT_WRITE_MS, PROTOCOL, STREAM_GRACE_MS};
 use crate::secure::{Way, Wire, each_way};
 use crate::upstream::own_address;
 use crate::websocket::{Begins, Echo, echoes, open};
-use crate::world::{World, pair, table};
+use crate::world::{PATIENCE, World, pair, table};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::{Method, Response};
 use sim_api::v1;
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tonic::Code;
@@ -458,4 +459,73 @@ async fn a_silent_call_ends_after_its_grace_as_unavailable_and_none_that_began_l
     assert_eq!(metrics.sum("sim_proxy_ejections_total", &["i1"]), 0.0);
     let errors = metrics.sum("sim_proxy_instance_errors_total", &["i1"]);
     assert_eq!(errors, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_began_where_no_weight_was_left_has_its_grace_when_the_line_goes() {
+    let (world, mut control) = World::start_with(&[(STREAM_GRACE_MS, SHORT)]);
+    let slow = Slow::start().await;
+    // Nobody listens there.
+    let gone = own_address();
+    let lines = |first_bp| {
+        [
+            (1, slow.address, first_bp, true),
+            (2, gone, 10_000 - first_bp, true),
+        ]
+    };
+    control.publish(&table(1, 1, &lines(10_000))).await;
+    control.publish(&table(1, 2, &lines(0))).await;
+    let mut streams = vec![];
+    for version in ["HTTP/1.1", "HTTP/1.0"] {
+        streams.push(Reading::begin(&world, "/length", version).await);
+    }
+    let (mut user, _connection) = User::connect(&world).await;
+    let over_http2 = begin(&mut user, "/length").await;
+    control
+        .publish(&table(1, 3, &[(2, gone, 10_000, true)]))
+        .await;
+    for stream in streams {
+        let rest = timeout(PATIENCE, stream.rest()).await;
+        rest.expect("its grace is over");
+    }
+    let well = timeout(PATIENCE, ends_well(over_http2)).await;
+    assert!(!well.expect("its grace is over"));
+    assert_eq!(ended(&world, "drained").await, 3.0);
+    let metrics = world.settled().await;
+    let errors = metrics.sum("sim_proxy_instance_errors_total", &["i1"]);
+    assert_eq!(errors, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_of_an_answer_keeps_no_instance_beyond_its_grace() {
+    let settings = [(STREAM_GRACE_MS, SHORT), (CLIENT_WRITE_MS, "600000")];
+    let (world, mut control, ups) = World::with_two_and(10_000, &settings).await;
+    // Many that each are whole before the user takes anything, and one that is not: more than both ways to the user hold.
+    let many = "GET /bytes/60000 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(400);
+    let one = "GET /bytes/30000000 HTTP/1.0\r\nHost: a\r\n\r\n".to_owned();
+    let mut users = vec![];
+    for questions in [many, one] {
+        let mut user = world.wire().await;
+        user.write_all(questions.as_bytes()).await.expect("sent");
+        users.push(user);
+    }
+    // Nothing moves any more.
+    let (last, pages) = (Cell::new(0.0), Cell::new(0));
+    world
+        .wait_for(|m| {
+            let total = m.sum("sim_proxy_requests_total", &[]);
+            let same = last.replace(total) == total && m.sum("sim_proxy_in_flight", &["i1"]) == 2.0;
+            pages.set(if same { pages.get() + 1 } else { 0 });
+            pages.get() > 20
+        })
+        .await;
+    control.publish(&pair(2, &ups, 0)).await;
+    world
+        .wait_for(|m| m.sum("sim_proxy_in_flight", &["i1"]) == 0.0)
+        .await;
+    for mut user in users {
+        let mut answers = Vec::new();
+        while user.read_buf(&mut answers).await.is_ok_and(|read| read > 0) {}
+    }
+    assert_eq!(ended(&world, "drained").await, 2.0);
 }
