@@ -6,6 +6,8 @@
 //! are those of the step itself, coefficients and what trackers say are taken between the knots' by the
 //! logarithm of the lead.
 
+mod read;
+
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
@@ -309,18 +311,6 @@ impl Engine {
     /// The samples so far, if all of them are held.
     pub(super) fn told(&mut self) -> Option<&[f32]> {
         self.history.told().map(|told| &*told)
-    }
-
-    /// Forecasts scored at the first knot.
-    pub(super) fn scored(&self) -> u64 {
-        let scored = |knot: &Knot| u64::from(knot.tracker.scored());
-        self.knots.first().map_or(0, scored)
-    }
-
-    pub(super) fn trackers(&self) -> impl Iterator<Item = (usize, &Tracker)> {
-        self.knots
-            .iter()
-            .map(|knot| (knot.ahead.lead, &knot.tracker))
     }
 
     /// Takes the sample of the next step. Nothing may be missing before the first one.

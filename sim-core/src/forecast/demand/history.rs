@@ -275,6 +275,12 @@ impl History {
         self.samples[self.end - 1 - steps] - self.samples[self.end - 1]
     }
 
+    /// The value `steps` steps ago.
+    pub(super) fn ago(&self, steps: usize) -> Option<f64> {
+        let is_held = self.older_than(steps) && steps < self.capacity;
+        is_held.then(|| f64::from(self.samples[self.end - 1 - steps]))
+    }
+
     /// Whether there are more than `steps` samples.
     fn older_than(&self, steps: usize) -> bool {
         self.steps > steps as u64

@@ -15,6 +15,7 @@
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
 //!   is trusted at each level.
 //!
+//! * `standing` scores what is issued against naive and seasonal naive, and demotes it where it loses.
 //! * `intake` makes samples of the grid out of raw ones, `units` follows a change of their unit; [`DemandSeries`]
 //!   holds both before the forecaster.
 //!
@@ -43,9 +44,11 @@ mod lanes;
 #[cfg(test)]
 mod oracle;
 mod outcomes;
+mod quantiles;
 mod regression;
 mod series;
 mod smoothing;
+mod standing;
 mod structural;
 mod tracker;
 mod units;
@@ -60,6 +63,8 @@ use engine::Engine;
 pub use ingredients::Ingredients;
 pub use intake::SampleKind;
 pub use series::DemandSeries;
+use standing::Standings;
+pub use standing::{Reference, Standing};
 use tracker::{EXPERTS, POINTS};
 use units::{SCALE_MAX, SCALE_MIN};
 
@@ -73,7 +78,7 @@ const HORIZON_HOURS: u32 = 6;
 /// Values beyond this, either way, are read as this.
 const VALUE_MAX: f64 = 1e15;
 /// Layout of the serialised state.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Samples before the scale is first chosen anew.
 const RESCALE_FIRST: u64 = 4;
 /// A scale that is off by less than this factor is left alone.
@@ -121,6 +126,7 @@ pub struct DemandForecaster {
     horizon: usize,
     day: usize,
     engine: Engine,
+    standings: Standings,
     /// A bit for each of the first samples, as many as the history holds: whether it was missing.
     gaps: Vec<u32>,
     scale: f64,
@@ -148,6 +154,7 @@ impl DemandForecaster {
         };
         let engine = Engine::new(day, hour, horizon, ingredients);
         let capacity = engine.history().capacity();
+        let standings = Standings::new(day, engine.leads());
         Self {
             version: VERSION,
             config,
@@ -155,6 +162,7 @@ impl DemandForecaster {
             horizon,
             day,
             engine,
+            standings,
             gaps: vec![0; capacity.div_ceil(BITS)],
             scale: 1.0,
             rescale_at: RESCALE_FIRST,
@@ -195,8 +203,11 @@ impl DemandForecaster {
             *bits |= 1 << (at % BITS);
         }
         self.steps += 1;
-        self.engine
-            .observe(sample.map(|y| inward(self.ingredients, y / self.scale)));
+        let sample_z = sample.map(|y| inward(self.ingredients, y / self.scale));
+        if let Some(z) = sample_z {
+            self.score(z);
+        }
+        self.engine.observe(sample_z);
         if self.observed >= self.rescale_at && sample.is_some() {
             self.rescale_at += self.rescale_at.min(self.day as u64);
             self.rescale();
@@ -245,6 +256,18 @@ impl DemandForecaster {
         let rescale = |z: f64| inward(ingredients, outward(ingredients, z) * before / scale);
         if self.engine.tell_again(rescale, is_gap) {
             self.scale = scale;
+            // Losses of another scale are of no use.
+            self.standings.reset();
+        }
+    }
+
+    /// Compares what was issued for the next sample with it.
+    fn score(&mut self, z: f64) {
+        let day_ago = self.engine.history().ago(self.day - 1);
+        for j in 0..self.engine.leads().len() {
+            if let Some((last, issued)) = self.engine.due(j) {
+                self.standings.learn(j, z, &issued, [Some(last), day_ago]);
+            }
         }
     }
 
@@ -254,7 +277,8 @@ impl DemandForecaster {
         let quantiles = if self.observed == 0 {
             [0.0; LEVELS.len()]
         } else {
-            self.engine.quantiles(step).map(|z| self.value(z))
+            let step = step.clamp(1, self.horizon);
+            self.issue(step).map(|z| self.value(z))
         };
         let [outer, inner, middle] = MEAN;
         let [q05, q10, q50, q90, q95, ..] = quantiles;
@@ -262,6 +286,18 @@ impl DemandForecaster {
             mean: outer * (q05 + q95) + inner * (q10 + q90) + middle * q50,
             quantiles,
         }
+    }
+
+    /// Quantiles `step` steps ahead on the transformed scale: the engine's own, with weight to a reference's where it is demoted.
+    fn issue(&self, step: usize) -> [f64; LEVELS.len()] {
+        let own = self.engine.quantiles(step);
+        if !self.standings.is_demoted() {
+            return own;
+        }
+        let history = self.engine.history();
+        let last = history.last();
+        let day_ago = history.ago(self.day - step).unwrap_or(last);
+        self.standings.issue(step, own, [last, day_ago])
     }
 
     fn value(&self, z: f64) -> f64 {
@@ -308,6 +344,21 @@ impl DemandForecaster {
                 KnotScore { lead, experts }
             })
             .collect()
+    }
+
+    /// How it stands against naive and seasonal naive at each knot.
+    pub fn standings(&self) -> impl Iterator<Item = Standing> {
+        self.standings.all()
+    }
+
+    /// Whether it loses to one of them at any knot, so that weight goes to the reference's quantiles there.
+    pub fn is_demoted(&self) -> bool {
+        self.standings.is_demoted()
+    }
+
+    /// How often that began, over all knots.
+    pub fn demotions(&self) -> u64 {
+        self.standings.demotions()
     }
 
     /// Forecasts that were scored one step ahead.
