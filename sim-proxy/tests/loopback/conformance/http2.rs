@@ -1,5 +1,6 @@
-//! HTTP/2 frame by frame, by suites that others have written: httpwg (107 cases of RFC 9113) always, h2spec where its
-//! program is named. Both speak to a real proxy with a real instance behind it, in the clear and over TLS.
+//! HTTP/2 frame by frame, by a suite that others have written: httpwg (107 cases of RFC 9113). It speaks to a real proxy
+//! with a real instance behind it, in the clear and over TLS. (h2spec, which no registry has, is no test:
+//! `cargo xtask conformance --h2spec PROGRAM` runs it.)
 
 use super::peers;
 use crate::control::Control;
@@ -22,9 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio_rustls::TlsConnector;
 
-/// Where the programs are; `cargo xtask` says so.
+/// Where the program is; `cargo xtask` says so.
 const HTTPWG: &str = "SIM_HTTPWG";
-const H2SPEC: &str = "SIM_H2SPEC";
 /// Cases that httpwg has.
 const HTTPWG_CASES: usize = 107;
 
@@ -158,7 +158,6 @@ const NO_PREFACE: Reason = Reason {
 
 each_way! {
     the_cases_of_httpwg_pass_but_those_with_a_reason
-    the_cases_of_h2spec_pass_where_it_is_there
 }
 
 async fn the_cases_of_httpwg_pass_but_those_with_a_reason(way: Way) {
@@ -225,34 +224,7 @@ fn verdicts(said: &str) -> Verdicts<'_> {
     verdicts
 }
 
-async fn the_cases_of_h2spec_pass_where_it_is_there(way: Way) {
-    // No registry has it, so `cargo xtask conformance --h2spec PROGRAM` names it, and nothing else.
-    let Some(program) = std::env::var_os(H2SPEC) else {
-        println!("h2spec is not named: its cases are left out");
-        return;
-    };
-    let (world, _control) = world(way).await;
-    let mut command = Command::new(program);
-    let at = world.secure.unwrap_or(world.proxy);
-    if world.secure.is_some() {
-        command.args(["--tls", "--insecure"]);
-    }
-    command.args(["--host", &at.ip().to_string()]);
-    command.args(["--port", &at.port().to_string()]);
-    let output = command.output().await.expect("it runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let summary = said.lines().rfind(|line| line.contains(" tests, "));
-    let summary = summary.unwrap_or_else(|| panic!("no summary: {said}"));
-    println!("h2spec: {summary}");
-    // "146 tests, 145 passed, 0 skipped, 1 failed"
-    let mut words = summary.split([' ', ',']).filter(|word| !word.is_empty());
-    let passed = words.nth(2).and_then(|count| count.parse().ok());
-    // In the clear one case expects what HTTP/1.1 is served for.
-    let passed_min = if world.secure.is_some() { 146 } else { 145 };
-    assert!(passed >= Some(passed_min), "{said}");
-}
-
-/// A proxy with an instance as the suites want one: it reads a body to its end, and answers with more than five bytes.
+/// A proxy with an instance as the suite wants one: it reads a body to its end, and answers with more than five bytes.
 async fn world(way: Way) -> (World, Control) {
     let (world, mut control, _) = World::with_two_by(way, 5_000, &[]).await;
     let listener = TcpListener::bind(own_address()).await.expect("a port");

@@ -1,7 +1,8 @@
 //! HTTP/1.1 beside other implementations, as real processes: what nginx and SIM make of the same requests
 //! ([`differential`]), and whether two proxies in a row can be brought to see one request more than was sent
 //! ([`smuggling`]). `cargo xtask conformance` runs more of it than
-//! `cargo xtask test` does. And HTTP/2 by other people's suites ([`http2`]).
+//! `cargo xtask test` does. And HTTP/2 frame by frame: by a suite of other people's ([`http2`]), and by cases
+//! of our own ([`frames`]).
 
 #![allow(
     clippy::print_stdout,
@@ -9,6 +10,7 @@
 )]
 
 mod differential;
+mod frames;
 mod generator;
 mod http2;
 mod peers;
