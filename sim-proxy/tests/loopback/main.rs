@@ -18,6 +18,7 @@ mod mirroring;
 mod process;
 mod protocol;
 mod raw;
+mod reference;
 mod routing;
 mod secure;
 mod sessions;

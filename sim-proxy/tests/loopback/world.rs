@@ -189,7 +189,12 @@ impl World {
     }
 
     pub(crate) async fn metrics(&self) -> Metrics {
-        Metrics::parse(&self.page("/metrics").await.1)
+        Metrics::parse(&self.metrics_page().await)
+    }
+
+    /// The same as it is written.
+    pub(crate) async fn metrics_page(&self) -> String {
+        self.page("/metrics").await.1
     }
 
     /// Reads the metrics until `wanted` holds, and holds still. A page is not of one moment: what it tells first may be
