@@ -17,7 +17,7 @@ use super::history::{
     OWN,
 };
 use super::ingredients::Ingredients;
-use super::lanes::{LANES, Lanes, pack, unpack};
+use super::lanes::{LANES, Lanes, pack_all, unpack, unpack_all};
 use super::outcomes::{Outcomes, Sorted};
 use super::regression::{Regression, Tuning, WANDER};
 use super::smoothing::{self, HoltWinters};
@@ -98,41 +98,24 @@ impl Pending {
     }
 
     fn features(&self, present: &Present) -> Features {
-        let mut x = [0.0; FEATURES];
-        let packed = present.features.iter().chain(&self.features);
-        for (x, &half) in x.iter_mut().zip(packed) {
+        let mut x: Features = unpack_all(&present.features);
+        for (x, &half) in x[COMMON..].iter_mut().zip(&self.features) {
             *x = unpack(half);
         }
         x
     }
 
     fn views(&self, present: &Present, x: &Features) -> Views {
-        let kept = self.points.map(unpack);
+        let kept = unpack_all(&self.points);
         let points = points(x, present.unit, present.simple, kept);
         let moment = Moment {
             unit: present.unit,
             bins: [self.hour, present.state],
             points,
-            analogs: levels(self.analogs),
+            analogs: unpack_all(&self.analogs),
         };
         moment.views(self.reading.spread)
     }
-}
-
-fn levels(packed: [u16; LEVELS.len()]) -> Lanes {
-    let mut out = [0.0; LANES];
-    for (out, half) in out.iter_mut().zip(packed) {
-        *out = unpack(half);
-    }
-    out
-}
-
-fn pack_levels(lanes: &Lanes) -> [u16; LEVELS.len()] {
-    let mut out = [0; LEVELS.len()];
-    for (out, &x) in out.iter_mut().zip(lanes) {
-        *out = pack(x);
-    }
-    out
 }
 
 /// What each expert says, relative to the last value; `kept` are those that features do not tell.
@@ -205,10 +188,38 @@ struct Ahead {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Knot {
     ahead: Ahead,
+    /// Forecasts are filed, and so learned from, at one step in two to the power of this.
+    thinning: u32,
+    /// Added to a step's number, so that not all knots' turns come at once.
+    shift: u64,
     regression: Regression<FEATURES>,
     volatility: Volatility,
     tracker: Tracker,
     pending: Vec<Pending>,
+}
+
+impl Knot {
+    /// Where the forecast made at `origin` waits, if one is filed there.
+    fn place(&self, origin: u64) -> Option<usize> {
+        let turn = origin + self.shift;
+        let is_due = turn.trailing_zeros() >= self.thinning;
+        is_due.then(|| (turn >> self.thinning) as usize % self.pending.len())
+    }
+
+    /// Steps from one forecast that is filed to the next.
+    fn each(&self) -> f32 {
+        (1_u32 << self.thinning) as f32
+    }
+}
+
+/// How far forecasts at a lead are thinned out. Neighbouring ones say nearly the same of far targets; that they
+/// are learned from more seldom makes regressions steadier and costs nothing in quality.
+fn thinning(lead: usize) -> u32 {
+    match lead {
+        0..6 => 0,
+        6..12 => 1,
+        _ => 2,
+    }
 }
 
 /// The running experts and all that was learned about them.
@@ -243,7 +254,8 @@ impl Engine {
         let history = History::new(day, hour, &leads);
         let structural = Structural::new(day, structural::TUNING);
         let holt_winters = HoltWinters::new(day, smoothing::TUNING);
-        let knot = |&lead: &usize| {
+        let knot = |(shift, &lead): (usize, &usize)| {
+            let thinning = thinning(lead);
             let memory = (MEMORY_DAYS * day as f64 + 4.0 * lead as f64).max(MEMORY_MIN);
             let tuning = Tuning {
                 prior: 0.2,
@@ -257,11 +269,13 @@ impl Engine {
                 regression: Regression::new(&PRIOR, tuning),
                 volatility: Volatility::new(lead, day),
                 tracker: Tracker::new(lead, ingredients),
-                pending: vec![Pending::empty(); lead],
+                thinning,
+                shift: shift as u64,
+                pending: vec![Pending::empty(); lead.div_ceil(1 << thinning)],
             }
         };
         Self {
-            knots: leads.iter().map(knot).collect(),
+            knots: leads.iter().enumerate().map(knot).collect(),
             presents: vec![Present::EMPTY; horizon],
             history,
             structural,
@@ -337,20 +351,22 @@ impl Engine {
                 break;
             }
             let present = &self.presents[((step - lead) % horizon) as usize];
-            if !present.filed {
+            let place = knot.place(step - lead);
+            let (true, Some(place)) = (present.filed, place) else {
                 continue;
-            }
-            let pending = &knot.pending[(step % lead) as usize];
+            };
+            let pending = &knot.pending[place];
             let features = pending.features(present);
             let moved = (z - present.z) as f32;
             knot.regression.learn(&features, moved / present.unit);
-            let issued = levels(pending.issued);
+            let issued: Lanes = unpack_all(&pending.issued);
             let one = (j == 0).then_some((&mut self.one_step, slot));
-            let signs = present.signs.map(unpack);
+            let signs = unpack_all(&present.signs);
             let views = pending.views(present, &features);
             knot.volatility
                 .learn(moved - issued[2], signs, &pending.reading, one, day);
-            knot.tracker.learn(moved, &views, &issued, day);
+            let each = knot.each();
+            knot.tracker.learn(moved, &views, &issued, day, each);
         }
     }
 
@@ -359,26 +375,26 @@ impl Engine {
         let mut outcomes = Outcomes::new();
         let mut features = [[0.0; FEATURES]; KNOTS_MAX];
         for (j, (&lead, x)) in self.leads.iter().zip(&mut features).enumerate() {
-            let add = |value, weight| outcomes.add(j, value, weight);
-            *x = self.features(&common, lead, j, add);
+            if self.knots[j].place(step).is_some() {
+                let add = |value, weight| outcomes.add(j, value, weight);
+                *x = self.features(&common, lead, j, add);
+            }
         }
         let sorted = outcomes.sort();
         for (j, x) in (0..self.knots.len()).zip(&features) {
             let knot = &self.knots[j];
+            let Some(place) = knot.place(step) else {
+                continue;
+            };
             let value = knot.regression.predict(x);
             let said = self.moment(&knot.ahead, &common, x, value, &sorted, j);
             let reading = self.reading(j, &common, &said);
             let issued = self.settle(knot.tracker.combine(&said.moment.views(reading.spread)));
-            let at = (step % knot.ahead.lead as u64) as usize;
-            let mut own = [0; OWN];
-            for (own, &x) in own.iter_mut().zip(&x[COMMON..]) {
-                *own = pack(x);
-            }
-            self.knots[j].pending[at] = Pending {
-                features: own,
-                points: KEPT.map(|place| pack(said.moment.points[place])),
-                issued: pack_levels(&issued),
-                analogs: pack_levels(&said.moment.analogs),
+            self.knots[j].pending[place] = Pending {
+                features: pack_all(&x[COMMON..]),
+                points: pack_all(&said.kept),
+                issued: pack_all(&issued),
+                analogs: pack_all(&said.moment.analogs),
                 hour: said.moment.bins[0],
                 reading,
             };
@@ -390,8 +406,8 @@ impl Engine {
             z: self.history.last(),
             unit: common.unit,
             simple: common.simple,
-            features: common.features.map(pack),
-            signs: common.signs.map(pack),
+            features: pack_all(&common.features),
+            signs: pack_all(&common.signs),
         };
     }
 
@@ -458,6 +474,7 @@ impl Engine {
         Said {
             slot,
             apart: [off, from(SHAPE), from(STRUCTURAL)],
+            kept,
             moment: Moment {
                 unit,
                 bins: [(slot * 24 / self.day) as u8, common.state],
@@ -557,6 +574,7 @@ struct Said {
     moment: Moment,
     slot: usize,
     apart: [f32; 3],
+    kept: [f32; KEPT.len()],
 }
 
 fn ahead(

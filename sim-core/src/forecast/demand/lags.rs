@@ -186,7 +186,20 @@ impl Search {
         }
     }
 
-    /// Takes what is small enough of these distances; the first of them stands at `place` of `places`.
+    /// Takes what is small enough of a block; the first of its distances stands at `place` of `places`.
+    fn take_block(&mut self, block: &[f32], place: usize, places: usize) {
+        for (i, part) in block.chunks(WIDTH).enumerate() {
+            let mut is_near = false;
+            for &d in part {
+                is_near |= d <= self.bound;
+            }
+            if is_near {
+                self.take(part, place + WIDTH * i, places);
+            }
+        }
+    }
+
+    /// Takes what is small enough of these distances, however many they are.
     fn take(&mut self, distances: &[f32], place: usize, places: usize) {
         for (place, &d) in (place..).zip(distances) {
             if d <= self.bound && d < self.best[self.last].0 && place >= self.from {
@@ -287,7 +300,7 @@ impl LagSearch {
             let until = end.saturating_sub(at).min(BLOCK);
             for (search, distances) in searches.iter_mut().zip([&*shape, &*long, &*period]) {
                 if smallest(distances) <= search.bound {
-                    search.take(&distances[..until], at, places);
+                    search.take_block(&distances[..until], at, places);
                 }
             }
         }

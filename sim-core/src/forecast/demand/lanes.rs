@@ -55,6 +55,27 @@ impl Real for f64 {
     }
 }
 
+/// Adds products to sums, place by place. Not inlined, so that the compiler sees that the rows are different ones.
+#[inline(never)]
+pub(super) fn add_products<R: Real, const N: usize>(sums: &mut [R; N], a: &[R; N], b: &[R; N]) {
+    for i in 0..N {
+        sums[i] = sums[i] + a[i] * b[i];
+    }
+}
+
+/// Takes products off a row and lets what is left grow.
+#[inline(never)]
+pub(super) fn take_products<R: Real, const N: usize>(
+    row: &mut [R; N],
+    a: &[R; N],
+    b: &[R; N],
+    grow: R,
+) {
+    for i in 0..N {
+        row[i] = (row[i] - a[i] * b[i]) * grow;
+    }
+}
+
 /// Scalar product; four sums side by side. Lengths are multiples of four.
 pub(super) fn dot<R: Real, const N: usize>(a: &[R; N], b: &[R; N]) -> R {
     let mut sums = [R::of(0.0); 4];
@@ -102,6 +123,24 @@ pub(super) fn exp(x: f32) -> f32 {
 pub(super) fn pack(x: f32) -> u16 {
     let bits = x.to_bits();
     (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// As many as there is room for.
+pub(super) fn pack_all<const N: usize>(numbers: &[f32]) -> [u16; N] {
+    let mut out = [0; N];
+    for (out, &x) in out.iter_mut().zip(numbers) {
+        *out = pack(x);
+    }
+    out
+}
+
+/// The same back; zeros after them.
+pub(super) fn unpack_all<const N: usize>(halves: &[u16]) -> [f32; N] {
+    let mut out = [0.0; N];
+    for (out, &half) in out.iter_mut().zip(halves) {
+        *out = unpack(half);
+    }
+    out
 }
 
 /// Back from [`pack`].

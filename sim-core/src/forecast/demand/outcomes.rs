@@ -97,32 +97,21 @@ impl Outcomes {
                 row[l] = f32::from_bits(bits & !PLACE);
             }
         }
-        for ((row, weights), middles) in self.values.iter().zip(&weights).zip(&mut middles) {
+        for ((row, weights), middles) in self.values.iter_mut().zip(&weights).zip(&mut middles) {
             for l in 0..LANES {
                 // Each value stands at the middle of its weight. Places without a value have none.
-                let half = 0.5 * weights[l];
-                middles[l] = if weights[l] > 0.0 {
-                    total[l] + half
-                } else {
-                    f32::MAX
-                };
+                let is_one = weights[l] > 0.0;
+                row[l] = if is_one { row[l] } else { 0.0 };
+                let middle = total[l] + 0.5 * weights[l];
+                middles[l] = if is_one { middle } else { f32::MAX };
                 total[l] += weights[l];
-                sum[l] += if weights[l] > 0.0 {
-                    weights[l] * row[l]
-                } else {
-                    0.0
-                };
+                sum[l] += weights[l] * row[l];
             }
         }
         let mut off = [0.0; LANES];
         for (row, weights) in self.values.iter().zip(&weights) {
             for l in 0..LANES {
-                let away = (row[l] * total[l] - sum[l]).abs();
-                off[l] += if weights[l] > 0.0 {
-                    weights[l] * away
-                } else {
-                    0.0
-                };
+                off[l] += weights[l] * (row[l] * total[l] - sum[l]).abs();
             }
         }
         for l in 0..LANES {
@@ -161,8 +150,14 @@ impl Sorted {
         for (to, from) in middles.iter_mut().zip(&self.middles) {
             *to = from[knot];
         }
-        let quantiles = levels.map(|level| {
-            let target = level * self.total[knot];
+        let mut values = [0.0; OUTCOMES];
+        for (to, from) in values.iter_mut().zip(&self.values) {
+            *to = from[knot];
+        }
+        let total = self.total[knot];
+        let mut quantiles = [0.0; LANES];
+        for (quantile, level) in quantiles.iter_mut().zip(levels) {
+            let target = level * total;
             let mut place = 0;
             for step in [16, 8, 4, 2, 1] {
                 place += if middles[place + step - 1] < target {
@@ -171,21 +166,17 @@ impl Sorted {
                     0
                 };
             }
-            let value = |i: usize| self.values[i][knot];
-            if place == 0 {
-                return value(0);
-            }
-            if place >= count {
-                return value(count - 1);
-            }
-            let (low, high) = (middles[place - 1], middles[place]);
+            // Before the first and after the last one, these are the quantile.
+            let next = place.min(count - 1);
+            let before = next.saturating_sub(usize::from(place == next));
+            let (low, high) = (middles[before], middles[next]);
             let part = if high > low {
                 (target - low) / (high - low)
             } else {
                 1.0
             };
-            value(place - 1) + part * (value(place) - value(place - 1))
-        });
+            *quantile = values[before] + part * (values[next] - values[before]);
+        }
         Some((quantiles, self.off[knot]))
     }
 }

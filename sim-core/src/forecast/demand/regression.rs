@@ -20,7 +20,7 @@ use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{Real, dot};
+use super::lanes::{Real, add_products, dot, take_products};
 
 /// Features at most.
 pub(super) const SIZE_MAX: usize = 28;
@@ -135,14 +135,8 @@ impl<const N: usize, R: Real> Regression<N, R> {
         }
         variances[self.used..].fill(zero);
         for (k, row) in (1..).zip(rows) {
-            let (Ok(row), Ok(other)) = (
-                <&mut [R; N]>::try_from(row),
-                <&[R; N]>::try_from(&twice[k..k + N]),
-            ) else {
-                return;
-            };
-            for i in 0..N {
-                row[i] = (row[i] - px[i] * other[i]) * grow;
+            if let (Some(row), Some(other)) = (row.first_chunk_mut(), twice[k..].first_chunk()) {
+                take_products(row, &px, other, grow);
             }
         }
     }
@@ -166,20 +160,16 @@ impl<const N: usize, R: Real> Regression<N, R> {
         let mut high = [R::of(0.0); 2 * SIZE_MAX];
         let twice = twice(x);
         for (k, row) in self.covariance.chunks_exact(N).enumerate() {
-            let (Ok(row), Ok(other)) = (
-                <&[R; N]>::try_from(row),
-                <&[R; N]>::try_from(&twice[k..k + N]),
-            ) else {
+            let (Some(row), Some(other)) = (row.first_chunk(), twice[k..].first_chunk()) else {
                 return low;
             };
-            for i in 0..N {
-                low[i] = low[i] + row[i] * other[i];
-            }
+            add_products(&mut low, row, other);
             // The diagonal and the one half way round hold both of their sides themselves.
-            if k > 0 && 2 * k < N {
-                for (h, (&v, &x)) in high[k..k + N].iter_mut().zip(row.iter().zip(x)) {
-                    *h = *h + v * x;
-                }
+            if k > 0
+                && 2 * k < N
+                && let Some(high) = high[k..].first_chunk_mut()
+            {
+                add_products(high, row, x);
             }
         }
         for i in 0..N {

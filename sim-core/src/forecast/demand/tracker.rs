@@ -61,12 +61,6 @@ const LOSS_MAX: f32 = 30.0;
 const TRUST: f32 = 20.0;
 /// How many times weights are squared: the power is two to it.
 const SQUARINGS: u32 = 4;
-/// Weights at leads longer than this are told anew each so many samples only, but no less often than so many times
-/// a day: losses move slowly there.
-const WEIGH_ALWAYS: f32 = 3.0;
-const WEIGH_EACH: u32 = 4;
-const WEIGH_DAILY: f32 = 72.0;
-
 const fn lanes(levels: [f64; LEVELS.len()], spare: f32) -> Lanes {
     let mut out = [spare; LANES];
     let mut i = 0;
@@ -170,15 +164,17 @@ impl Tracker {
     }
 
     /// Learns from the sample `z`, for which the experts saw `views` and `issued` was forecast.
-    /// `memory`: samples of a day.
-    pub(super) fn learn(&mut self, z: f32, views: &Views, issued: &Lanes, memory: f32) {
+    /// `day`: samples of a day, of which each `each`th comes here.
+    pub(super) fn learn(&mut self, z: f32, views: &Views, issued: &Lanes, day: f32, each: f32) {
         self.scored = self.scored.saturating_add(1);
         let scored = self.scored as f32;
-        let independent = 1.0 / (1.0 + self.lead / 8.0);
-        let rate = (1.0 / (scored * independent + 10.0)).max(RATE);
+        let independent = (each / (1.0 + self.lead / 8.0)).min(1.0);
+        // Those that come seldom tell more, but less than as many would.
+        let faster = libm::sqrtf(each);
+        let rate = (1.0 / (scored * independent + 10.0)).max(faster * RATE);
         let step = Step {
             z,
-            forget: (1.0 / scored).max(1.0 / memory),
+            forget: (1.0 / scored).max(each / day),
             loss_max: LOSS_MAX * views.spread,
         };
         let (points, rest) = self.losses.split_at_mut(POINTS);
@@ -190,7 +186,7 @@ impl Tracker {
         for ((view, table), losses) in views.tables.iter().zip(&mut self.tables).zip(tables) {
             let quantiles = &mut table[view.bin];
             quantiles[SPARE] += 1.0;
-            let rate = (1.0 / (quantiles[SPARE] * independent + 5.0)).max(TABLE_RATE);
+            let rate = (1.0 / (quantiles[SPARE] * independent + 5.0)).max(faster * TABLE_RATE);
             step.take(&[view.centre; LANES], view.unit, rate, quantiles, losses);
         }
         for losses in rest {
@@ -207,17 +203,12 @@ impl Tracker {
         } else {
             0.0
         };
-        let last_rate = FINAL_RATE + FINAL_RATE_SHORT / (1.0 + self.lead);
+        let last_rate = faster * (FINAL_RATE + FINAL_RATE_SHORT / (1.0 + self.lead));
         for (l, c) in self.last.iter_mut().enumerate() {
             let side = LEVEL_LANES[l] - if z < issued[l] { 1.0 } else { 0.0 };
             *c = (*c + last_rate * LAST_STEP[l] * side).clamp(-last_max, last_max);
         }
-        let each = ((memory / WEIGH_DAILY) as u32).clamp(1, WEIGH_EACH);
-        // Not all knots at once.
-        let is_due = (self.scored + self.lead as u32).is_multiple_of(each);
-        if is_due || self.lead <= WEIGH_ALWAYS || scored < memory {
-            self.weigh();
-        }
+        self.weigh();
     }
 
     fn weigh(&mut self) {
@@ -254,11 +245,15 @@ impl Tracker {
                 sums[l] += w;
             }
         }
-        let shares = sums.map(|sum| 1.0 / sum);
+        for sum in &mut sums {
+            *sum = 1.0 / *sum;
+        }
         for weights in &mut self.weights {
+            let mut shares = *weights;
             for l in 0..LANES {
-                weights[l] *= shares[l];
+                shares[l] *= sums[l];
             }
+            *weights = shares;
         }
     }
 
@@ -319,7 +314,7 @@ mod tests {
             if i >= 2000 {
                 covered += i32::from(q[0] <= z && z <= q[4]);
             }
-            t.learn(z, &v, &q, 288.0);
+            t.learn(z, &v, &q, 288.0, 1.0);
         }
         let (weights, losses) = t.medians();
         assert!(weights[3] > 0.95, "{weights:?}");
@@ -334,7 +329,7 @@ mod tests {
         let v = views([5.0; POINTS]);
         for _ in 0..3000 {
             let q = t.combine(&v);
-            t.learn(5.0, &v, &q, 288.0);
+            t.learn(5.0, &v, &q, 288.0, 1.0);
         }
         for l in 0..LEVELS.len() {
             let sum: f32 = t.weights.iter().map(|w| w[l]).sum();

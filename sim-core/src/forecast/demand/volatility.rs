@@ -14,7 +14,7 @@ use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use super::lanes::{exp, log, pack, unpack};
+use super::lanes::{exp, log, pack_all, unpack_all};
 use super::regression::{Regression, Tuning, WANDER};
 
 pub(super) const SIGNS: usize = 9;
@@ -207,7 +207,7 @@ impl Volatility {
         };
         let said = self.regression.predict(&row(common, own));
         Reading {
-            signs: own.map(pack),
+            signs: pack_all(&own),
             usual,
             spread: usual * exp(said.clamp(-LOG_MAX, LOG_MAX)),
         }
@@ -238,7 +238,7 @@ impl Volatility {
         if self.count > LEARN_FROM {
             let target = log((size + 0.1 * reading.usual) / reading.usual);
             self.regression
-                .learn(&row(common, reading.signs.map(unpack)), target);
+                .learn(&row(common, unpack_all(&reading.signs)), target);
         }
     }
 }
