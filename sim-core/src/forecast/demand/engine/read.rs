@@ -1,6 +1,6 @@
 //! What others may read of the engine.
 
-use super::{Engine, Knot, PerLevel, Tracker, levels};
+use super::{Engine, Knot, Lanes, PerLevel, Tracker, unpack_all};
 
 impl Engine {
     /// Forecasts scored at the first knot.
@@ -20,13 +20,15 @@ impl Engine {
         &self.leads
     }
 
-    /// What knot `j` filed for the next sample: the last value then, and the quantiles that were issued.
+    /// What knot `j` filed for the next sample, if it filed something: the last value then, and the quantiles that were
+    /// issued.
     pub(in super::super) fn due(&self, j: usize) -> Option<(f64, PerLevel)> {
         let step = self.history.step() + u64::from(self.history.observed() > 0);
         let lead = self.leads[j] as u64;
         let made = step.checked_sub(lead)?;
         let present = &self.presents[(made % self.presents.len() as u64) as usize];
-        let issued = levels(self.knots[j].pending[(step % lead) as usize].issued);
+        let knot = &self.knots[j];
+        let issued: Lanes = unpack_all(&knot.pending[knot.place(made)?].issued);
         let quantile = |l: usize| present.z + f64::from(issued[l]);
         present
             .filed
