@@ -55,6 +55,13 @@ const TABLE_RATE: f32 = 0.01;
 const FINAL_RATE: f32 = 0.001;
 const FINAL_RATE_SHORT: f32 = 0.002;
 const FINAL_MAX: f32 = 3.0;
+/// Bands of a forecaster that saw little are wider: by so much over the number of forecasts scored that do not
+/// overlap, of which this share of one is there from the start. Set by the coverage after 12, 48 and 288 samples.
+const EARLY_BELOW: f32 = 1.3;
+const EARLY_ABOVE: f32 = 1.6;
+const EARLY_SEEN: f32 = 0.4;
+/// How a forecast overlaps with others, over its lead to the power of 5/4.
+const EARLY_OVERLAP: f32 = 0.25;
 /// A loss counts at most this many spreads.
 const LOSS_MAX: f32 = 30.0;
 /// Samples after which losses are believed by half.
@@ -95,6 +102,10 @@ pub(super) struct Table {
 pub(super) struct Tracker {
     lead: f32,
     ingredients: Ingredients,
+    /// Share of a forecast scored that counts as one of its own, as to how wide bands have to be.
+    alone: f32,
+    /// How many there were of those.
+    seen: f32,
     scored: u32,
     offsets: [Lanes; POINTS],
     tables: [[Lanes; BINS]; TABLES],
@@ -147,6 +158,9 @@ impl Tracker {
         let mut new = Self {
             lead: lead as f32,
             ingredients,
+            alone: 1.0
+                / (1.0 + EARLY_OVERLAP * lead as f32 * libm::sqrtf(libm::sqrtf(lead as f32))),
+            seen: EARLY_SEEN,
             scored: 0,
             offsets: [START; POINTS],
             tables: [[START; BINS]; TABLES],
@@ -167,6 +181,7 @@ impl Tracker {
     /// `day`: samples of a day, of which each `each`th comes here.
     pub(super) fn learn(&mut self, z: f32, views: &Views, issued: &Lanes, day: f32, each: f32) {
         self.scored = self.scored.saturating_add(1);
+        self.seen += (each * self.alone).min(1.0);
         let scored = self.scored as f32;
         let independent = (each / (1.0 + self.lead / 8.0)).min(1.0);
         // Those that come seldom tell more, but less than as many would.
@@ -266,7 +281,18 @@ impl Tracker {
                 out[l] += weights[l] * (centre[l] + unit * quantiles[l]);
             }
         }
-        out
+        self.widen(out)
+    }
+
+    /// Moves quantiles away from the median, the further the less was seen: few forecasts that overlap tell neither how
+    /// far residuals go nor that they go further with the lead.
+    fn widen(&self, mut quantiles: Lanes) -> Lanes {
+        let median = quantiles[MEDIAN];
+        for (l, q) in quantiles.iter_mut().enumerate() {
+            let more = if l < MEDIAN { EARLY_BELOW } else { EARLY_ABOVE };
+            *q += more / self.seen * (*q - median);
+        }
+        quantiles
     }
 
     /// Share of each expert in the median, and its discounted loss there.
