@@ -19,6 +19,8 @@ pub(crate) struct Series {
     pub(crate) samples: Vec<Option<f64>>,
     /// Operator's threshold, where there is one.
     pub(crate) threshold: Option<f64>,
+    /// What was public in advance: start, end, intensity.
+    pub(crate) events: Vec<(i64, i64, f64)>,
     pub(crate) origins: BTreeMap<usize, Origin>,
     pub(crate) scoring: Scoring,
 }
@@ -71,6 +73,15 @@ struct ManifestRow {
 }
 
 #[derive(Deserialize)]
+struct EventRow {
+    series_id: String,
+    event_kind: String,
+    start_ts: i64,
+    end_ts: i64,
+    intensity: f64,
+}
+
+#[derive(Deserialize)]
 struct OriginRow {
     set: String,
     series_id: String,
@@ -118,6 +129,7 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
             is_percent: row.unit.starts_with("percent"),
             samples: vec![None; count],
             threshold: row.threshold,
+            events: Vec::new(),
             origins: BTreeMap::new(),
             scoring,
         });
@@ -134,6 +146,18 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
             other => bail!("origins.csv: set {other}, allowed: A, B"),
         };
         series.ask(index, is_decision);
+    }
+    let events = folder.join("events.csv");
+    if events.exists() {
+        for row in rows::<EventRow>(&events)? {
+            // Other kinds are hindsight.
+            if let Some(&place) = places.get(&row.series_id)
+                && row.event_kind == "scheduled"
+            {
+                let event = (row.start_ts, row.end_ts, row.intensity);
+                all[place].events.push(event);
+            }
+        }
     }
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
@@ -233,6 +257,11 @@ mod tests {
             "set,series_id,origin_ts\nA,a,660\nB,a,660\nB,a,720\n",
         );
         write(
+            "events.csv",
+            "series_id,event_kind,start_ts,end_ts,intensity,note\n\
+             a,scheduled,660,720,2,x\na,anomaly_label,600,660,0,y\nz,scheduled,0,60,1,\n",
+        );
+        write(
             "one.csv",
             "series_id,timestamp,value\na,600,1\na,660,2.5\na,900,3\nb,0,7\nz,0,1\n",
         );
@@ -243,6 +272,10 @@ mod tests {
             [Some(1.0), Some(2.5), None, None, None, Some(3.0)]
         );
         assert!(a.is_percent && !all[1].is_percent);
+        assert_eq!(
+            (&a.events, &all[1].events),
+            (&vec![(660, 720, 2.0)], &vec![])
+        );
         assert_eq!((a.threshold, all[1].threshold), (Some(5.5), None));
         let steps = |index: usize| a.origins[&index].steps.iter().copied().collect::<Vec<_>>();
         assert_eq!(steps(1), [1, 2, 3, 9]);

@@ -54,6 +54,9 @@ struct Arguments {
     /// Draw the last days of each series here, an hour ahead
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
+    /// Keep the scheduled events of events.csv from the forecaster
+    #[arg(long)]
+    no_events: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,6 +76,9 @@ fn main() -> Result<()> {
         "nothing to do: --out, --warnings, --score, --ablation, --age or --plots"
     );
     let mut all = folder::read(&arguments.data)?;
+    if arguments.no_events {
+        all.iter_mut().for_each(|series| series.events.clear());
+    }
     if arguments.age {
         println!("{}", tables::age(&all)?);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
-use sim_core::forecast::demand::{DemandConfig, DemandForecaster, Ingredients};
+use sim_core::forecast::demand::{DemandConfig, DemandForecaster, Ingredients, ScheduledEvent};
 
 use crate::folder::Series;
 use crate::score::Quantiles;
@@ -71,7 +71,18 @@ pub(crate) fn forecaster(series: &Series, ingredients: Ingredients) -> Result<De
         upper: series.is_percent.then_some(100.0),
         ..DemandConfig::default()
     };
-    Ok(DemandForecaster::with_ingredients(config, ingredients))
+    let mut forecaster = DemandForecaster::with_ingredients(config, ingredients);
+    forecaster.set_clock(series.start);
+    for &(start_s, end_s, intensity) in &series.events {
+        forecaster.schedule(ScheduledEvent {
+            start_s,
+            end_s,
+            intensity,
+            kind: 0,
+            every_s: None,
+        })?;
+    }
+    Ok(forecaster)
 }
 
 /// The five levels that are scored.

@@ -68,6 +68,7 @@ mod tests {
             is_percent: false,
             samples: (0..3_000).map(|t| Some(f64::from(t % 24))).collect(),
             threshold: Some(1.0),
+            events: vec![],
             origins: Default::default(),
             scoring: Scoring {
                 day: 24,

@@ -137,6 +137,7 @@ mod tests {
             is_percent: false,
             samples,
             threshold: None,
+            events: vec![],
             origins: Default::default(),
             scoring: Scoring {
                 day: 4,

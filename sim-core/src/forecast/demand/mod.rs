@@ -15,6 +15,7 @@
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
 //!   is trusted at each level.
 //!
+//! * `events` mixes in what a regression on scheduled events says, where that is better.
 //! * `standing` scores what is issued against naive and seasonal naive, and demotes it where it loses.
 //! * `intake` makes samples of the grid out of raw ones, `units` follows a change of their unit; [`DemandSeries`]
 //!   holds both before the forecaster.
@@ -36,6 +37,7 @@
 //! ```
 
 mod engine;
+mod events;
 mod history;
 mod ingredients;
 pub mod intake;
@@ -60,6 +62,8 @@ use serde::{Deserialize, Serialize};
 
 use super::output::{ForecastStep, LEVELS};
 use engine::Engine;
+use events::Events;
+pub use events::{EventRefused, ScheduledEvent};
 pub use ingredients::Ingredients;
 pub use intake::SampleKind;
 pub use series::DemandSeries;
@@ -78,7 +82,7 @@ const HORIZON_HOURS: u32 = 6;
 /// Values beyond this, either way, are read as this.
 const VALUE_MAX: f64 = 1e15;
 /// Layout of the serialised state.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Samples before the scale is first chosen anew.
 const RESCALE_FIRST: u64 = 4;
 /// A scale that is off by less than this factor is left alone.
@@ -127,6 +131,9 @@ pub struct DemandForecaster {
     day: usize,
     engine: Engine,
     standings: Standings,
+    events: Option<Events>,
+    /// When the next sample's interval begins, in seconds since the Unix epoch, if that was told.
+    next_s: i64,
     /// A bit for each of the first samples, as many as the history holds: whether it was missing.
     gaps: Vec<u32>,
     scale: f64,
@@ -163,6 +170,8 @@ impl DemandForecaster {
             day,
             engine,
             standings,
+            events: None,
+            next_s: 0,
             gaps: vec![0; capacity.div_ceil(BITS)],
             scale: 1.0,
             rescale_at: RESCALE_FIRST,
@@ -193,6 +202,8 @@ impl DemandForecaster {
         let sample = sample
             .filter(|y| y.is_finite())
             .map(|y| y.clamp(-VALUE_MAX, VALUE_MAX));
+        let now_s = self.time_of(1);
+        self.next_s = self.next_s.saturating_add(self.interval_s());
         if self.observed == 0 && sample.is_none() {
             return;
         }
@@ -205,9 +216,12 @@ impl DemandForecaster {
         self.steps += 1;
         let sample_z = sample.map(|y| inward(self.ingredients, y / self.scale));
         if let Some(z) = sample_z {
-            self.score(z);
+            self.score(z, now_s);
         }
         self.engine.observe(sample_z);
+        if let Some(events) = &mut self.events {
+            events.observe(self.steps - 1, now_s, sample_z);
+        }
         if self.observed >= self.rescale_at && sample.is_some() {
             self.rescale_at += self.rescale_at.min(self.day as u64);
             self.rescale();
@@ -258,14 +272,56 @@ impl DemandForecaster {
             self.scale = scale;
             // Losses of another scale are of no use.
             self.standings.reset();
+            if let Some(events) = &mut self.events {
+                events.reset();
+            }
         }
     }
 
-    /// Compares what was issued for the next sample with it.
-    fn score(&mut self, z: f64) {
+    /// Tells when the next sample's interval begins, in seconds since the Unix epoch. Needed for scheduled events only;
+    /// from then on each sample is an interval later.
+    pub fn set_clock(&mut self, next_s: i64) {
+        self.next_s = next_s;
+    }
+
+    /// Takes an event that is known beforehand. The clock must have been [set](Self::set_clock). Asks for memory.
+    ///
+    /// # Errors
+    /// There are too many events, or its intensity is no number.
+    pub fn schedule(&mut self, event: ScheduledEvent) -> Result<(), EventRefused> {
+        let interval_s = self.interval_s();
+        let leads = self.engine.leads();
+        self.events
+            .get_or_insert_with(|| Events::new(interval_s, leads))
+            .add(event, self.next_s)
+    }
+
+    /// Takes all events back. What was learned of them is kept.
+    pub fn unschedule_all(&mut self) {
+        if let Some(events) = &mut self.events {
+            events.clear();
+        }
+    }
+
+    fn interval_s(&self) -> i64 {
+        i64::from(self.config.interval_s.clamp(INTERVAL_MIN_S, INTERVAL_MAX_S))
+    }
+
+    /// The middle of the interval `step` steps after the last sample.
+    fn time_of(&self, step: usize) -> i64 {
+        let ahead = (step as i64 - 1) * self.interval_s() + self.interval_s() / 2;
+        self.next_s.saturating_add(ahead)
+    }
+
+    /// Compares what was issued for the next sample, of the moment `now_s`, with it.
+    fn score(&mut self, z: f64, now_s: i64) {
         let day_ago = self.engine.history().ago(self.day - 1);
         for j in 0..self.engine.leads().len() {
-            if let Some((last, issued)) = self.engine.due(j) {
+            if let Some((last, own)) = self.engine.due(j) {
+                let issued = match &mut self.events {
+                    None => own,
+                    Some(events) => events.score(j, (self.steps - 1, now_s), z, own),
+                };
                 self.standings.learn(j, z, &issued, [Some(last), day_ago]);
             }
         }
@@ -288,9 +344,13 @@ impl DemandForecaster {
         }
     }
 
-    /// Quantiles `step` steps ahead on the transformed scale: the engine's own, with weight to a reference's where it is demoted.
+    /// Quantiles `step` steps ahead on the transformed scale: the engine's own, with weight to what the schedule says
+    /// and, where it is demoted, to a reference's.
     fn issue(&self, step: usize) -> [f64; LEVELS.len()] {
-        let own = self.engine.quantiles(step);
+        let mut own = self.engine.quantiles(step);
+        if let Some(events) = &self.events {
+            own = events.issue(self.time_of(step), step, own);
+        }
         if !self.standings.is_demoted() {
             return own;
         }

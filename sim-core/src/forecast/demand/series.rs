@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::intake::{Counts, Intake, SampleKind};
 use super::units::{UnitWatch, Verdict};
-use super::{DemandConfig, DemandForecaster};
+use super::{DemandConfig, DemandForecaster, EventRefused, ScheduledEvent};
 use crate::time::Time;
 
 /// Forecasts one series from samples as they come: at any times, in any order, of any value. What happens to
@@ -71,6 +71,26 @@ impl DemandSeries {
         let inner = &mut self.inner;
         self.intake
             .advance(now, &mut |sample| inner.observe(sample));
+    }
+
+    /// Takes an event that is known beforehand.
+    ///
+    /// # Errors
+    /// There are too many events, or its intensity is no number.
+    pub fn schedule(&mut self, event: ScheduledEvent) -> Result<(), EventRefused> {
+        self.inner.forecaster.schedule(event)?;
+        if let Some(before) = &mut self.inner.before {
+            before.schedule(event)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all events back.
+    pub fn unschedule_all(&mut self) {
+        self.inner.forecaster.unschedule_all();
+        if let Some(before) = &mut self.inner.before {
+            before.unschedule_all();
+        }
     }
 
     /// What forecasts, in the unit of the newest samples.

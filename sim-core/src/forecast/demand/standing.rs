@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(furthest.demoted_to, Some(Reference::Naive), "{furthest:?}");
         // It was over the bound of a demotion, and is over that of its end.
         assert!(furthest.relative_losses[0] > Some(RESTORED), "{furthest:?}");
-        assert!(demoted > 900 && f.demotions() > 0, "{demoted}");
-        assert!(issued < 0.95 * own, "{issued} {own}");
+        assert!(demoted > 500 && f.demotions() > 0, "{demoted}");
+        assert!(issued < own, "{issued} {own}");
     }
 }
