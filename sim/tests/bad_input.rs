@@ -78,6 +78,9 @@ fn what_a_file_gets_wrong_is_named() {
     let listen = listen.expect("a line").to_owned();
     let clear = listen.split('"').nth(1).expect("an address");
     let without_listen = good.replace(&format!("{listen}\n"), "");
+    let (before, rest) = good.split_once("[proxy]").expect("a table");
+    let (_, behind) = rest.split_once("[[server]]").expect("tables");
+    let without_proxy = format!("{before}[[server]]{behind}");
     let cases = [
         (
             good.replace("cgroup =", "cgruop ="),
@@ -219,6 +222,14 @@ fn what_a_file_gets_wrong_is_named() {
         (
             good.replace("[[server]]", "limits = { headers = 0 }\n[[server]]"),
             vec!["proxy.limits.headers = 0", "1 to 256"],
+        ),
+        (
+            good.replace(server, ""),
+            vec!["server = 0 tables", "one [[server]] or more"],
+        ),
+        (
+            without_proxy,
+            vec!["proxy: must be there", "a table [proxy]"],
         ),
         (
             without_listen.clone(),

@@ -74,6 +74,27 @@ impl Certificates {
         &self.all
     }
 
+    /// What each is for, and how long it will do, a line each.
+    #[must_use]
+    pub fn describe(&self, settings: &TlsSettings, now: SystemTime) -> Vec<String> {
+        let now = now.duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs() as i64);
+        let all = settings.certificates.iter().zip(&self.all).enumerate();
+        let line = |(at, (files, one)): (usize, (&CertificateFiles, &Certificate))| {
+            let of = |map: &HashMap<Box<str>, Vec<usize>>, star| {
+                let own = map.iter().filter(|(_, all)| all.contains(&at));
+                let own = own.map(|(name, _)| format!("{star}{name}"));
+                own.collect::<Vec<_>>()
+            };
+            let mut names = [of(&self.exact, ""), of(&self.below, "*.")].concat();
+            names.sort();
+            let days = (one.not_after - now) / 86_400;
+            let chain = files.chain.display();
+            format!("{chain}: for {}; {days} days left", names.join(", "))
+        };
+        all.map(line).collect()
+    }
+
     /// What is allowed but rarely meant, a line each.
     #[must_use]
     pub fn notes(&self, settings: &TlsSettings, now: SystemTime) -> Vec<String> {

@@ -1,10 +1,11 @@
 //! A configuration in words: what it means with every default filled in, and what looks odd in it.
 
+use super::workload::is_at_socket;
 use super::{Config, Workload, access_log};
 use sim_core::workload::WorkloadSpec;
 use sim_proxy::config::Protocol;
 use sim_proxy::matching::Condition;
-use sim_proxy::tls::Certificates;
+use sim_proxy::tls::{Certificates, InstanceTlsSettings, TlsVersion};
 use std::time::SystemTime;
 
 impl Config {
@@ -50,23 +51,19 @@ impl Config {
                     w.slo.window.as_secs_f64()
                 ),
             );
-            let spoken = match protocol {
-                Protocol::Http1 => "",
-                Protocol::Http2 => "; instances speak HTTP/2",
-            };
-            let secured = tls.as_ref().map_or(String::new(), |tls| {
-                let shown = if tls.identity.is_some() {
-                    ", which are shown a certificate"
-                } else {
-                    ""
-                };
+            let place = if is_at_socket(w) {
                 format!(
-                    "; over TLS to instances that prove to be {}{shown}",
-                    tls.server_name
+                    "at Unix sockets, {}",
+                    self.runtime_dir.join("iN.sock").display()
                 )
-            });
-            let requests = requests(conditions, self.workloads.len() == 1);
-            line("requests", format!("{requests}{spoken}{secured}"));
+            } else {
+                "at a port of their server's address".to_owned()
+            };
+            line(
+                "instances",
+                format!("{place}, in {}", spoken(*protocol, tls.as_ref())),
+            );
+            line("requests", requests(conditions, self.workloads.len() == 1));
         }
         let sticky = self.front.sticky.as_ref();
         let sticky = sticky.map_or(String::new(), |sticky| format!(", sessions by {sticky}"));
@@ -74,6 +71,26 @@ impl Config {
             "proxy",
             format!("{}, split {}{sticky}", self.front.urls(), self.front.policy),
         );
+        if let Some(tls) = &self.front.tls {
+            let oldest = match tls.version_min {
+                TlsVersion::V12 => "1.2 or 1.3",
+                TlsVersion::V13 => "1.3",
+            };
+            let others = if tls.strict_sni {
+                "no connection"
+            } else {
+                "the first certificate"
+            };
+            line(
+                "tls",
+                format!("{oldest}; who asks for no name that is known gets {others}"),
+            );
+            let certificates = Certificates::read(tls);
+            let certificates = certificates.map(|all| all.describe(tls, SystemTime::now()));
+            for certificate in certificates.unwrap_or_default() {
+                line("certificate", certificate);
+            }
+        }
         let mirror = &self.front.mirror;
         if let Some(to) = &mirror.fixed {
             let of = if mirror.unsafe_methods {
@@ -181,6 +198,25 @@ fn commands(workload: &WorkloadSpec, notes: &mut Vec<String>) {
             ));
         }
     }
+}
+
+/// How instances are spoken to.
+fn spoken(protocol: Protocol, tls: Option<&InstanceTlsSettings>) -> String {
+    let version = match protocol {
+        Protocol::Http1 => "HTTP/1.1",
+        Protocol::Http2 => "HTTP/2",
+    };
+    let Some(tls) = tls else {
+        return format!("{version} in the clear");
+    };
+    let shown = tls.identity.as_ref().map_or("nothing".into(), |own| {
+        own.certificate.display().to_string()
+    });
+    format!(
+        "{version} over TLS; they have to prove to be {} by {}, and are shown {shown}",
+        tls.server_name,
+        tls.ca.display()
+    )
 }
 
 /// Which requests are a workload's.

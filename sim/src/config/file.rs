@@ -31,7 +31,10 @@ pub(super) struct File {
     #[serde(default = "probe_budget_percent")]
     pub(super) probe_budget_percent: f64,
     pub(super) proxy: ProxyTable,
+    // That there has to be one is said where the tables are looked at: the parser would say `missing field`.
+    #[serde(default)]
     pub(super) server: Vec<ServerTable>,
+    #[serde(default)]
     pub(super) workload: Vec<WorkloadTable>,
     #[serde(default)]
     pub(super) policy: Policy,
@@ -280,6 +283,9 @@ fn in_plain_words(message: &str) -> String {
         ("invalid type: sequence", "found a list"),
         ("invalid type: map", "found a table"),
     ];
+    if message == "missing field `proxy`" {
+        return "proxy: must be there: a table [proxy] that says where users connect, such as listen = \"127.0.0.1:8080\"".into();
+    }
     let mut text = message.replace('\n', " ");
     for (from, to) in WORDS {
         text = text.replace(from, to);

@@ -10,6 +10,7 @@ mod front;
 mod hold;
 mod limits;
 mod mirror;
+mod paths;
 mod returns;
 mod route;
 mod tell;
@@ -131,7 +132,8 @@ impl Config {
             path: path.display().to_string(),
             problem: format!("can't be read: {error}"),
         })?;
-        let raw = file::parse(path, &text)?;
+        let mut raw = file::parse(path, &text)?;
+        paths::anchor(&mut raw, path);
         validate::validate(path, raw)
     }
 
@@ -347,8 +349,7 @@ impl Config {
             probe_budget_percent: self.probe_budget_percent,
             metrics: server.metrics,
             tick: self.policy.step(),
-            socket_dir: std::path::absolute(&self.runtime_dir)
-                .unwrap_or_else(|_| self.runtime_dir.clone()),
+            socket_dir: self.runtime_dir.clone(),
             secured: self
                 .workloads
                 .iter()

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields)]
 pub(super) struct TlsTable {
     listen: String,
-    certificate: Vec<CertificateTable>,
+    pub(super) certificate: Vec<CertificateTable>,
     #[serde(default = "version_min")]
     version_min: String,
     #[serde(default)]
@@ -21,9 +21,9 @@ pub(super) struct TlsTable {
 /// `[[proxy.tls.certificate]]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CertificateTable {
-    chain: PathBuf,
-    key: PathBuf,
+pub(super) struct CertificateTable {
+    pub(super) chain: PathBuf,
+    pub(super) key: PathBuf,
     #[serde(default)]
     names: Vec<String>,
 }

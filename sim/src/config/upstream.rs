@@ -41,10 +41,10 @@ pub(super) fn secured(workload: &Workload) -> Option<(String, Arc<dyn Secure>)> 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct InstanceTlsTable {
-    ca: PathBuf,
+    pub(super) ca: PathBuf,
     server_name: String,
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 /// What the table says; the files are for [`super::Config::check_files`] to read.

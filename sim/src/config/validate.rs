@@ -189,6 +189,11 @@ fn is_cgroup_name(name: &str) -> bool {
 }
 
 fn servers(rules: &Rules<'_>, tables: Vec<ServerTable>) -> Result<Vec<Server>, ConfigError> {
+    if tables.is_empty() {
+        let allowed =
+            "must be one [[server]] or more, each with a name and its cpus: instances run there";
+        return Err(rules.broken("server", "0 tables", allowed));
+    }
     let mut servers: Vec<Server> = Vec::new();
     for table in tables {
         let server = validate_server(rules, table)?;

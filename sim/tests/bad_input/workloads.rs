@@ -73,14 +73,16 @@ fn what_is_wrong_with_tls_to_instances_is_named() {
         (
             tls(&format!("ca = \"a.pem\", {name}, key = \"a.key\"")),
             vec![
-                "workload.tls.key = \"a.key\"",
+                "workload.tls.key = \"/",
+                "/a.key\": must come",
                 "with workload.tls.certificate",
             ],
         ),
         (
             tls(&format!("ca = \"a.pem\", {name}, certificate = \"a.pem\"")),
             vec![
-                "workload.tls.certificate = \"a.pem\"",
+                "workload.tls.certificate = \"/",
+                "/a.pem\": must come",
                 "with workload.tls.key",
             ],
         ),
@@ -155,7 +157,7 @@ fn workloads_that_get_in_each_other_s_way_are_named() {
         ),
         (
             good[..good.find("[[workload]]").expect("there")].to_owned(),
-            vec!["missing field `workload`"],
+            vec!["workload = 0 tables", "one [[workload]] or more"],
         ),
     ];
     for (text, expected) in cases {
