@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64;
 
-use crate::tally::Tally;
+use crate::tally::{Kill, Tally};
 use crate::world::{WORKLOADS, World};
 
 /// Between two faults, at least and at most.
@@ -60,8 +60,12 @@ async fn killed(
 ) -> Result<()> {
     let at = dice.random_range(0..world.instances[workload].len());
     tally.fault("killed");
-    tally.kills();
     let dead = &mut world.instances[workload][at];
+    tally.kills(Kill {
+        workload,
+        instance: dead.address,
+        left: None,
+    });
     dead.kill()?;
     let before = (dead.id, dead.address);
     wait(dice, LASTS).await;
@@ -120,9 +124,14 @@ async fn exchanged(
     let gone = world.instances[workload].remove(at);
     world.even(workload);
     world.publish(workload)?;
+    let left = Some(Instant::now());
     // Longer than anybody who isn't slow on purpose takes for an answer.
     wait(dice, (2.0, 3.0)).await;
-    tally.kills();
+    tally.kills(Kill {
+        workload,
+        instance: gone.address,
+        left,
+    });
     drop(gone);
     Ok(())
 }

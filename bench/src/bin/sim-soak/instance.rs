@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,6 +18,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{copy, split};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::arrivals::Teller;
+
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI";
 /// What `/` is answered with.
@@ -28,21 +31,27 @@ pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub(crate) const SLOW: Duration = Duration::from_millis(200);
 
-/// Serves until it is killed.
-pub(crate) async fn serve(listen: SocketAddr) -> Result<()> {
+/// Serves until it is killed, and tells whoever listens at `tell` what numbers came.
+pub(crate) async fn serve(listen: SocketAddr, tell: SocketAddr) -> Result<()> {
+    let teller = Arc::new(Teller::new(listen, tell)?);
     let listener = TcpListener::bind(listen).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         // Who hangs up has been served.
-        tokio::spawn(async move { connection(stream).await.unwrap_or_default() });
+        let teller = teller.clone();
+        tokio::spawn(async move { connection(stream, teller).await.unwrap_or_default() });
     }
 }
 
-async fn connection(stream: TcpStream) -> Result<()> {
+async fn connection(stream: TcpStream, teller: Arc<Teller>) -> Result<()> {
     let mut first = [0; PREFACE.len()];
     stream.peek(&mut first).await?;
-    let (io, service) = (TokioIo::new(stream), service_fn(answer));
+    let service = service_fn(move |request: Request<Incoming>| {
+        teller.came(request.uri().path());
+        answer(request)
+    });
+    let io = TokioIo::new(stream);
     if first == PREFACE {
         let server = http2::Builder::new(TokioExecutor::new());
         server.serve_connection(io, service).await?;
@@ -61,8 +70,9 @@ fn whole(bytes: impl Into<Bytes>) -> Body {
 }
 
 /// * `/bytes/N` so many bytes; `/pieces/N` the same in chunks;
-/// * `/echo` the body; `/slow` after a while; `/upgrade` gives back what comes behind a change of protocol;
-/// * a call of gRPC its message;
+/// * `/echo/NUMBER` the body; `/slow` after a while;
+/// * `/upgrade/NUMBER` gives back what comes behind a change of protocol;
+/// * a call of gRPC, whose method is its number, its message;
 /// * anything else 96 bytes.
 async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     let path = request.uri().path().to_owned();
@@ -84,15 +94,15 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Err
         let body = StreamBody::new(tokio_stream::iter(pieces));
         return Ok(Response::new(http_body_util::BodyExt::boxed(body)));
     }
-    match path.as_str() {
-        "/echo" => Ok(Response::new(whole(
+    match path.rsplit_once('/').unwrap_or_default() {
+        ("/echo", _) => Ok(Response::new(whole(
             request.into_body().collect().await?.to_bytes(),
         ))),
-        "/slow" => {
+        ("/upgrade", _) => Ok(upgrade(request)),
+        ("", "slow") => {
             tokio::time::sleep(SLOW).await;
             Ok(Response::new(whole(vec![b'x'; SHORT])))
         }
-        "/upgrade" => Ok(upgrade(request)),
         _ => {
             // Who sends a body wants to get rid of it.
             request.into_body().collect().await?;

@@ -8,6 +8,7 @@
     reason = "a soak speaks to the terminal"
 )]
 
+mod arrivals;
 mod faults;
 mod instance;
 mod rude;
@@ -29,10 +30,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use arrivals::Arrivals;
 use samples::Samples;
 use tally::Tally;
 use traffic::Kind;
 use world::{Users, World};
+
+/// Lines of the access log that are kept to be told.
+const LOGGED_MAX: usize = 5_000;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -57,7 +62,10 @@ struct Arguments {
 enum Role {
     /// What the proxy has behind it
     #[command(hide = true)]
-    Instance { listen: SocketAddr },
+    Instance {
+        listen: SocketAddr,
+        tell: SocketAddr,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,8 +77,8 @@ fn main() -> ExitCode {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("RLIMIT_NOFILE")?;
         match &arguments.role {
-            Some(Role::Instance { listen }) => {
-                runtime.block_on(instance::serve(*listen))?;
+            Some(Role::Instance { listen, tell }) => {
+                runtime.block_on(instance::serve(*listen, *tell))?;
                 Ok(vec![])
             }
             None => runtime.block_on(soak(&arguments)),
@@ -101,8 +109,9 @@ fn kinds(users: &Users) -> Vec<Kind> {
 /// What is wrong, one line each.
 async fn soak(arguments: &Arguments) -> Result<Vec<String>> {
     let span = Duration::from_secs_f64(arguments.minutes * 60.0);
-    let mut world = World::start().await?;
-    let tally = Arc::<Tally>::default();
+    let arrivals = Arrivals::listen()?;
+    let mut world = World::start(arrivals.address()?).await?;
+    let tally = Arc::new(Tally::new(arrivals));
     // Each kind of user once, so that what is made for the first one only is there before the first look.
     traffic::once(kinds(&world.users()), &tally).await;
     rude::fill(&world.users()).await?;
@@ -134,7 +143,8 @@ async fn soak(arguments: &Arguments) -> Result<Vec<String>> {
     let last = samples::Sample::settled(world.proxy()).await?;
     let page = world.metrics().await?;
     let open = samples::open(world.proxy())?;
-    let findings = verdict::judge(&samples, (last, &open), &tally, &page);
+    let log = world.failures_logged(LOGGED_MAX)?;
+    let findings = verdict::judge(&samples, (last, &open), &tally, &page, &log);
     println!("{}", findings.report);
     if let Some(file) = &arguments.json {
         let text = json!({

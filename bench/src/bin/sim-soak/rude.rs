@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::instance::SLOW;
 use crate::tally::May;
 use crate::traffic::{Fleet, Kind, Way, request};
-use crate::world::{NAME, Users};
+use crate::world::{NAME, Users, WEB};
 
 /// What a slow reader takes at a time, and how long it pauses.
 const SIP: usize = 32 * 1_024;
@@ -56,14 +56,15 @@ pub(crate) fn kinds(users: &Users) -> Vec<Kind> {
         Kind::new("leaves in the middle of the body", May::Never, 2.0, {
             let users = users.clone();
             move || {
-                let request = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc";
+                let request =
+                    "POST /echo/ HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc";
                 leave(users.clone(), request, 0)
             }
         }),
         Kind::new("resets its stream", May::Never, 5.0, move || {
             reset(resetting.clone())
         }),
-        Kind::new("reads slowly", May::WhenKilled, 0.5, {
+        Kind::new("reads slowly", May::WhenKilled(WEB), 0.5, {
             let users = users.clone();
             move || sip(users.clone())
         }),

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,21 +23,22 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::instance::{KEY, SHORT};
-use crate::tally::{May, Tally};
-use crate::world::{NAME, RPC, Users};
+use crate::tally::{Asked, May, Tally};
+use crate::world::{CALLS, NAME, RPC, Users, WEB};
 
 /// Whoever has no answer by then has none.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LARGE: usize = 1_024 * 1_024;
 
-type Asked = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// Users of one kind.
 pub(crate) struct Kind {
     name: &'static str,
     may: May,
     rate_hz: f64,
-    ask: Box<dyn Fn() -> Asked + Send + Sync>,
+    /// Of a number that no other request has.
+    ask: Box<dyn Fn(u64) -> Asking + Send + Sync>,
 }
 
 impl Kind {
@@ -50,11 +51,45 @@ impl Kind {
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
+        Self::numbered(name, may, rate_hz, move |_| ask())
+    }
+
+    /// Whose instances say which of them came.
+    fn numbered<F>(
+        name: &'static str,
+        may: May,
+        rate_hz: f64,
+        ask: impl Fn(u64) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
         Self {
             name,
             may,
             rate_hz,
-            ask: Box::new(move || Box::pin(ask())),
+            ask: Box::new(move |number| Box::pin(ask(number))),
+        }
+    }
+
+    /// Asks once, and notes what came of it.
+    fn ask(&self, tally: &Arc<Tally>) -> impl Future<Output = ()> + Send + use<> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (ask, tally) = ((self.ask)(number), tally.clone());
+        let (name, may) = (self.name, self.may);
+        async move {
+            let begun = Instant::now();
+            let result = timeout(PATIENCE, ask).await;
+            let result = result.unwrap_or_else(|_| Err(anyhow!("no end after {PATIENCE:?}")));
+            let asked = Asked {
+                name,
+                may,
+                number: Some(number),
+                begun,
+                ended: Instant::now(),
+            };
+            tally.note(asked, result.map_err(|error| format!("{error:#}")));
         }
     }
 
@@ -66,27 +101,17 @@ impl Kind {
         let mut asked = JoinSet::new();
         while Instant::now() < end {
             tick.tick().await;
-            let (tally, ask) = (tally.clone(), (self.ask)());
-            let (name, may) = (self.name, self.may);
-            asked.spawn(async move { noted(name, may, ask, &tally).await });
+            asked.spawn(self.ask(&tally));
             while asked.try_join_next().is_some() {}
         }
         asked.join_all().await;
     }
 }
 
-async fn noted(name: &'static str, may: May, ask: Asked, tally: &Tally) {
-    let begun = Instant::now();
-    let result = timeout(PATIENCE, ask).await;
-    let result = result.unwrap_or_else(|_| Err(anyhow!("no end after {PATIENCE:?}")));
-    let result = result.map_err(|error| format!("{error:#}"));
-    tally.note(name, may, begun, Instant::now(), result);
-}
-
 /// One of each, one after the other.
-pub(crate) async fn once(kinds: Vec<Kind>, tally: &Tally) {
+pub(crate) async fn once(kinds: Vec<Kind>, tally: &Arc<Tally>) {
     for kind in kinds {
-        noted(kind.name, kind.may, (kind.ask)(), tally).await;
+        kind.ask(tally).await;
     }
 }
 
@@ -123,11 +148,15 @@ pub(crate) fn plans(users: &Users, span: Duration) -> Result<Vec<Load>> {
         ),
         (
             "POST in chunks",
-            May::WhenKilled,
+            May::WhenKilled(WEB),
             get("/", 20.0).post_chunked("/"),
         ),
-        ("GET of 1 MiB", May::WhenKilled, get(&large, 2.0)),
-        ("GET of 1 MiB in chunks", May::WhenKilled, get(&pieces, 2.0)),
+        ("GET of 1 MiB", May::WhenKilled(WEB), get(&large, 2.0)),
+        (
+            "GET of 1 MiB in chunks",
+            May::WhenKilled(WEB),
+            get(&pieces, 2.0),
+        ),
     ];
     let loads = loads.into_iter().map(|(name, may, plan)| {
         let taken = plan.start()?;
@@ -146,11 +175,18 @@ impl Load {
         for shot in taken.shots {
             let begun = taken.begin + shot.due;
             let result = if shot.failed() {
-                Err(format!("{:?} after {:?}", shot.outcome, shot.latency))
+                Err(format!("{:?}", shot.outcome))
             } else {
                 Ok(())
             };
-            tally.note(self.name, self.may, begun, begun + shot.latency, result);
+            let asked = Asked {
+                name: self.name,
+                may: self.may,
+                number: None,
+                begun,
+                ended: begun + shot.latency,
+            };
+            tally.note(asked, result);
         }
         Ok(())
     }
@@ -171,14 +207,17 @@ pub(crate) fn kinds(users: &Users) -> Vec<Kind> {
         Kind::new("GET, HTTP/2 over TLS", May::Never, 40.0, move || {
             ask_for(secure.clone(), "/", SHORT)
         }),
-        Kind::new("call of gRPC", May::WhenKilled, 30.0, move || {
-            call(calls.clone())
-        }),
-        Kind::new(
+        Kind::numbered(
+            "call of gRPC",
+            May::WhenKilled(CALLS),
+            30.0,
+            move |number| call(calls.clone(), number),
+        ),
+        Kind::numbered(
             "POST of 256 KiB, HTTP/2 over TLS",
-            May::WhenKilled,
+            May::WhenKilled(WEB),
             2.0,
-            move || post(posts.clone(), 256 * 1_024),
+            move |number| post(posts.clone(), 256 * 1_024, number),
         ),
         Kind::new("GET over TLS", May::Never, 20.0, move || {
             get_over_tls(over_tls.clone(), Some(kept.clone()))
@@ -186,8 +225,8 @@ pub(crate) fn kinds(users: &Users) -> Vec<Kind> {
         Kind::new("GET over TLS, new connection", May::Never, 4.0, move || {
             get_over_tls(new_over_tls.clone(), None)
         }),
-        Kind::new("WebSocket", May::WhenKilled, 2.0, move || {
-            upgrade(upgrading.clone())
+        Kind::numbered("WebSocket", May::WhenKilled(WEB), 2.0, move |number| {
+            upgrade(upgrading.clone(), number)
         }),
     ]
 }
@@ -275,9 +314,9 @@ async fn ask_for(fleet: Arc<Fleet>, path: &'static str, length: usize) -> Result
     Ok(())
 }
 
-async fn post(fleet: Arc<Fleet>, length: usize) -> Result<()> {
+async fn post(fleet: Arc<Fleet>, length: usize, number: u64) -> Result<()> {
     let body = Full::from(vec![b'y'; length]);
-    let request = request(Method::POST, NAME, "/echo")?.body(body)?;
+    let request = request(Method::POST, NAME, &format!("/echo/{number}"))?.body(body)?;
     let answer = fleet.sender().await?.send_request(request).await?;
     ensure!(answer.status() == 200, "{}", answer.status());
     let body = answer.into_body().collect().await?.to_bytes();
@@ -285,19 +324,20 @@ async fn post(fleet: Arc<Fleet>, length: usize) -> Result<()> {
     Ok(())
 }
 
-async fn call(fleet: Arc<Fleet>) -> Result<()> {
-    let request = request(Method::POST, RPC, "/soak.Echo/Say")?
+async fn call(fleet: Arc<Fleet>, number: u64) -> Result<()> {
+    let request = request(Method::POST, RPC, &format!("/soak.Echo/{number}"))?
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(Full::from(&b"\0\0\0\0\x05hello"[..]))?;
     let answer = fleet.sender().await?.send_request(request).await?;
     ensure!(answer.status() == 200, "{}", answer.status());
-    let status = answer.headers().get("grpc-status").cloned();
+    // What has no message says it at once.
+    let mut said = answer.headers().clone();
     let body = answer.into_body().collect().await?;
-    let trailers = body.trailers();
-    let status = status.or_else(|| trailers?.get("grpc-status").cloned());
-    let status = status.context("no status")?;
-    ensure!(status == "0", "status {status:?}");
+    said.extend(body.trailers().cloned().unwrap_or_default());
+    let status = said.get("grpc-status").context("no status")?;
+    let text = said.get("grpc-message");
+    ensure!(status == "0", "status {status:?}, message {text:?}");
     Ok(())
 }
 
@@ -332,10 +372,10 @@ async fn get_over_tls(users: Users, kept: Option<Kept>) -> Result<()> {
 }
 
 /// What passes once the protocol has changed is the two ends' own affair.
-async fn upgrade(users: Users) -> Result<()> {
+async fn upgrade(users: Users, number: u64) -> Result<()> {
     let mut stream = TcpStream::connect(users.clear).await?;
     let request = format!(
-        "GET /upgrade HTTP/1.1\r\nHost: {NAME}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+        "GET /upgrade/{number} HTTP/1.1\r\nHost: {NAME}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;

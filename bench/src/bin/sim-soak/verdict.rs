@@ -25,12 +25,14 @@ pub(crate) struct Findings {
     pub(crate) wrong: Vec<String>,
 }
 
-/// `last` is the proxy when all users have gone, and what it then has open.
+/// `last` is the proxy when all users have gone, and what it then has open; `log` what it says of requests that failed,
+/// by their numbers.
 pub(crate) fn judge(
     samples: &Samples,
     last: (Sample, &BTreeMap<String, usize>),
     tally: &Tally,
     page: &str,
+    log: &BTreeMap<u64, String>,
 ) -> Findings {
     let (last, open) = last;
     let mut wrong = Vec::new();
@@ -40,17 +42,36 @@ pub(crate) fn judge(
         for (name, kind) in all {
             let may = match kind.may {
                 May::Never => "none may",
-                May::WhenKilled => "those may that were under way when an instance was killed",
+                May::WhenKilled(_) => "those may that were lost with an instance",
             };
             let (done, failed) = (kind.done, kind.failed);
             // Nothing fails to be written to memory.
             writeln!(report, "  {name}: {done}, {failed} failed ({may})").unwrap_or_default();
-            kinds[*name] = json!({ "done": done, "failed": failed, "wrongly": kind.unexplained });
-            if kind.unexplained > 0 {
-                let told = kind.told.join("; ");
+            let mut causes = Vec::new();
+            for ((why, error), cause) in &kind.causes {
+                let count = cause.count;
+                let allowed = if cause.is_allowed { "" } else { "WRONG: " };
+                writeln!(report, "    {allowed}{count} × {error}: {why}").unwrap_or_default();
+                for told in &cause.told {
+                    writeln!(report, "      {told}").unwrap_or_default();
+                    if let Some(line) = number_of(told).and_then(|number| log.get(&number)) {
+                        writeln!(report, "      {line}").unwrap_or_default();
+                    }
+                }
+                causes.push(json!({
+                    "count": count,
+                    "error": error,
+                    "why": why.to_string(),
+                    "allowed": cause.is_allowed,
+                    "examples": cause.told,
+                }));
+            }
+            kinds[*name] =
+                json!({ "done": done, "failed": failed, "wrongly": kind.wrong, "causes": causes });
+            if kind.wrong > 0 {
                 wrong.push(format!(
-                    "{name}: {} of {done} failed: {told}",
-                    kind.unexplained
+                    "{name}: {} of {done} failed, see above",
+                    kind.wrong
                 ));
             }
         }
@@ -68,7 +89,7 @@ pub(crate) fn judge(
             "anonymous memory: {most} KiB at most, {told_slope} a minute over the last two thirds"
         ),
     ];
-    for line in lines {
+    for line in lines.into_iter().chain(said(page)) {
         writeln!(report, "soak: {line}").unwrap_or_default();
     }
     if minutes >= JUDGED_MINUTES && slope.is_none_or(|slope| slope > SLOPE_KIB_MAX) {
@@ -106,6 +127,29 @@ pub(crate) fn judge(
         results,
         wrong,
     }
+}
+
+/// The number in what is told of a failure.
+fn number_of(told: &str) -> Option<u64> {
+    let (number, _) = told.strip_prefix("number ")?.split_once(',')?;
+    number.parse().ok()
+}
+
+/// What the proxy says of failures and of what it made of them, without what never was.
+fn said(page: &str) -> impl Iterator<Item = String> {
+    const FAMILIES: [&str; 6] = [
+        "sim_proxy_errors_total",
+        "sim_proxy_retries_total",
+        "sim_proxy_retry_budget_exhausted_total",
+        "sim_proxy_no_instance_total",
+        "sim_proxy_request_timeouts_total",
+        "sim_proxy_panic_picks_total",
+    ];
+    let is_one = |line: &&str| {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        FAMILIES.contains(&name) && !line.ends_with(" 0")
+    };
+    page.lines().filter(is_one).map(str::to_owned)
 }
 
 /// What the counters of an idle proxy must not say.

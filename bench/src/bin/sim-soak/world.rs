@@ -1,6 +1,8 @@
 //! A real `sim proxy`, its control plane, and instances by process.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -31,6 +33,9 @@ const PORT: u16 = 8_000;
 
 /// Two workloads, by their names.
 pub(crate) const WORKLOADS: [&str; 2] = ["web", "rpc"];
+/// Their places.
+pub(crate) const WEB: usize = 0;
+pub(crate) const CALLS: usize = 1;
 
 /// Where users go, and what they need to know.
 #[derive(Clone)]
@@ -58,11 +63,13 @@ pub(crate) struct World {
     pub(crate) instances: [Vec<Instance>; 2],
     generation: u64,
     started: u64,
+    /// Where instances say what came.
+    tell: SocketAddr,
     folder: TempDir,
 }
 
 impl World {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(tell: SocketAddr) -> Result<Self> {
         let program = std::env::var_os("SIM_BIN");
         let program = PathBuf::from(program.context("SIM_BIN is not set; cargo xtask sets it")?);
         let folder = TempDir::new()?;
@@ -94,6 +101,7 @@ impl World {
             instances: [vec![], vec![]],
             generation: 0,
             started: 0,
+            tell,
             folder,
         };
         for workload in 0..WORKLOADS.len() {
@@ -131,6 +139,7 @@ impl World {
         };
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("instance").arg(address.to_string());
+        command.arg(self.tell.to_string());
         command.stdin(Stdio::null());
         let process = guarded("instance", command)?;
         let mut instance = Instance {
@@ -206,6 +215,22 @@ impl World {
         Ok(())
     }
 
+    /// What the proxy's log says of numbered requests that failed, by their numbers: so many of them, the first.
+    pub(crate) fn failures_logged(&self, most: usize) -> Result<BTreeMap<u64, String>> {
+        let mut found = BTreeMap::new();
+        let log = self.folder.path().join("access.log");
+        for line in BufReader::new(fs::File::open(log)?).lines() {
+            let line = line?;
+            if found.len() < most
+                && line.contains("\"outcome\":\"failed\"")
+                && let Some(number) = number_in(&line)
+            {
+                found.insert(number, line);
+            }
+        }
+        Ok(found)
+    }
+
     /// The proxy's metrics.
     pub(crate) async fn metrics(&self) -> Result<String> {
         get(self.admin, "/metrics").await
@@ -273,8 +298,15 @@ fn trusting(certificate: &CertificateDer<'static>) -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// The number of the request that a line of the access log is of.
+fn number_in(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("\"path\":\"")?;
+    let (path, _) = rest.split_once('"')?;
+    path.rsplit('/').next()?.parse().ok()
+}
+
 /// The instances it names are none of ours: who serves is said by the control plane. Every second request is logged, so
-/// that each place of the log's queue has been used, and is resident, after a minute.
+/// that each place of the log's queue has been used, and is resident, after a minute; and all that fail.
 fn configuration(
     at: &std::path::Path,
     clear: SocketAddr,
@@ -303,7 +335,7 @@ sample = 0.1
 [proxy.access_log]
 path = "{at}/access.log"
 sample = 0.5
-always_failed = false
+always_failed = true
 [[server]]
 name = "one"
 cpus = 2.0
