@@ -5,7 +5,7 @@
 //! `cargo xtask test` runs without a build of their own.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -27,9 +27,17 @@ pub(crate) struct Arguments {
     /// For all targets together
     #[arg(long, value_name = "N", default_value_t = 3_600)]
     seconds: u64,
+    /// Give it this input alone, once
+    #[arg(long, value_name = "FILE", requires = "target", value_parser = input)]
+    replay: Option<PathBuf>,
     /// Only this one
     #[arg(value_parser = TARGETS)]
     target: Option<String>,
+}
+
+/// A file that is there, wherever the target is run.
+fn input(text: &str) -> Result<PathBuf, String> {
+    fs::canonicalize(text).map_err(|error| error.to_string())
 }
 
 /// Long enough for the compiler, not for an endless loop.
@@ -41,6 +49,7 @@ const CI_SECONDS: u64 = 60;
 pub(crate) fn smoke(context: &Context) -> Result<()> {
     let arguments = Arguments {
         seconds: CI_SECONDS,
+        replay: None,
         target: None,
     };
     run(context, &arguments)
@@ -69,6 +78,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let count = targets.clone().count() as u64;
     for name in targets {
         let program = target.join(host).join("release").join(name);
+        if let Some(file) = &arguments.replay {
+            replay(context, &program, file)?;
+            continue;
+        }
         one(context, &program, &target, name, arguments.seconds / count)?;
     }
     Ok(())
@@ -94,6 +107,17 @@ fn one(context: &Context, program: &Path, target: &Path, name: &str, seconds: u6
     ));
     println!("fuzz: {name} for {seconds} s");
     let status = process::run_within(&mut command, Duration::from_secs(seconds) + GRACE, GRACE)?;
-    process::success(status, &command)
-        .with_context(|| format!("what breaks it is in {}", found.display()))
+    process::success(status, &command).with_context(|| {
+        let found = found.display();
+        format!("what breaks it is in {found}; once more: cargo xtask fuzz {name} --replay FILE")
+    })
+}
+
+/// Fails where the input breaks what must hold. What is said of it, and where, comes from the target.
+fn replay(context: &Context, program: &Path, file: &Path) -> Result<()> {
+    let mut command = context.command(program);
+    command.args(["-timeout=10", "-verbosity=0"]).arg(file);
+    process::run(&mut command)?;
+    println!("fuzz: {} breaks nothing", file.display());
+    Ok(())
 }

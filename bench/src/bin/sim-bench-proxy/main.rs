@@ -22,6 +22,7 @@ mod latency;
 mod pick;
 mod plot;
 mod processes;
+mod relative;
 mod sim;
 mod upgrade;
 

@@ -13,6 +13,7 @@ use sim_tests::world::process::Guarded;
 use toml::{Table, Value};
 
 use crate::processes::spawn;
+use crate::relative::anchor;
 
 /// What SIM says, below its folder.
 pub(crate) const LOG: &str = "sim.log";
@@ -63,6 +64,9 @@ pub(crate) fn start(setting: &Setting, at: &Path, address: SocketAddr) -> Result
     };
     let file = at.join("sim.toml");
     let mut table = own_places(&text, at, address, free_address()?)?;
+    if let Some(file) = &setting.config {
+        anchor(&mut table, file)?;
+    }
     stay(&mut table);
     fs::write(&file, table.to_string())?;
     let mut run = Command::new(&setting.program);
