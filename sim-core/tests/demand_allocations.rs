@@ -24,12 +24,13 @@ fn samples_and_forecasts_allocate_nothing() {
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
-/// What a 5-minute series takes today. The aim is 64 KiB.
+/// What a 5-minute series takes today, the forecaster itself and what it asked for. The aim is 64 KiB.
 #[test]
-fn a_five_minute_series_takes_no_more_than_110_kib() {
+fn a_five_minute_series_takes_no_more_than_76_kib() {
     let counted = allocation_counter::measure(|| {
         let f = DemandForecaster::new(DemandConfig::default());
         assert_eq!(f.horizon(), 72);
     });
-    assert!(counted.bytes_max <= 110 * 1024, "{counted:?}");
+    let bytes = counted.bytes_max + size_of::<DemandForecaster>() as u64;
+    assert!(bytes <= 76 * 1024, "{bytes}");
 }

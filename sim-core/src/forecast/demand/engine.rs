@@ -7,35 +7,26 @@
 //! logarithm of the lead.
 
 mod read;
+mod saying;
 
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
-use super::history::{
-    ANALOG_LONG, ANALOG_PERIOD, ANALOG_SHAPE, COMMON, DAILY, DAY_SAME, FEATURES, Features, History,
-    OWN,
-};
+use super::history::{ANALOG_SHAPE, COMMON, FEATURES, Features, History, OWN};
 use super::ingredients::Ingredients;
-use super::lanes::{LANES, Lanes, pack_all, unpack, unpack_all};
+use super::lanes::{LANES, Lanes, pack_all, unpack_all};
 use super::outcomes::{Outcomes, Sorted};
 use super::regression::{Regression, Tuning, WANDER};
 use super::smoothing::{self, HoltWinters};
 use super::structural::{self, Structural};
-use super::tracker::{LEVEL_LANES, POINTS, Table, Tracker, Views};
+use super::tracker::{Bins, LEVEL_LANES, START_BINS, Tracker};
 use super::volatility::{self, OneStep, Reading, Volatility};
 use crate::forecast::output::LEVELS;
+use saying::{KEPT, Moment, Pending, Present, REGRESSION, SHAPE, STRUCTURAL, points};
 
 /// Knots at most.
 pub(super) const KNOTS_MAX: usize = LANES;
-/// Places among the points.
-const WEEK: usize = 2;
-const REGRESSION: usize = 8;
-const STRUCTURAL: usize = 7;
-const SHAPE: usize = 9;
-/// Points that are neither features nor the same at every lead: a week ago, profile, Holt-Winters,
-/// structural, regression.
-const KEPT: [usize; 5] = [WEEK, 5, 6, STRUCTURAL, REGRESSION];
 /// Samples before forecasts are filed.
 const WARM: u64 = 3;
 /// Regression memory in days, plus four leads; at least so many samples.
@@ -47,133 +38,6 @@ const MOVE_BOUNDS: [f64; 2] = [-0.3, 0.3];
 
 type PerLevel = [f64; LEVELS.len()];
 const PRIOR: [f32; COMMON + OWN] = [0.0; COMMON + OWN];
-
-/// What all forecasts made at one moment have in common. Features are packed, all but `z` is relative to it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Present {
-    filed: bool,
-    /// State of the series.
-    state: u8,
-    z: f64,
-    /// The series' own spread.
-    unit: f32,
-    simple: f32,
-    features: [u16; COMMON],
-    signs: [u16; volatility::COMMON],
-}
-
-impl Present {
-    const EMPTY: Self = Self {
-        filed: false,
-        state: 0,
-        z: 0.0,
-        unit: 1.0,
-        simple: 0.0,
-        features: [0; COMMON],
-        signs: [0; volatility::COMMON],
-    };
-}
-
-/// A forecast waiting for its sample: the part that is its knot's own, packed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Pending {
-    features: [u16; OWN],
-    points: [u16; KEPT.len()],
-    issued: [u16; LEVELS.len()],
-    analogs: [u16; LEVELS.len()],
-    hour: u8,
-    reading: Reading,
-}
-
-impl Pending {
-    fn empty() -> Self {
-        Self {
-            features: [0; OWN],
-            points: [0; KEPT.len()],
-            issued: [0; LEVELS.len()],
-            analogs: [0; LEVELS.len()],
-            hour: 0,
-            reading: Reading::default(),
-        }
-    }
-
-    fn features(&self, present: &Present) -> Features {
-        let mut x: Features = unpack_all(&present.features);
-        for (x, &half) in x[COMMON..].iter_mut().zip(&self.features) {
-            *x = unpack(half);
-        }
-        x
-    }
-
-    fn views(&self, present: &Present, x: &Features) -> Views {
-        let kept = unpack_all(&self.points);
-        let points = points(x, present.unit, present.simple, kept);
-        let moment = Moment {
-            unit: present.unit,
-            bins: [self.hour, present.state],
-            points,
-            analogs: unpack_all(&self.analogs),
-        };
-        moment.views(self.reading.spread)
-    }
-}
-
-/// What each expert says, relative to the last value; `kept` are those that features do not tell.
-fn points(x: &Features, unit: f32, simple: f32, kept: [f32; KEPT.len()]) -> [f32; POINTS] {
-    let mut points = [
-        0.0,
-        x[DAY_SAME] * unit,
-        0.0,
-        simple,
-        x[DAILY] * unit,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        x[ANALOG_SHAPE] * unit,
-        x[ANALOG_PERIOD] * unit,
-        x[ANALOG_LONG] * unit,
-    ];
-    for (place, value) in KEPT.into_iter().zip(kept) {
-        points[place] = value;
-    }
-    points
-}
-
-/// What the experts say at one moment about one lead, relative to the last value.
-struct Moment {
-    /// The series' spread.
-    unit: f32,
-    /// Hour of the target, and the state of the series.
-    bins: [u8; 2],
-    points: [f32; POINTS],
-    analogs: Lanes,
-}
-
-impl Moment {
-    /// How the tables see it: by hour and by state around the daily mean, by state around the last
-    /// value, by hour around the regression.
-    fn views(&self, spread: f32) -> Views {
-        let [hour, state] = self.bins;
-        let daily = self.points[4];
-        let table = |bin: u8, centre: f32, unit: f32| Table {
-            bin: usize::from(bin),
-            centre,
-            unit,
-        };
-        Views {
-            points: self.points,
-            spread,
-            tables: [
-                table(hour, daily, self.unit),
-                table(state, 0.0, self.unit),
-                table(state, daily, self.unit),
-                table(hour, self.points[REGRESSION], spread),
-            ],
-            analogs: self.analogs,
-        }
-    }
-}
 
 /// What every forecast at one lead has in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -235,6 +99,8 @@ pub(super) struct Engine {
     /// One for each step up to the horizon.
     presents: Vec<Present>,
     knots: Vec<Knot>,
+    /// What happens at each hour of the day around the daily mean is the same at every lead.
+    hours: Bins,
     day: usize,
     ingredients: Ingredients,
 }
@@ -284,6 +150,7 @@ impl Engine {
             holt_winters,
             one_step: OneStep::new(day),
             leads,
+            hours: START_BINS,
             day,
             ingredients,
         }
@@ -307,6 +174,7 @@ impl Engine {
         self.structural.reset();
         self.holt_winters.reset();
         self.one_step.reset();
+        self.hours = START_BINS;
         self.presents.fill(Present::EMPTY);
         for knot in &mut self.knots {
             knot.regression.reset(&PRIOR);
@@ -368,7 +236,8 @@ impl Engine {
             knot.volatility
                 .learn(moved - issued[2], signs, &pending.reading, one, day);
             let each = knot.each();
-            knot.tracker.learn(moved, &views, &issued, day, each);
+            knot.tracker
+                .learn(moved, &views, &issued, day, each, &mut self.hours);
         }
     }
 
@@ -391,7 +260,10 @@ impl Engine {
             let value = knot.regression.predict(x);
             let said = self.moment(&knot.ahead, &common, x, value, &sorted, j);
             let reading = self.reading(j, &common, &said);
-            let issued = self.settle(knot.tracker.combine(&said.moment.views(reading.spread)));
+            let issued = self.settle(
+                knot.tracker
+                    .combine(&said.moment.views(reading.spread), &self.hours),
+            );
             self.knots[j].pending[place] = Pending {
                 features: pack_all(&x[COMMON..]),
                 points: pack_all(&said.kept),
@@ -426,7 +298,7 @@ impl Engine {
             .history
             .features(&common.features, lead, knot, &now, add);
         if !self.ingredients.has(Ingredients::ANALOGS) {
-            x[ANALOG_SHAPE..ANALOG_SHAPE + 6].fill(0.0);
+            x[ANALOG_SHAPE..ANALOG_SHAPE + 4].fill(0.0);
         }
         x
     }
@@ -532,7 +404,7 @@ impl Engine {
         let at = |j: usize, said: &Said| {
             let reading = self.reading(j, &common, said);
             let views = said.moment.views(reading.spread);
-            self.settle(self.knots[j].tracker.combine(&views))
+            self.settle(self.knots[j].tracker.combine(&views, &self.hours))
         };
         let quantiles = if self.leads[next] == lead || next == 0 {
             let ahead = &self.knots[next].ahead;

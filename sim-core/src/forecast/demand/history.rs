@@ -12,9 +12,9 @@ use super::lags::{ANALOGS, BLOCK, LagSearch, Recall};
 
 /// Features of the present, and of a lead.
 pub(super) const COMMON: usize = 12;
-pub(super) const OWN: usize = 14;
-/// Both, padded.
-pub(super) const FEATURES: usize = 28;
+pub(super) const OWN: usize = 12;
+/// Both.
+pub(super) const FEATURES: usize = 24;
 pub(super) type Features = [f32; FEATURES];
 /// Time-of-day slots learn no slower than this.
 const PROFILE_RATE: f64 = 0.2;
@@ -26,8 +26,7 @@ const SPREAD_MIN: f64 = 1e-6;
 pub(super) const DAILY: usize = 4;
 pub(super) const DAY_SAME: usize = COMMON + 1;
 pub(super) const ANALOG_SHAPE: usize = COMMON + 7;
-pub(super) const ANALOG_PERIOD: usize = COMMON + 9;
-pub(super) const ANALOG_LONG: usize = COMMON + 11;
+pub(super) const ANALOG_LONG: usize = COMMON + 9;
 
 /// Averages, profiles, the last week, and the search over its lags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,16 +75,12 @@ impl History {
             needed,
             used,
         };
-        let recalls = [
-            recall(12.0, 24, ANALOGS),
-            recall(72.0, 72, ANALOGS),
-            recall(2.0 * day as f64, day, 3),
-        ];
+        let recalls = [recall(12.0, 24, ANALOGS), recall(72.0, 72, ANALOGS)];
         let capacity = longest + radius(day) + 2;
         Self {
             day,
             hour,
-            samples: vec![0.0; BLOCK + capacity + capacity / 8],
+            samples: vec![0.0; BLOCK + capacity + capacity / 16],
             end: BLOCK,
             capacity,
             steps: 0,
@@ -378,7 +373,7 @@ impl History {
     }
 
     /// What the analogs of a knot looked like.
-    pub(super) fn analogs(&self, knot: usize) -> [f32; 3] {
+    pub(super) fn analogs(&self, knot: usize) -> [f32; 2] {
         self.search.now(knot, &self.samples[..self.end])
     }
 
@@ -390,7 +385,7 @@ impl History {
         present: &[f32; COMMON],
         lead: usize,
         knot: usize,
-        now: &[f32; 3],
+        now: &[f32; 2],
         add: impl FnMut(f32, f32),
     ) -> Features {
         let day = self.day;
@@ -424,8 +419,6 @@ impl History {
             now[0],
             then[1],
             now[1],
-            then[2],
-            now[2],
             (self.last - self.slow).abs() as f32,
         ];
         let scale = self.scale();

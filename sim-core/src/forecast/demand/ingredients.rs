@@ -18,7 +18,7 @@ impl Ingredients {
     pub const HOLT_WINTERS: Self = Self(1 << 1);
     /// Structural model: level, damped slope, harmonics.
     pub const STRUCTURAL: Self = Self(1 << 2);
-    /// Kalman regressions and the table around them.
+    /// Kalman regressions.
     pub const REGRESSION: Self = Self(1 << 3);
     /// Search over lags, as experts and as features.
     pub const ANALOGS: Self = Self(1 << 4);
@@ -66,9 +66,9 @@ impl Ingredients {
             (Self::CHEAP, 0b11_1110),
             (Self::HOLT_WINTERS, 1 << 6),
             (Self::STRUCTURAL, 1 << 7),
-            (Self::REGRESSION, 1 << 8 | 1 << (ANALOGS - 1)),
-            (Self::ANALOGS, 0b111 << 9 | 1 << ANALOGS),
-            (Self::TABLES, 0b1111 << POINTS),
+            (Self::REGRESSION, 1 << 8),
+            (Self::ANALOGS, 0b11 << 9 | 1 << ANALOGS),
+            (Self::TABLES, 0b11 << POINTS),
         ] {
             if !self.has(part) {
                 out |= places;
@@ -106,13 +106,10 @@ mod tests {
         let without = |part| left(Ingredients::ALL.without(part));
         assert_eq!(without(Ingredients::HOLT_WINTERS), ["holt_winters"]);
         assert_eq!(without(Ingredients::STRUCTURAL), ["structural"]);
-        assert_eq!(
-            without(Ingredients::REGRESSION),
-            ["regression", "hours_of_regression"]
-        );
+        assert_eq!(without(Ingredients::REGRESSION), ["regression"]);
         assert_eq!(
             without(Ingredients::ANALOGS),
-            ["analog_shape", "analog_period", "analog_long", "analogs"]
+            ["analog_shape", "analog_long", "analogs"]
         );
         assert_eq!(
             without(Ingredients::CHEAP),

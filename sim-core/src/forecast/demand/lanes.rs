@@ -23,6 +23,8 @@ pub(super) trait Real:
 {
     /// A number, rounded.
     fn of(x: f64) -> Self;
+    /// The same number in double precision.
+    fn wide(self) -> f64;
     /// Its root.
     fn sqrt(self) -> Self;
 
@@ -40,6 +42,10 @@ impl Real for f32 {
         x as f32
     }
 
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+
     fn sqrt(self) -> Self {
         libm::sqrtf(self)
     }
@@ -48,6 +54,10 @@ impl Real for f32 {
 impl Real for f64 {
     fn of(x: f64) -> Self {
         x
+    }
+
+    fn wide(self) -> f64 {
+        self
     }
 
     fn sqrt(self) -> Self {

@@ -9,7 +9,7 @@
 //! * `history`: averages, day and hour profiles, and the features of a moment; `lags` searches a week
 //!   of lags for the moments that looked like now.
 //! * Experts: naive, a day ago, a week ago, averages, profile, damped Holt-Winters (`smoothing`),
-//!   a structural model (`structural`), a Kalman regression a knot (`regression`), three analogs, and
+//!   a structural model (`structural`), a Kalman regression a knot (`regression`), two analogs, and
 //!   tables of quantiles by hour and by state.
 //! * `outcomes` sorts what followed the analogs; `lanes` is the arithmetic of all of it.
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
@@ -470,15 +470,12 @@ pub const EXPERT_NAMES: [&str; EXPERTS] = [
     "structural",
     "regression",
     "analog_shape",
-    "analog_period",
     "analog_long",
     "hours",
     "states",
-    "states_of_day",
-    "hours_of_regression",
     "analogs",
 ];
-const _: () = assert!(POINTS == 12);
+const _: () = assert!(POINTS == 11);
 
 /// How the experts do at one lead.
 #[derive(Clone, Debug, PartialEq)]

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::lanes::{Real, add_products, dot, take_products};
 
 /// Features at most.
-pub(super) const SIZE_MAX: usize = 28;
+pub(super) const SIZE_MAX: usize = 24;
 /// Samples before errors are clipped.
 const SETTLED: u32 = 5;
 /// Memory of the mean absolute error that errors are clipped by, in samples.

@@ -13,6 +13,7 @@ use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
+use super::lanes::Real;
 use super::structural::damped_sum;
 
 /// What makes one model different from another.
@@ -39,31 +40,31 @@ const CLIP: f64 = 4.0;
 const SETTLED: u32 = 10;
 const SPREAD_MEMORY: f64 = 100.0;
 
-/// Smoothing state.
+/// Smoothing state; the season in single precision, but for tests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct HoltWinters {
+pub(super) struct HoltWinters<R = f32> {
     tuning: Tuning,
     level: f64,
     slope: f64,
-    season: Vec<f64>,
+    season: Vec<R>,
     mean_abs: f64,
     observed: u32,
 }
 
-impl HoltWinters {
+impl<R: Real> HoltWinters<R> {
     pub(super) fn new(day: usize, tuning: Tuning) -> Self {
         Self {
             tuning,
             level: 0.0,
             slope: 0.0,
-            season: vec![0.0; day],
+            season: vec![R::of(0.0); day],
             mean_abs: 0.0,
             observed: 0,
         }
     }
 
     pub(super) fn reset(&mut self) {
-        self.season.fill(0.0);
+        self.season.fill(R::of(0.0));
         (self.level, self.slope, self.mean_abs, self.observed) = (0.0, 0.0, 0.0, 0);
     }
 
@@ -76,7 +77,7 @@ impl HoltWinters {
         if self.observed == 0 {
             self.level = y;
         }
-        let error = y - self.level - self.season[slot];
+        let error = y - self.level - self.season[slot].wide();
         self.observed = self.observed.saturating_add(1);
         let limit = CLIP * self.mean_abs.max(1e-9);
         let clipped = if self.observed > SETTLED {
@@ -94,7 +95,8 @@ impl HoltWinters {
         } else {
             self.tuning.season
         };
-        self.season[slot] += season_rate * (1.0 - level_rate) * clipped;
+        let season = self.season[slot].wide() + season_rate * (1.0 - level_rate) * clipped;
+        self.season[slot] = R::of(season);
     }
 
     /// How many slopes forecasts `lead` steps on have in common.
@@ -104,7 +106,7 @@ impl HoltWinters {
 
     /// Mean of the sample as many steps on as `slopes` was made for, which falls into `slot`.
     pub(super) fn mean(&self, slopes: f64, slot: usize) -> f64 {
-        self.level + self.slope * slopes + self.season[slot]
+        self.level + self.slope * slopes + self.season[slot].wide()
     }
 }
 
@@ -115,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_sharp_slot_is_learned_by_itself() {
-        let mut m = HoltWinters::new(10, TUNING);
+        let mut m = HoltWinters::<f32>::new(10, TUNING);
         for t in 0..600_usize {
             m.observe(t % 10, t < 10, Some(if t % 10 == 3 { 100.0 } else { 50.0 }));
         }

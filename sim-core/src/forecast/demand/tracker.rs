@@ -22,9 +22,9 @@ use super::lanes::{LANES, Lanes, least};
 use crate::forecast::output::LEVELS;
 
 /// Point forecasts that quantiles are put around.
-pub(super) const POINTS: usize = 12;
-/// Tables of quantiles by hour or by state.
-pub(super) const TABLES: usize = 4;
+pub(super) const POINTS: usize = 11;
+/// Tables of quantiles: by hour, by state.
+pub(super) const TABLES: usize = 2;
 pub(super) const EXPERTS: usize = POINTS + TABLES + 1;
 /// Place of the analogs' own quantiles.
 pub(super) const ANALOGS: usize = POINTS + TABLES;
@@ -33,6 +33,12 @@ pub(super) const BINS: usize = 24;
 const MEDIAN: usize = 2;
 /// The lane after the levels. Tables count the visits of a bin there; elsewhere it holds nothing.
 const SPARE: usize = LEVELS.len();
+
+/// One table.
+pub(super) type Bins = [Lanes; BINS];
+pub(super) const START_BINS: Bins = [START; BINS];
+/// The table by hour is learned at all knots, each of which moves it so much less.
+const SHARED: f32 = 0.125;
 
 /// One number an expert.
 pub(super) type PerExpert = [f32; EXPERTS];
@@ -108,7 +114,7 @@ pub(super) struct Tracker {
     seen: f32,
     scored: u32,
     offsets: [Lanes; POINTS],
-    tables: [[Lanes; BINS]; TABLES],
+    states: Bins,
     analogs: Lanes,
     losses: [Lanes; EXPERTS],
     weights: [Lanes; EXPERTS],
@@ -116,14 +122,20 @@ pub(super) struct Tracker {
 }
 
 /// What an expert's quantiles are put around, and what is tracked of them.
-fn expert<'a>(tracker: &'a Tracker, views: &Views, e: usize) -> (Lanes, f32, &'a Lanes) {
+fn expert<'a>(
+    tracker: &'a Tracker,
+    hours: &'a Bins,
+    views: &Views,
+    e: usize,
+) -> (Lanes, f32, &'a Lanes) {
     if e < POINTS {
         ([views.points[e]; LANES], views.spread, &tracker.offsets[e])
     } else if e == ANALOGS {
         (views.analogs, views.spread, &tracker.analogs)
     } else {
         let table = views.tables[e - POINTS];
-        let quantiles = &tracker.tables[e - POINTS][table.bin];
+        let bins = if e == POINTS { hours } else { &tracker.states };
+        let quantiles = &bins[table.bin];
         ([table.centre; LANES], table.unit, quantiles)
     }
 }
@@ -163,7 +175,7 @@ impl Tracker {
             seen: EARLY_SEEN,
             scored: 0,
             offsets: [START; POINTS],
-            tables: [[START; BINS]; TABLES],
+            states: START_BINS,
             analogs: START_ANALOGS,
             losses: [[0.0; LANES]; EXPERTS],
             weights: [[0.0; LANES]; EXPERTS],
@@ -179,7 +191,15 @@ impl Tracker {
 
     /// Learns from the sample `z`, for which the experts saw `views` and `issued` was forecast.
     /// `day`: samples of a day, of which each `each`th comes here.
-    pub(super) fn learn(&mut self, z: f32, views: &Views, issued: &Lanes, day: f32, each: f32) {
+    pub(super) fn learn(
+        &mut self,
+        z: f32,
+        views: &Views,
+        issued: &Lanes,
+        day: f32,
+        each: f32,
+        hours: &mut Bins,
+    ) {
         self.scored = self.scored.saturating_add(1);
         self.seen += (each * self.alone).min(1.0);
         let scored = self.scored as f32;
@@ -198,10 +218,12 @@ impl Tracker {
             step.take(&[*centre; LANES], views.spread, rate, quantiles, losses);
         }
         let (tables, rest) = rest.split_at_mut(TABLES);
-        for ((view, table), losses) in views.tables.iter().zip(&mut self.tables).zip(tables) {
-            let quantiles = &mut table[view.bin];
-            quantiles[SPARE] += 1.0;
-            let rate = (1.0 / (quantiles[SPARE] * independent + 5.0)).max(faster * TABLE_RATE);
+        let bins = [(hours, SHARED), (&mut self.states, 1.0)];
+        for ((view, (bins, share)), losses) in views.tables.iter().zip(bins).zip(tables) {
+            let quantiles = &mut bins[view.bin];
+            quantiles[SPARE] += share;
+            let rate = 1.0 / (quantiles[SPARE] * independent + 5.0);
+            let rate = share * rate.max(faster * TABLE_RATE);
             step.take(&[view.centre; LANES], view.unit, rate, quantiles, losses);
         }
         for losses in rest {
@@ -273,10 +295,10 @@ impl Tracker {
     }
 
     /// The combined quantiles.
-    pub(super) fn combine(&self, views: &Views) -> Lanes {
+    pub(super) fn combine(&self, views: &Views, hours: &Bins) -> Lanes {
         let mut out = self.last.map(|c| views.spread * c);
         for (e, weights) in self.weights.iter().enumerate() {
-            let (centre, unit, quantiles) = expert(self, views, e);
+            let (centre, unit, quantiles) = expert(self, hours, views, e);
             for l in 0..LANES {
                 out[l] += weights[l] * (centre[l] + unit * quantiles[l]);
             }
@@ -324,6 +346,7 @@ mod tests {
     #[test]
     fn quantiles_of_a_uniform_are_found_and_the_best_expert_wins() {
         let mut t = Tracker::new(1, Ingredients::ALL);
+        let mut hours = START_BINS;
         let mut seed = 1_u64;
         let mut noise = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -335,12 +358,12 @@ mod tests {
             let mut points = [0.0; POINTS].map(|_| 10.0 * noise());
             points[3] = truth;
             let v = views(points);
-            let q = t.combine(&v);
+            let q = t.combine(&v, &hours);
             let z = truth + noise();
             if i >= 2000 {
                 covered += i32::from(q[0] <= z && z <= q[4]);
             }
-            t.learn(z, &v, &q, 288.0, 1.0);
+            t.learn(z, &v, &q, 288.0, 1.0, &mut hours);
         }
         let (weights, losses) = t.medians();
         assert!(weights[3] > 0.95, "{weights:?}");
@@ -352,10 +375,11 @@ mod tests {
     #[test]
     fn a_constant_series_leaves_weights_that_sum_to_one() {
         let mut t = Tracker::new(6, Ingredients::ALL);
+        let mut hours = START_BINS;
         let v = views([5.0; POINTS]);
         for _ in 0..3000 {
-            let q = t.combine(&v);
-            t.learn(5.0, &v, &q, 288.0, 1.0);
+            let q = t.combine(&v, &hours);
+            t.learn(5.0, &v, &q, 288.0, 1.0, &mut hours);
         }
         for l in 0..LEVELS.len() {
             let sum: f32 = t.weights.iter().map(|w| w[l]).sum();
