@@ -14,6 +14,7 @@ mod app;
 mod buffers;
 mod chunks;
 mod exchange;
+mod frames;
 mod hedge;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod invariants;

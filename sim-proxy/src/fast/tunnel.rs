@@ -1,10 +1,12 @@
 //! A WebSocket: the protocol has changed (RFC 9110, section 7.8), and bytes pass both ways as they are.
 //!
 //! Pingora's proxy could carry it, and loses some: where the answer is there at once, it takes the end of the request,
-//! which has no body, for the end of the WebSocket (its issue 946). And a quiet one holds no buffers here.
+//! which has no body, for the end of the WebSocket (its issue 946). And a quiet one holds no buffers here. Where it is
+//! ended here, the user is told so in its own words, if what came from the instance ends with a frame.
 
 use super::buffers::{Buffer, poll_read};
 use super::exchange::Answered;
+use super::frames::{Frames, GOING_AWAY};
 use super::pass::{drained, gone};
 use super::refuse::linger_at;
 use super::{After, Connection, wire};
@@ -59,6 +61,8 @@ struct Flow {
     ended: bool,
     /// What was taken may not have been sent.
     unflushed: bool,
+    /// Of what has come, where that is followed.
+    frames: Option<Frames>,
 }
 
 impl Flow {
@@ -68,6 +72,18 @@ impl Flow {
             left,
             ..Self::default()
         }
+    }
+
+    /// Follows the frames, the first of which are in `begun`.
+    fn following(mut self, begun: &[u8]) -> Self {
+        self.frames.get_or_insert_default().saw(begun);
+        self
+    }
+
+    /// The sink has had all that came, and a frame may begin.
+    fn is_between(&self) -> bool {
+        let between = self.frames.as_ref().is_some_and(Frames::is_between);
+        between && self.left.is_empty()
     }
 
     /// Passes on what there is; done when `source` has ended and `sink` has all of it.
@@ -96,6 +112,9 @@ impl Flow {
                 if bytes.is_empty() {
                     self.ended = true;
                     return Ok(());
+                }
+                if let Some(frames) = &mut self.frames {
+                    frames.saw(bytes);
                 }
                 let count = match Pin::new(&mut *sink).poll_write(context, bytes) {
                     Poll::Ready(Ok(count)) => count,
@@ -156,8 +175,9 @@ impl Connection<'_> {
         read.consume(answer.len);
         let head_bytes = head.len() as u64;
         head.room().extend_from_slice(&read);
+        let mut down = Flow::of(head).following(&read);
         drop(read);
-        let (mut down, mut up) = (Flow::of(head), Flow::of(std::mem::take(&mut self.arrived)));
+        let mut up = Flow::of(std::mem::take(&mut self.arrived));
         let mut stay = Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns);
         let (watchdog, patience_ns) = (&mut self.watchdog, self.path.timeouts.read_ns);
         let (mut passed, mut moved_ns) = (0, answered_ns);
@@ -218,7 +238,22 @@ impl Connection<'_> {
             }
             End::Drained => {
                 self.note.ending = Some(Ending::Drained);
-                drained(dispatch, attempt)
+                let after = drained(dispatch, attempt);
+                self.open = None;
+                let may_say = down.is_between();
+                drop((down, up, instance));
+                let watchdog = &mut self.watchdog;
+                if !may_say
+                    || wire::write(stream, GOING_AWAY, watchdog, LINGER_NS)
+                        .await
+                        .is_err()
+                {
+                    return after;
+                }
+                // It says the same, and closes.
+                let bounds = (LINGER_NS, usize::MAX);
+                linger_at(stream, &mut self.arrived, watchdog, bounds).await;
+                After::Close
             }
         }
     }

@@ -431,7 +431,9 @@ async fn a_websocket_outlives_an_upgrade_until_weights_move_and_its_grace_is_ove
     // Both of them are told.
     control.publish(&table(1, 3, &lines(0))).await;
     let end = socket.next().await;
-    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    assert!(matches!(end, Some(Ok(Message::Close(Some(_))))), "{end:?}");
+    // Its answer to that, and the end.
+    assert!(socket.next().await.is_none_or(|next| next.is_err()));
     ended(relieved).await;
     let wire = TcpStream::connect(line.users()).await.expect("connected");
     let mut socket = open_on(wire).await;
