@@ -115,3 +115,31 @@ fn a_restart_keeps_the_schedule_and_what_was_learned_of_it() {
     }
     assert!(whole == parts);
 }
+
+#[test]
+fn with_a_schedule_samples_and_forecasts_allocate_nothing_either() {
+    let mut f = DemandForecaster::new(DemandConfig {
+        interval_s: INTERVAL,
+        horizon_steps: 12,
+        ..DemandConfig::default()
+    });
+    f.set_clock(0);
+    let daily = ScheduledEvent {
+        start_s: 36_000,
+        end_s: 43_200,
+        intensity: 1.0,
+        kind: 0,
+        every_s: Some(86_400),
+    };
+    f.schedule(daily).expect("there is room");
+    let mut sum = 0.0;
+    let counted = allocation_counter::measure(|| {
+        for t in 0..4 * DAY {
+            // Grows, so that the scale is chosen anew.
+            f.observe((t % 11 != 4).then_some((t * t) as f64 * value(t)));
+            sum += (1..=12).map(|step| f.forecast(step).mean).sum::<f64>();
+        }
+    });
+    assert!(sum.is_finite());
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}

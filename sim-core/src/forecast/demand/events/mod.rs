@@ -180,12 +180,9 @@ impl Events {
         self.regression.reset();
         self.residual = 0.0;
         for knot in &mut self.knots {
-            let mut pending = core::mem::take(&mut knot.pending);
-            pending.fill(None);
-            *knot = Knot {
-                pending,
-                ..Knot::new(knot.lead)
-            };
+            knot.around = [Around::new(), Around::new()];
+            (knot.engine, knot.lasting) = ([0.0; 2], [0.0; 2]);
+            knot.pending.fill(None);
         }
     }
 

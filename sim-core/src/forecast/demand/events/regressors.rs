@@ -66,11 +66,11 @@ impl Regression {
             alike: (3_600 / interval_s).max(1) as f64,
             day: (DAY_S / interval_s).max(1) as f64,
             prior,
-            coefficients: Vec::new(),
-            covariance: Vec::new(),
+            coefficients: vec![0.0; DAILY],
+            covariance: vec![0.0; DAILY * DAILY],
             noise: NOISE,
             seen: 0,
-            gain: Vec::new(),
+            gain: vec![0.0; DAILY],
         };
         new.reset();
         new
@@ -78,9 +78,8 @@ impl Regression {
 
     pub(super) fn reset(&mut self) {
         let n = self.prior.len();
-        self.coefficients = vec![0.0; n];
-        self.gain = vec![0.0; n];
-        self.covariance = vec![0.0; n * n];
+        self.coefficients.fill(0.0);
+        self.covariance.fill(0.0);
         for i in 0..n {
             self.covariance[i * n + i] = self.prior[i];
         }
