@@ -18,8 +18,7 @@
 //! the engine's mean error at each phase (which vanishes as soon as the engine takes the events for a habit).
 //!
 //! How it fails: the first event of a kind is a surprise. Events of one kind that differ beyond their intensity are
-//! forecast as their mean, minutes ahead as far as they differ already. Hours ahead bands are too narrow until
-//! there were enough of them. A change of the scale in the first days starts it anew.
+//! forecast as their mean, minutes ahead as far as they differ already. A change of the scale in the first days starts it anew.
 
 mod regressors;
 
@@ -28,6 +27,7 @@ use alloc::{vec, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 use super::quantiles::{Around, PerLevel, pinball};
+use crate::forecast::output::LEVELS;
 use regressors::{DAILY, PHASES, Regression};
 
 /// How long before its start and after its end an event is felt, in seconds.
@@ -49,6 +49,8 @@ const LASTING_DAYS: f64 = 2.0;
 /// Memory of losses in days, and the time of scored samples at which the expert is trusted by half, in seconds.
 const LOSS_DAYS: f64 = 1.0;
 const TRUST_S: f64 = 7_200.0;
+/// Share of the engine's band that is still held: of two that disagree either may be right.
+const HELD: f64 = 0.5;
 /// How many times the ratio of losses is squared: the power is two to it.
 const SQUARINGS: u32 = 3;
 
@@ -141,8 +143,16 @@ impl Knot {
         let weight = trust * ratio / (1.0 + ratio);
         let expert = around.quantiles(centre);
         let mut mixed = own;
-        for (q, expert) in mixed.iter_mut().zip(expert) {
-            *q += weight * (expert - *q);
+        for ((q, expert), level) in mixed.iter_mut().zip(expert).zip(LEVELS) {
+            let mix = *q + weight * (expert - *q);
+            let held = mix + HELD * (*q - mix);
+            *q = if level < 0.5 {
+                mix.min(held)
+            } else if level > 0.5 {
+                mix.max(held)
+            } else {
+                mix
+            };
         }
         mixed
     }
