@@ -16,6 +16,8 @@ const LEAD_S: i64 = 3_600;
 const DAYS: usize = 3;
 /// Samples drawn at most.
 const DRAWN_MAX: usize = 864;
+/// How much wider than the drawn days a picture is: the names stand there.
+const LEGEND: f64 = 1.14;
 /// Bounds of the chances that are looked at together.
 const BINS: [f64; 12] = [
     0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0,
@@ -117,10 +119,18 @@ fn bands(made: &[(f64, Quantiles)], hours: f64, title: &str, file: &Path) -> Res
         .margin(10)
         .x_label_area_size(36)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..end, low - reach..high + reach)?;
+        .build_cartesian_2d(0.0..end * LEGEND, low - reach..high + reach)?;
     chart
         .configure_mesh()
         .x_desc("hours")
+        .x_label_formatter(&|hours| format!("{hours:.0}"))
+        .y_label_formatter(&|y| {
+            if high < 10.0 {
+                format!("{y:.2}")
+            } else {
+                format!("{y:.0}")
+            }
+        })
         .light_line_style(WHITE)
         .draw()?;
     let at = |index: usize| index as f64 * hours;
@@ -163,7 +173,7 @@ fn bands(made: &[(f64, Quantiles)], hours: f64, title: &str, file: &Path) -> Res
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .draw()?;
     area.present()
