@@ -243,7 +243,7 @@ impl Engine {
 
     fn file(&mut self, step: u64) {
         let common = self.common();
-        let mut outcomes = Outcomes::new();
+        let mut outcomes = Outcomes::<KNOTS_MAX>::new();
         let mut features = [[0.0; FEATURES]; KNOTS_MAX];
         for (j, (&lead, x)) in self.leads.iter().zip(&mut features).enumerate() {
             if self.knots[j].place(step).is_some() {
@@ -317,13 +317,13 @@ impl Engine {
 
     /// What the experts say at a lead. `x` and `value`: what the regression saw and says. Its outcomes
     /// stand in `column` of `sorted`.
-    fn moment(
+    fn moment<const L: usize>(
         &self,
         ahead: &Ahead,
         common: &Common,
         x: &Features,
         value: f32,
-        sorted: &Sorted,
+        sorted: &Sorted<L>,
         column: usize,
     ) -> Said {
         let h = &self.history;
@@ -396,7 +396,7 @@ impl Engine {
         let lead = lead.clamp(1, self.presents.len());
         let next = self.leads.iter().position(|&l| l >= lead).unwrap_or(0);
         let common = self.common();
-        let mut outcomes = Outcomes::new();
+        let mut outcomes = Outcomes::<1>::new();
         let add = |value, weight| outcomes.add(0, value, weight);
         let x = self.features(&common, lead, next, add);
         let sorted = outcomes.sort();

@@ -47,20 +47,20 @@ const fn network() -> ([(u8, u8); PAIRS_MAX], usize) {
     (pairs, count)
 }
 
-/// Values and weights of up to eight knots.
+/// Values and weights of as many knots as are forecast at once.
 #[derive(Clone, Debug)]
-pub(super) struct Outcomes {
-    values: [Lanes; OUTCOMES],
-    weights: [Lanes; OUTCOMES],
-    counts: [usize; LANES],
+pub(super) struct Outcomes<const L: usize> {
+    values: [[f32; L]; OUTCOMES],
+    weights: [[f32; L]; OUTCOMES],
+    counts: [usize; L],
 }
 
-impl Outcomes {
+impl<const L: usize> Outcomes<L> {
     pub(super) fn new() -> Self {
         Self {
-            values: [[f32::MAX; LANES]; OUTCOMES],
-            weights: [[0.0; LANES]; OUTCOMES],
-            counts: [0; LANES],
+            values: [[f32::MAX; L]; OUTCOMES],
+            weights: [[0.0; L]; OUTCOMES],
+            counts: [0; L],
         }
     }
 
@@ -73,7 +73,7 @@ impl Outcomes {
     }
 
     /// Puts each knot's values into order.
-    pub(super) fn sort(mut self) -> Sorted {
+    pub(super) fn sort(mut self) -> Sorted<L> {
         for (place, row) in (0..).zip(&mut self.values) {
             for value in row {
                 *value = f32::from_bits(value.to_bits() & !PLACE | place);
@@ -82,23 +82,23 @@ impl Outcomes {
         let (pairs, count) = &NETWORK;
         for &(a, b) in &pairs[..*count] {
             let (low, high) = (self.values[usize::from(a)], self.values[usize::from(b)]);
-            for l in 0..LANES {
+            for l in 0..L {
                 self.values[usize::from(a)][l] = least(low[l], high[l]);
                 self.values[usize::from(b)][l] = if high[l] < low[l] { low[l] } else { high[l] };
             }
         }
-        let mut middles = [[f32::MAX; LANES]; OUTCOMES];
-        let (mut total, mut sum) = ([0.0; LANES], [0.0; LANES]);
-        let mut weights = [[0.0; LANES]; OUTCOMES];
+        let mut middles = [[f32::MAX; L]; OUTCOMES];
+        let (mut total, mut sum) = ([0.0; L], [0.0; L]);
+        let mut weights = [[0.0; L]; OUTCOMES];
         for (row, weights) in self.values.iter_mut().zip(&mut weights) {
-            for l in 0..LANES {
+            for l in 0..L {
                 let bits = row[l].to_bits();
                 weights[l] = self.weights[(bits & PLACE) as usize][l];
                 row[l] = f32::from_bits(bits & !PLACE);
             }
         }
         for ((row, weights), middles) in self.values.iter_mut().zip(&weights).zip(&mut middles) {
-            for l in 0..LANES {
+            for l in 0..L {
                 // Each value stands at the middle of its weight. Places without a value have none.
                 let is_one = weights[l] > 0.0;
                 row[l] = if is_one { row[l] } else { 0.0 };
@@ -108,13 +108,13 @@ impl Outcomes {
                 sum[l] += weights[l] * row[l];
             }
         }
-        let mut off = [0.0; LANES];
+        let mut off = [0.0; L];
         for (row, weights) in self.values.iter().zip(&weights) {
-            for l in 0..LANES {
+            for l in 0..L {
                 off[l] += weights[l] * (row[l] * total[l] - sum[l]).abs();
             }
         }
-        for l in 0..LANES {
+        for l in 0..L {
             let square = total[l] * total[l];
             off[l] = if square > 0.0 { off[l] / square } else { 0.0 };
         }
@@ -130,15 +130,15 @@ impl Outcomes {
 
 /// Values in order, each with the weight that lies below it.
 #[derive(Clone, Debug)]
-pub(super) struct Sorted {
-    values: [Lanes; OUTCOMES],
-    middles: [Lanes; OUTCOMES],
-    total: Lanes,
-    off: Lanes,
-    counts: [usize; LANES],
+pub(super) struct Sorted<const L: usize> {
+    values: [[f32; L]; OUTCOMES],
+    middles: [[f32; L]; OUTCOMES],
+    total: [f32; L],
+    off: [f32; L],
+    counts: [usize; L],
 }
 
-impl Sorted {
+impl<const L: usize> Sorted<L> {
     /// Weighted quantiles of a knot's values, linear between them, and their mean distance from their
     /// mean; `None` for fewer than three.
     pub(super) fn quantiles(&self, knot: usize, levels: &Lanes) -> Option<(Lanes, f32)> {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn quantiles_of_outcomes_lie_between_them_and_follow_the_weights() {
-        let mut o = Outcomes::new();
+        let mut o = Outcomes::<LANES>::new();
         for value in [3.0, 1.0] {
             o.add(5, value, 1.0);
         }
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_knot_is_sorted_by_itself() {
-        let mut o = Outcomes::new();
+        let mut o = Outcomes::<LANES>::new();
         for knot in 0..LANES {
             for i in 0..OUTCOMES - knot {
                 let value = ((i * 7 + knot * 5) % 24) as f32 - 11.0;
