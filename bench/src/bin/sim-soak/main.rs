@@ -143,8 +143,9 @@ async fn soak(arguments: &Arguments) -> Result<Vec<String>> {
     let last = samples::Sample::settled(world.proxy()).await?;
     let page = world.metrics().await?;
     let open = samples::open(world.proxy())?;
+    let threads = samples::threads(world.proxy())?;
     let log = world.failures_logged(LOGGED_MAX)?;
-    let findings = verdict::judge(&samples, (last, &open), &tally, &page, &log);
+    let findings = verdict::judge(&samples, (last, &open, &threads), &tally, &page, &log);
     println!("{}", findings.report);
     if let Some(file) = &arguments.json {
         let text = json!({

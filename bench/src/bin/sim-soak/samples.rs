@@ -66,6 +66,17 @@ pub(crate) fn open(pid: Pid) -> Result<BTreeMap<String, usize>> {
     Ok(open)
 }
 
+/// What runs, by name.
+pub(crate) fn threads(pid: Pid) -> Result<BTreeMap<String, usize>> {
+    let mut threads = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // It may end meanwhile.
+        let name = fs::read_to_string(entry?.path().join("comm")).unwrap_or_default();
+        *threads.entry(name.trim().to_owned()).or_default() += 1;
+    }
+    Ok(threads)
+}
+
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -83,6 +94,8 @@ pub(crate) struct Samples {
     begin: Instant,
     /// What was open then.
     pub(crate) open: BTreeMap<String, usize>,
+    /// What ran then.
+    pub(crate) threads: BTreeMap<String, usize>,
     /// With when it was, in minutes from the beginning.
     pub(crate) taken: Vec<(f64, Sample)>,
 }
@@ -95,6 +108,7 @@ impl Samples {
             tally: tally.clone(),
             begin: Instant::now(),
             open: open(pid)?,
+            threads: threads(pid)?,
             taken: vec![(0.0, first)],
         })
     }
