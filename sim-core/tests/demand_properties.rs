@@ -127,6 +127,25 @@ proptest! {
 }
 
 #[test]
+fn a_restart_goes_on_bit_for_bit_where_far_knots_learn_seldom() {
+    for split in [1, 61, 334, 511] {
+        let mut whole = DemandForecaster::new(DemandConfig::default());
+        let mut parts = DemandForecaster::new(DemandConfig::default());
+        for t in 0..700_u64 {
+            let sample = (t % 17 != 3).then(|| wave(t));
+            whole.observe(sample);
+            if t == split {
+                let state = serde_json::to_value(&parts).expect("state is a value");
+                parts = serde_json::from_value(state).expect("a value is state");
+            }
+            parts.observe(sample);
+        }
+        assert_eq!(bits(&whole), bits(&parts), "{split}");
+        assert!(whole == parts, "{split}");
+    }
+}
+
+#[test]
 fn nothing_seen_is_forecast_as_zero_and_leading_gaps_do_not_count() {
     let mut f = DemandForecaster::new(HOURLY);
     for _ in 0..50 {
