@@ -481,3 +481,36 @@ async fn an_instance_whose_calls_fail_in_a_row_is_ejected_though_each_is_a_200()
         5.0
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_to_an_instance_that_is_back_but_out_when_the_other_dies() {
+    let (world, _control, [first, second]) = world_of_two_and(5_000, &[(EJECT_MS, "600000")]).await;
+    let mut client = connect(&world).await;
+    for _ in 0..20 {
+        name(&mut client).await.expect("an answer");
+    }
+    let address = first.address;
+    first.kill().await;
+    let is_out = async || {
+        world
+            .metrics()
+            .await
+            .sum("sim_proxy_ejections_total", &["i1"])
+            > 0.0
+    };
+    while !is_out().await {
+        // One may be lost with it.
+        name(&mut client).await.ok();
+    }
+    let _back = Service::start_on("i1", address).await;
+    second.kill().await;
+    let mut failed = 0;
+    for _ in 0..20 {
+        match name(&mut client).await {
+            Ok(by) => assert_eq!(by, "i1"),
+            Err(_) => failed += 1,
+        }
+    }
+    // The one that noticed, if nothing had told of the death before.
+    assert!(failed <= 1, "{failed}: {:#?}", world.metrics().await);
+}
