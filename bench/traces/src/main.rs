@@ -9,6 +9,7 @@
 mod folder;
 mod plots;
 mod progress;
+mod reliability;
 mod run;
 mod score;
 mod split;
@@ -54,6 +55,9 @@ struct Arguments {
     /// Draw the last days of each series here, an hour ahead
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
+    /// Write chances of a crossing here, by bins, with the share of them that came true
+    #[arg(long, value_name = "FILE")]
+    reliability: Option<PathBuf>,
     /// Keep the scheduled events of events.csv from the forecaster
     #[arg(long)]
     no_events: bool,
@@ -71,9 +75,10 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let wants_forecasts =
         arguments.out.is_some() || arguments.warnings.is_some() || arguments.score;
+    let wants_files = arguments.plots.is_some() || arguments.reliability.is_some();
     ensure!(
-        wants_forecasts || arguments.ablation || arguments.age || arguments.plots.is_some(),
-        "nothing to do: --out, --warnings, --score, --ablation, --age or --plots"
+        wants_forecasts || wants_files || arguments.ablation || arguments.age,
+        "nothing to do: --out, --warnings, --score, --ablation, --age, --plots or --reliability"
     );
     let mut all = folder::read(&arguments.data)?;
     if arguments.no_events {
@@ -87,6 +92,11 @@ fn main() -> Result<()> {
         for (relative, id) in &ranks {
             println!("{relative:.3} {id}.svg");
         }
+    }
+    if let Some(file) = &arguments.reliability {
+        let mut file = create(file)?;
+        reliability::table(&all)?.write(&mut file)?;
+        file.flush()?;
     }
     if wants_forecasts {
         if arguments.split == Split::Own {

@@ -6,15 +6,17 @@
 //! are those of the step itself, coefficients and what trackers say are taken between the knots' by the
 //! logarithm of the lead.
 
+mod paths;
 mod read;
 mod saying;
 
-use alloc::{vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
 use super::history::{ANALOG_SHAPE, COMMON, FEATURES, Features, History, OWN};
 use super::ingredients::Ingredients;
+use super::joint::Joint;
 use super::lanes::{LANES, Lanes, pack_all, unpack_all};
 use super::outcomes::{Outcomes, Sorted};
 use super::regression::{Regression, Tuning, WANDER};
@@ -23,6 +25,7 @@ use super::structural::{self, Structural};
 use super::tracker::{Bins, LEVEL_LANES, START_BINS, Tracker};
 use super::volatility::{self, OneStep, Reading, Volatility};
 use crate::forecast::output::LEVELS;
+use paths::Spoken;
 use saying::{KEPT, Moment, Pending, Present, REGRESSION, SHAPE, STRUCTURAL, points};
 
 /// Knots at most.
@@ -60,6 +63,10 @@ struct Knot {
     volatility: Volatility,
     tracker: Tracker,
     pending: Vec<Pending>,
+    /// The latest quantiles.
+    heard: Lanes,
+    /// The largest up to this lead.
+    joint: Option<Box<Joint>>,
 }
 
 impl Knot {
@@ -73,18 +80,6 @@ impl Knot {
     /// Steps from one forecast that is filed to the next.
     fn each(&self) -> f32 {
         (1_u32 << self.thinning) as f32
-    }
-}
-
-/// How far forecasts at a lead are thinned out. Neighbouring ones say nearly the same of far targets; that they
-/// are learned from more seldom makes regressions steadier and costs nothing in quality. With a sample an hour or fewer
-/// there is nothing to be left out.
-fn thinning(lead: usize, hour: usize) -> u32 {
-    match lead {
-        _ if hour == 1 => 0,
-        0..6 => 0,
-        6..12 => 1,
-        _ => 2,
     }
 }
 
@@ -105,25 +100,15 @@ pub(super) struct Engine {
     ingredients: Ingredients,
 }
 
-/// Leads spread evenly by their logarithms, from 1 to the horizon.
-fn leads(horizon: usize) -> Vec<usize> {
-    let step = libm::log(horizon as f64) / (KNOTS_MAX - 1) as f64;
-    let mut leads: Vec<usize> = (0..KNOTS_MAX)
-        .map(|i| libm::round(libm::exp(step * i as f64)) as usize)
-        .collect();
-    leads.dedup();
-    leads
-}
-
 impl Engine {
     /// For series with `day` steps a day and `hour` steps an hour, up to `horizon` steps ahead.
     pub(super) fn new(day: usize, hour: usize, horizon: usize, ingredients: Ingredients) -> Self {
-        let leads = leads(horizon);
+        let leads = paths::leads(horizon);
         let history = History::new(day, hour, &leads);
         let structural = Structural::new(day, structural::TUNING);
         let holt_winters = HoltWinters::new(day, smoothing::TUNING);
         let knot = |(shift, &lead): (usize, &usize)| {
-            let thinning = thinning(lead, hour);
+            let thinning = paths::thinning(lead, hour);
             let memory = (MEMORY_DAYS * day as f64 + 4.0 * lead as f64).max(MEMORY_MIN);
             let tuning = Tuning {
                 prior: 0.2,
@@ -132,6 +117,7 @@ impl Engine {
                 trace_max: 10.0,
                 wander: WANDER,
             };
+            let waiting = lead.div_ceil(1 << thinning);
             Knot {
                 ahead: ahead(lead, &history, &holt_winters, &structural),
                 regression: Regression::new(&PRIOR, tuning),
@@ -139,7 +125,10 @@ impl Engine {
                 tracker: Tracker::new(lead, ingredients),
                 thinning,
                 shift: shift as u64,
-                pending: vec![Pending::empty(); lead.div_ceil(1 << thinning)],
+                pending: vec![Pending::empty(); waiting],
+                heard: [0.0; LANES],
+                joint: paths::has_joint(shift, leads.len())
+                    .then(|| Box::new(Joint::new(lead, day, waiting))),
             }
         };
         Self {
@@ -180,6 +169,9 @@ impl Engine {
             knot.regression.reset(&PRIOR);
             knot.volatility.reset();
             knot.tracker = Tracker::new(knot.ahead.lead, self.ingredients);
+            if let Some(joint) = &mut knot.joint {
+                joint.reset();
+            }
         }
         for i in 0..count {
             let z = f64::from(self.history.upcoming());
@@ -202,6 +194,7 @@ impl Engine {
         let step = self.history.step() + u64::from(self.history.observed() > 0);
         if let Some(z) = sample {
             self.score(step, z);
+            self.score_peaks(step, z as f32);
         }
         let slot = (step % self.day as u64) as usize;
         self.structural.observe(step, sample);
@@ -252,6 +245,7 @@ impl Engine {
             }
         }
         let sorted = outcomes.sort();
+        let mut spoken = [const { None }; KNOTS_MAX];
         for (j, x) in (0..self.knots.len()).zip(&features) {
             let knot = &self.knots[j];
             let Some(place) = knot.place(step) else {
@@ -264,6 +258,11 @@ impl Engine {
                 knot.tracker
                     .combine(&said.moment.views(reading.spread), &self.hours),
             );
+            spoken[j] = Some(Spoken {
+                issued,
+                spread: reading.spread,
+                hour: said.moment.bins[0],
+            });
             self.knots[j].pending[place] = Pending {
                 features: pack_all(&x[COMMON..]),
                 points: pack_all(&said.kept),
@@ -273,6 +272,7 @@ impl Engine {
                 reading,
             };
         }
+        self.file_peaks(step, &common, &spoken);
         let at = (step % self.presents.len() as u64) as usize;
         self.presents[at] = Present {
             filed: self.history.observed() >= WARM,
@@ -462,18 +462,5 @@ fn ahead(
         slopes: holt_winters.slopes(lead),
         fade: history.fade(lead),
         structural: structural.ahead(lead),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn knots_run_from_the_next_step_to_the_horizon() {
-        assert_eq!(leads(72), [1, 2, 3, 6, 12, 21, 39, 72]);
-        assert_eq!(leads(360), [1, 2, 5, 12, 29, 67, 155, 360]);
-        assert_eq!(leads(6), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(leads(1), [1]);
     }
 }

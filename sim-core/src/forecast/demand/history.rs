@@ -4,6 +4,8 @@
 //! from the last value, in units of the series' own spread: zero coefficients then mean "as now", and
 //! one prior suits all series. Those of the present are the same at every lead and made once a sample.
 
+pub(super) mod window;
+
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};

@@ -19,11 +19,14 @@
 //! How it fails: in noise all lags are alike and the mean of the best is a noisy mean of the past; the
 //! regression and the weights above it see that in the losses.
 
+mod peaks;
+
 use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
 use super::lanes::{dot, least};
+pub(super) use peaks::largest;
 
 /// Analogs kept at each knot.
 pub(super) const ANALOGS: usize = 12;

@@ -12,6 +12,7 @@
 //!   a structural model (`structural`), a Kalman regression a knot (`regression`), two analogs, and
 //!   tables of quantiles by hour and by state.
 //! * `outcomes` sorts what followed the analogs; `lanes` is the arithmetic of all of it.
+//! * `joint` forecasts the largest of the next samples, from which follows whether and when a threshold is crossed.
 //! * `volatility` foretells the size of residuals, `tracker` their quantiles, and how far each expert
 //!   is trusted at each level.
 //!
@@ -41,6 +42,7 @@ mod events;
 mod history;
 mod ingredients;
 pub mod intake;
+mod joint;
 mod lags;
 mod lanes;
 #[cfg(test)]
@@ -82,7 +84,7 @@ const HORIZON_HOURS: u32 = 6;
 /// Values beyond this, either way, are read as this.
 const VALUE_MAX: f64 = 1e15;
 /// Layout of the serialised state.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Samples before the scale is first chosen anew.
 const RESCALE_FIRST: u64 = 4;
 /// A scale that is off by less than this factor is left alone.
@@ -91,8 +93,6 @@ const RESCALE_FACTOR: f64 = 1.2;
 const RESCALE_FACTOR_LATE: f64 = 3.0;
 /// Weights of the five inner quantiles in the mean: outer, inner, middle.
 const MEAN: [f64; 3] = [0.175, 0.175, 0.3];
-/// How far crossings at different steps are independent: 0 not at all, 1 wholly.
-const INDEPENDENCE: f64 = 0.35;
 const BITS: usize = u32::BITS as usize;
 /// Scaled samples beyond this are read as this where they are not transformed: their squares must be finite.
 const LINEAR_MAX: f64 = 1e9;
@@ -369,19 +369,30 @@ impl DemandForecaster {
             .clamp(-10.0 * VALUE_MAX, 10.0 * VALUE_MAX)
     }
 
-    /// Probability that any of the next `steps` samples exceeds `threshold`.
+    /// Probability that any of the next `steps` samples (1 to the horizon, brought into it) exceeds `threshold`.
+    /// It never falls with `steps`. 0 before the first sample and for NaN.
     ///
-    /// Neighbouring steps cross together more often than not, so the chances are multiplied with an
-    /// exponent below one; never less than the largest single chance.
+    /// Not put together from single steps: the largest of the next samples is a target of its own, at some knots. The
+    /// steps' own chances only share out what lies between two of them.
     pub fn probability_of_any_above(&self, threshold: f64, steps: usize) -> f64 {
-        let mut largest = 0.0_f64;
-        let mut none = 0.0;
-        for step in 1..=steps.min(self.horizon) {
-            let p = self.forecast(step).probability_above(threshold);
-            largest = largest.max(p);
-            none += libm::log(1.0 - p);
-        }
-        largest.max(1.0 - libm::exp(INDEPENDENCE * none))
+        let steps = steps.clamp(1, self.horizon);
+        self.inside(threshold)
+            .map_or(0.0, |threshold| self.engine.exceeds(threshold, steps))
+    }
+
+    /// The step by which `threshold` will have been exceeded with a probability of `level` or more (above 0, at
+    /// most 1); `None` if there is none up to the horizon. Over all levels these are the quantiles of the time of the
+    /// first crossing.
+    pub fn first_crossing(&self, threshold: f64, level: f64) -> Option<usize> {
+        let is_level = level > 0.0 && level <= 1.0;
+        let threshold = self.inside(threshold).filter(|_| is_level)?;
+        self.engine.first_crossing(threshold, level)
+    }
+
+    /// A threshold as the experts see it.
+    fn inside(&self, threshold: f64) -> Option<f64> {
+        let is_known = self.observed > 0 && !threshold.is_nan();
+        is_known.then(|| inward(self.ingredients, threshold / self.scale))
     }
 
     /// How the experts do at each knot, for display and metrics.
