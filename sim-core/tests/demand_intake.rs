@@ -2,7 +2,9 @@
 //! in between changes nothing.
 
 use proptest::prelude::*;
-use sim_core::forecast::demand::{DemandConfig, DemandSeries, SampleKind};
+use sim_core::forecast::demand::{
+    DemandConfig, DemandForecaster, DemandSeries, SampleKind, ScheduledEvent,
+};
 use sim_core::time::Time;
 
 const SECOND: u64 = 1_000_000;
@@ -302,4 +304,92 @@ fn a_series_that_begins_with_zeros_is_forecast_in_numbers_when_values_come() {
     }
     let median = series.forecaster().forecast(1).quantiles[2];
     assert!((median / 1e12 - 1.0).abs() < 0.1, "{median}");
+}
+
+const HALF: u64 = HOUR / 2;
+
+/// A nightly batch: eight hours of a day at a hundred times the rest.
+fn batch(half: u64) -> f64 {
+    let ripple = 1.0 + 0.01 * (half * 31 % 7) as f64;
+    ripple * if half % 48 < 16 { 60.0 } else { 0.6 }
+}
+
+#[test]
+fn a_nightly_batch_of_a_hundred_times_the_load_stays_a_pattern() {
+    let percent = (Some(0.0), Some(100.0));
+    for (lower, upper) in [percent, (None, Some(100.0)), (None, None)] {
+        let config = DemandConfig {
+            interval_s: 1_800,
+            lower,
+            upper,
+            ..DemandConfig::default()
+        };
+        let mut plain = DemandForecaster::new(config.clone());
+        let mut series = DemandSeries::new(SampleKind::Gauge, config);
+        // Five days, from noon to an hour before a batch; the last sample's own cell is closed by the next one.
+        let start = 48 * 1_000 + 24;
+        let end = 48 * 1_005 + 46;
+        for half in start..=end {
+            series.take(Time(half * HALF), batch(half));
+            if half < end {
+                plain.observe(Some(batch(half)));
+            }
+        }
+        let (unit, changes) = series.unit();
+        assert_eq!(unit, 1.0);
+        assert_eq!(changes, if lower.is_some() { 0 } else { 2 });
+        for step in 1..=8 {
+            let [ours, bare] = [series.forecaster(), &plain].map(|f| f.forecast(step));
+            let truth = batch(end - 1 + step as u64);
+            let off = (ours.quantiles[2] - truth).abs();
+            let bare = (bare.quantiles[2] - truth).abs();
+            assert!(off <= bare + 6.0, "{upper:?} {step}: {off} {bare}");
+            assert!(upper.is_none_or(|upper| ours.quantiles[6] <= upper));
+        }
+        if lower.is_some() {
+            assert_eq!(series.forecaster().forecast(6), plain.forecast(6));
+        }
+    }
+}
+
+/// Ratio of what is forecast two hours ahead for an event to what is forecast without a schedule.
+fn foreseen(is_scheduled: bool) -> f64 {
+    let config = DemandConfig {
+        interval_s: 1_800,
+        ..DemandConfig::default()
+    };
+    let mut series = DemandSeries::new(SampleKind::Gauge, config);
+    // Two hours at any hour of each day.
+    let first_of = |day: u64| day * 48 + 10 + (day.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) % 30;
+    // After two weeks the clock is set nine weeks ahead.
+    let (start, set, on, end) = (1_000, 1_014, 1_077, 1_087);
+    if is_scheduled {
+        for day in (start..set).chain(on..end + 1) {
+            let start_s = (first_of(day) * HALF / SECOND) as i64;
+            let event = ScheduledEvent {
+                start_s,
+                end_s: start_s + 7_200,
+                intensity: 1.0,
+                kind: 0,
+                every_s: None,
+            };
+            series.schedule(event).expect("there is room");
+        }
+    }
+    let last = first_of(end) - 2;
+    for half in (start * 48..set * 48).chain(on * 48..=last) {
+        let first = first_of(half / 48);
+        let is_on = (first..first + 4).contains(&half);
+        let base = 100.0 + (half * 31 % 7) as f64;
+        series.take(Time(half * HALF), base * if is_on { 3.0 } else { 1.0 });
+    }
+    assert_eq!(series.counts().clock_moves, 1);
+    // The sample of `last` is closed by the next one: four steps on from the one before it.
+    series.forecaster().forecast(4).quantiles[2] / 103.0
+}
+
+#[test]
+fn what_is_scheduled_is_foreseen_from_raw_samples_after_the_clock_was_set_too() {
+    let (with, without) = (foreseen(true), foreseen(false));
+    assert!(with > 2.0 && without < 1.5, "{with} {without}");
 }

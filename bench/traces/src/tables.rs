@@ -110,6 +110,7 @@ struct Forecast {
 /// Forecasts of a forecaster that begins at `start`, at each age.
 fn early(series: &Series, start: usize, made: &mut [Vec<Forecast>; AGES.len()]) -> Result<()> {
     let mut forecaster = forecaster(series, Ingredients::ALL)?;
+    forecaster.set_clock(series.start + i64::try_from(start)? * series.interval_s);
     let mut seen: Vec<f64> = Vec::new();
     for (index, &sample) in series.samples.iter().enumerate().skip(start) {
         forecaster.observe(sample);

@@ -8,10 +8,12 @@
 //! |---|---|---|
 //! | a missing sample | the last one holds for 1.25 times the usual spacing, or for one interval; then nothing is known | `cells_missing` |
 //! | a second sample of one moment | ignored: the first one counts | `duplicates` |
-//! | a sample older than the last | ignored | `out_of_order` |
+//! | a sample older than the last | ignored, for a day at most: buffers are flushed, clocks are set back by an hour | `out_of_order` |
 //! | a sample more than two weeks ahead | ignored | `far_ahead` |
-//! | six of these in a row that agree with each other | the clock was set: the grid goes on there, at the same hour of the week | `clock_moves` |
-//! | silence of more than two weeks | as if whole weeks of it had not been | `weeks_skipped` |
+//! | a sample of a cell that [`Intake::advance`] has closed, by more than it holds | fills no cell; the next one goes on from it | `overtaken` |
+//! | six in a row that agree with each other, two weeks ahead, or a day behind the last one or the open cell | the clock was set: the grid goes on there, at the same hour of the week | `clock_moves` |
+//! | silence of more than two weeks | the same, and as if whole weeks of it had not been | `weeks_skipped` |
+//! | a `now` more than two weeks after the last sample | read as two weeks; where samples have shown it to be wrong, ignored until it is within a day | `now_far_ahead` |
 //! | a counter that falls | a restart: that span is not known, never negative | `resets` |
 //! | NaN | ends what the last sample said, says nothing itself | `not_a_number` |
 //! | ±∞ | the same | `infinite` |
@@ -31,6 +33,8 @@ const MICROS: u64 = 1_000_000;
 /// Times beyond this are read as this.
 const TIME_MAX: u64 = u64::MAX / 4;
 const DAYS_A_WEEK: u64 = 7;
+/// Samples at most so far behind are late: the clock was not set.
+const LATE_MAX: u64 = DAY_S as u64 * MICROS;
 /// Samples at most so many weeks ahead are believed at once.
 const WEEKS_AHEAD: u64 = 2;
 /// Samples at another time that agree with each other before the clock is taken to be set.
@@ -66,6 +70,10 @@ pub struct Counts {
     pub out_of_order: u64,
     /// Samples too far ahead to be believed.
     pub far_ahead: u64,
+    /// Samples of cells that had been closed by the clock.
+    pub overtaken: u64,
+    /// Times that the clock was told to be too far ahead of the samples to be believed.
+    pub now_far_ahead: u64,
     /// Times that the clock was set.
     pub clock_moves: u64,
     /// Weeks of silence left out.
@@ -87,7 +95,7 @@ pub struct Counts {
 impl Counts {
     /// Each count with its name, for metrics.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 14] {
+    pub fn named(&self) -> [(&'static str, u64); 16] {
         [
             ("samples", self.samples),
             ("cells", self.cells),
@@ -95,6 +103,8 @@ impl Counts {
             ("duplicates", self.duplicates),
             ("out_of_order", self.out_of_order),
             ("far_ahead", self.far_ahead),
+            ("overtaken", self.overtaken),
+            ("now_far_ahead", self.now_far_ahead),
             ("clock_moves", self.clock_moves),
             ("weeks_skipped", self.weeks_skipped),
             ("resets", self.resets),
@@ -105,6 +115,15 @@ impl Counts {
             ("above_upper", self.above_upper),
         ]
     }
+}
+
+/// A cell of the grid that was closed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// When it began, in seconds since the Unix epoch.
+    pub start_s: i64,
+    /// Its mean, if that is known.
+    pub sample: Option<f64>,
 }
 
 /// A sample that was taken; without a value it only says when.
@@ -134,6 +153,8 @@ pub struct Intake {
     last: Option<Taken>,
     spacing: Option<u64>,
     aside: Option<Aside>,
+    /// Samples have shown that the clock is told wrong.
+    is_now_wrong: bool,
     /// Number of the open cell.
     cell: u64,
     /// What is known of time so far has been accounted for.
@@ -158,6 +179,7 @@ impl Intake {
             last: None,
             spacing: None,
             aside: None,
+            is_now_wrong: false,
             cell: 0,
             covered_to: 0,
             known: 0,
@@ -178,35 +200,53 @@ impl Intake {
         (self.cell * self.interval / MICROS) as i64
     }
 
-    /// Takes a sample. `emit` gets the sample of each cell that is closed by it, in order, `None` where one is
-    /// missing.
-    pub fn take(&mut self, at: Time, value: f64, emit: &mut impl FnMut(Option<f64>)) {
+    /// Takes a sample. `emit` gets each cell that is closed by it, in order.
+    pub fn take(&mut self, at: Time, value: f64, emit: &mut impl FnMut(Cell)) {
         let at = at.0.min(TIME_MAX);
         self.counts.samples += 1;
         let Some(last) = self.last else {
             self.begin(at, value);
             return;
         };
-        let ahead = WEEKS_AHEAD * self.week * self.interval;
+        let open = self.cell * self.interval;
         if at == last.at {
             self.counts.duplicates += 1;
         } else if at < last.at {
             self.counts.out_of_order += 1;
-            self.set_aside(at, value, emit);
-        } else if at - last.at > ahead {
+            if last.at - at >= LATE_MAX && self.set_aside(at) {
+                self.move_clock(at, value, emit);
+            }
+        } else if at - last.at > self.believed() {
             self.counts.far_ahead += 1;
-            self.set_aside(at, value, emit);
+            if self.set_aside(at) {
+                self.move_clock(at, value, emit);
+            }
         } else {
-            self.aside = None;
+            let is_overtaken = at + self.hold() < open;
+            self.counts.overtaken += u64::from(is_overtaken);
+            if !is_overtaken || open - at < LATE_MAX {
+                self.aside = None;
+            } else if self.set_aside(at) {
+                self.is_now_wrong = true;
+                self.move_clock(at, value, emit);
+                return;
+            }
             self.follow(last, at, value, emit);
         }
     }
 
     /// Closes the cells for which samples are overdue at `now`. Needed only where forecasts are wanted while
     /// nothing comes in.
-    pub fn advance(&mut self, now: Time, emit: &mut impl FnMut(Option<f64>)) {
+    pub fn advance(&mut self, now: Time, emit: &mut impl FnMut(Cell)) {
         let Some(last) = self.last else { return };
-        let due = now.0.min(TIME_MAX).saturating_sub(self.hold()) / self.interval;
+        let latest = last.at + self.believed();
+        let is_far = now.0 > latest;
+        self.is_now_wrong &= now.0 > last.at + LATE_MAX;
+        self.counts.now_far_ahead += u64::from(is_far || self.is_now_wrong);
+        if self.is_now_wrong {
+            return;
+        }
+        let due = now.0.min(latest).saturating_sub(self.hold()) / self.interval;
         if due <= self.cell {
             return;
         }
@@ -215,6 +255,11 @@ impl Intake {
             self.cover(last.at, until.min(due * self.interval), last.value, emit);
         }
         self.close_before(due, emit);
+    }
+
+    /// How far ahead of the last one samples are believed at once.
+    fn believed(&self) -> u64 {
+        WEEKS_AHEAD * self.week * self.interval
     }
 
     fn begin(&mut self, at: u64, value: f64) {
@@ -255,7 +300,7 @@ impl Intake {
     }
 
     /// The next sample, `last` being the one before.
-    fn follow(&mut self, last: Taken, at: u64, value: f64, emit: &mut impl FnMut(Option<f64>)) {
+    fn follow(&mut self, last: Taken, at: u64, value: f64, emit: &mut impl FnMut(Cell)) {
         let value = self.admit(value);
         let gap = at - last.at;
         match self.kind {
@@ -298,35 +343,33 @@ impl Intake {
         Some(rate)
     }
 
-    /// A sample before the last one or far after it. Some that follow each other are a clock that was set.
-    fn set_aside(&mut self, at: u64, value: f64, emit: &mut impl FnMut(Option<f64>)) {
-        let ahead = WEEKS_AHEAD * self.week * self.interval;
+    /// Notes a sample far from where the grid is. Says whether so many have followed each other by now that the
+    /// clock must have been set.
+    fn set_aside(&mut self, at: u64) -> bool {
         let run = match self.aside {
-            Some(before) if at > before.at && at - before.at <= ahead => before.run + 1,
+            Some(before) if at > before.at && at - before.at <= self.believed() => before.run + 1,
             _ => 1,
         };
         self.aside = Some(Aside { at, run });
-        if run < CLOCK_CONFIRM {
-            return;
-        }
+        run >= CLOCK_CONFIRM
+    }
+
+    /// The grid goes on with this sample.
+    fn move_clock(&mut self, at: u64, value: f64, emit: &mut impl FnMut(Cell)) {
         self.counts.clock_moves += 1;
-        self.close(emit);
+        self.close(self.cell as i64, emit);
         // So many cells on it is the same hour of the week as at the new time.
-        let (from, to) = ((self.cell + 1) % self.week, at / self.interval % self.week);
-        for _ in 0..(to + self.week - from) % self.week {
-            self.close(emit);
+        let (from, to) = (self.cell + 1, at / self.interval);
+        let empty = (to % self.week + self.week - from % self.week) % self.week;
+        self.counts.weeks_skipped += to.saturating_sub(from) / self.week;
+        for back in (1..=empty as i64).rev() {
+            self.close(to as i64 - back, emit);
         }
         self.begin(at, value);
     }
 
     /// From `from` to `until` the value was this, as far as that is not accounted for yet.
-    fn cover(
-        &mut self,
-        from: u64,
-        until: u64,
-        value: Option<f64>,
-        emit: &mut impl FnMut(Option<f64>),
-    ) {
+    fn cover(&mut self, from: u64, until: u64, value: Option<f64>, emit: &mut impl FnMut(Cell)) {
         // Cells may have been closed by the clock.
         let mut from = from.max(self.covered_to).max(self.cell * self.interval);
         while from < until {
@@ -343,188 +386,29 @@ impl Intake {
     }
 
     /// Closes the cells before number `cell`.
-    fn close_before(&mut self, cell: u64, emit: &mut impl FnMut(Option<f64>)) {
+    fn close_before(&mut self, cell: u64, emit: &mut impl FnMut(Cell)) {
         if cell <= self.cell {
             return;
         }
-        self.close(emit);
-        let mut empty = cell - self.cell - 1;
-        if empty > WEEKS_AHEAD * self.week {
-            let weeks = empty / self.week - 1;
-            self.counts.weeks_skipped += weeks;
-            empty -= weeks * self.week;
-        }
-        for _ in 0..empty {
-            self.close(emit);
+        for number in self.cell..cell {
+            self.close(number as i64, emit);
         }
         self.cell = cell;
     }
 
-    /// Ends the open cell. Its number is the caller's business.
-    fn close(&mut self, emit: &mut impl FnMut(Option<f64>)) {
+    /// Ends the open cell as the one of this number. What is open then is the caller's business.
+    fn close(&mut self, number: i64, emit: &mut impl FnMut(Cell)) {
         let is_known = 2 * self.known >= self.interval;
         let mean = self.sum / (self.known as f64 / MICROS as f64);
         self.counts.cells += 1;
         self.counts.cells_missing += u64::from(!is_known);
         (self.known, self.sum) = (0, 0.0);
-        emit(is_known.then_some(mean));
+        emit(Cell {
+            start_s: number * (self.interval / MICROS) as i64,
+            sample: is_known.then_some(mean),
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::{vec, vec::Vec};
-
-    /// Samples at seconds, on a grid of a minute.
-    fn run(kind: SampleKind, samples: &[(u64, f64)]) -> (Vec<Option<f64>>, Intake) {
-        let mut intake = Intake::new(kind, 60, Some(0.0), None);
-        let mut out = Vec::new();
-        for &(at, value) in samples {
-            intake.take(Time(at * MICROS), value, &mut |y| out.push(y));
-        }
-        (out, intake)
-    }
-
-    fn gauge(samples: &[(u64, f64)]) -> (Vec<Option<f64>>, Counts) {
-        let (out, intake) = run(SampleKind::Gauge, samples);
-        (out, *intake.counts())
-    }
-
-    #[test]
-    fn samples_on_the_grid_pass_as_they_are_and_gaps_stay_gaps() {
-        let (out, counts) = gauge(&[(600, 1.0), (660, 2.0), (780, 3.0), (840, 4.0), (900, 0.0)]);
-        assert_eq!(out, [Some(1.0), Some(2.0), None, Some(3.0), Some(4.0)]);
-        assert_eq!((counts.cells, counts.cells_missing), (5, 1));
-    }
-
-    #[test]
-    fn irregular_samples_are_weighted_by_the_time_they_hold() {
-        // 10 for 15 s, 50 for 45 s, then a cell of 50 and 20 in halves.
-        let (out, _) = gauge(&[(0, 10.0), (15, 50.0), (60, 50.0), (90, 20.0), (120, 1.0)]);
-        assert_eq!(out[0], Some(40.0));
-        assert_eq!(out[1], Some(35.0));
-    }
-
-    #[test]
-    fn samples_rarer_than_the_grid_hold_until_the_next_one() {
-        let samples: Vec<_> = (0..10).map(|i| (i * 180, 7.0 + i as f64)).collect();
-        let (out, _) = gauge(&samples);
-        // The first spacing is not known beforehand.
-        assert_eq!(out[3..9], [8.0, 8.0, 8.0, 9.0, 9.0, 9.0].map(Some));
-    }
-
-    #[test]
-    fn duplicates_and_old_samples_change_nothing_but_their_counts() {
-        let clean = [(0, 1.0), (60, 2.0), (120, 3.0), (180, 4.0)];
-        let dirty = [
-            (0, 1.0),
-            (60, 2.0),
-            (60, 9.0),
-            (120, 3.0),
-            (30, 9.0),
-            (180, 4.0),
-        ];
-        let ((clean, _), (dirty, counts)) = (gauge(&clean), gauge(&dirty));
-        assert_eq!(clean, dirty);
-        assert_eq!((counts.duplicates, counts.out_of_order), (1, 1));
-    }
-
-    #[test]
-    fn what_is_no_number_ends_what_was_known() {
-        let mut samples = vec![(0, 1.0), (60, 2.0)];
-        for (i, value) in [f64::NAN, f64::INFINITY, 1e18, -1e18, -3.0]
-            .into_iter()
-            .enumerate()
-        {
-            samples.push((120 + 60 * i as u64, value));
-        }
-        samples.extend([(420, 5.0), (480, 6.0)]);
-        let (out, counts) = gauge(&samples);
-        let missing = [None; 5];
-        assert_eq!(out[..2], [Some(1.0), Some(2.0)]);
-        assert_eq!(out[2..7], missing);
-        assert_eq!(out[7], Some(5.0));
-        let kinds = (
-            counts.not_a_number,
-            counts.infinite,
-            counts.huge,
-            counts.below_lower,
-        );
-        assert_eq!(kinds, (1, 1, 2, 1));
-    }
-
-    #[test]
-    fn a_counter_gives_its_growth_a_second_and_a_restart_is_a_gap() {
-        let samples = [
-            (0, 1e12),
-            (60, 1e12 + 600.0),
-            (120, 1e12 + 1800.0),
-            (180, 60.0),
-            (240, 660.0),
-            (300, 660.0),
-        ];
-        let (out, intake) = run(SampleKind::Counter, &samples);
-        assert_eq!(out, [Some(10.0), Some(20.0), None, Some(10.0), Some(0.0)]);
-        assert_eq!(intake.counts().resets, 1);
-    }
-
-    #[test]
-    fn one_wrong_time_is_ignored_and_a_clock_that_was_set_is_followed() {
-        let year = 365 * 86_400;
-        let mut samples: Vec<_> = (0..10).map(|i| (i * 60, 5.0)).collect();
-        samples.push((year, 9.0));
-        samples.extend((10..20).map(|i| (i * 60, 5.0)));
-        let (out, counts) = gauge(&samples);
-        assert_eq!(out, [Some(5.0); 19]);
-        assert_eq!((counts.far_ahead, counts.clock_moves), (1, 0));
-
-        samples.extend((0..30).map(|i| (year + i * 60, 6.0)));
-        let (out, counts) = gauge(&samples);
-        assert_eq!(counts.clock_moves, 1);
-        // A year is 52 weeks and a day; the sample that confirmed the clock is in its fifth minute.
-        let place = 1_440 + 5;
-        assert_eq!(out[20..place], vec![None; place - 20]);
-        assert_eq!(out[place], Some(6.0));
-        assert_eq!(out.len(), 1_440 + 29);
-    }
-
-    #[test]
-    fn a_clock_set_back_is_followed_too() {
-        let mut samples: Vec<_> = (1000..1010).map(|i| (i * 60, 5.0)).collect();
-        samples.extend((500..520).map(|i| (i * 60, 6.0)));
-        let (out, counts) = gauge(&samples);
-        assert_eq!((counts.out_of_order, counts.clock_moves), (6, 1));
-        let week = 7 * 1_440;
-        assert_eq!(out[week - 500 + 5], Some(6.0));
-    }
-
-    #[test]
-    fn a_long_silence_costs_two_weeks_of_cells_at_most() {
-        let mut intake = Intake::new(SampleKind::Gauge, 60, None, None);
-        let mut cells = 0;
-        let mut emit = |_: Option<f64>| cells += 1;
-        intake.take(Time(0), 1.0, &mut emit);
-        intake.advance(Time(u64::MAX), &mut emit);
-        assert!(intake.counts().weeks_skipped > 1_000_000);
-        assert!(cells <= 3 * 7 * 1_440, "{cells}");
-    }
-
-    #[test]
-    fn the_clock_closes_cells_whose_samples_are_overdue_and_only_those() {
-        let mut intake = Intake::new(SampleKind::Gauge, 60, None, None);
-        let mut out = Vec::new();
-        for i in 0..5_u64 {
-            intake.take(Time(i * 60 * MICROS), 3.0, &mut |y| out.push(y));
-            intake.advance(Time((i * 60 + 59) * MICROS), &mut |y| out.push(y));
-        }
-        assert_eq!(out, [Some(3.0); 4]);
-        intake.advance(Time(600 * MICROS), &mut |y| out.push(y));
-        assert_eq!(out[4], Some(3.0));
-        assert!(out.len() > 6 && out[5..].iter().all(Option::is_none));
-        // A late one of a closed cell is not counted twice.
-        let closed = out.len();
-        intake.take(Time(290 * MICROS), 8.0, &mut |y| out.push(y));
-        assert_eq!(out.len(), closed);
-    }
-}
+mod tests;

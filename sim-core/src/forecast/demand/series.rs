@@ -4,13 +4,14 @@ use alloc::boxed::Box;
 
 use serde::{Deserialize, Serialize};
 
-use super::intake::{Counts, Intake, SampleKind};
+use super::intake::{Cell, Counts, Intake, SampleKind};
 use super::units::{UnitWatch, Verdict};
 use super::{DemandConfig, DemandForecaster, EventRefused, ScheduledEvent};
 use crate::time::Time;
 
 /// Forecasts one series from samples as they come: at any times, in any order, of any value. What happens to
-/// each kind is told in [`intake`](super::intake); a change of the unit is followed.
+/// each kind is told in [`intake`](super::intake); a change of the unit is followed. Each cell of the grid tells the
+/// forecaster what time it is.
 ///
 /// Its memory grows only while a change of the unit is suspected: by a copy of the forecaster for as many samples.
 ///
@@ -52,8 +53,8 @@ impl DemandSeries {
         Self {
             intake: Intake::new(kind, config.interval_s, lower, config.upper),
             inner: Inner {
+                units: UnitWatch::new(lower, config.upper),
                 forecaster: DemandForecaster::new(DemandConfig { lower, ..config }),
-                units: UnitWatch::new(),
                 before: None,
             },
         }
@@ -62,18 +63,16 @@ impl DemandSeries {
     /// Takes a sample of the moment `at`.
     pub fn take(&mut self, at: Time, value: f64) {
         let inner = &mut self.inner;
-        self.intake
-            .take(at, value, &mut |sample| inner.observe(sample));
+        self.intake.take(at, value, &mut |cell| inner.observe(cell));
     }
 
     /// Says that it is `now`: samples that should have come are missing.
     pub fn advance(&mut self, now: Time) {
         let inner = &mut self.inner;
-        self.intake
-            .advance(now, &mut |sample| inner.observe(sample));
+        self.intake.advance(now, &mut |cell| inner.observe(cell));
     }
 
-    /// Takes an event that is known beforehand.
+    /// Takes an event that is known beforehand. Its time is that of the samples.
     ///
     /// # Errors
     /// There are too many events, or its intensity is no number.
@@ -114,7 +113,9 @@ impl DemandSeries {
 }
 
 impl Inner {
-    fn observe(&mut self, sample: Option<f64>) {
+    fn observe(&mut self, Cell { start_s, sample }: Cell) {
+        // Weeks may have been skipped, and the clock may have been set.
+        self.forecaster.set_clock(start_s);
         match self.units.observe(sample) {
             Verdict::Usual => self.before = None,
             Verdict::Suspect => {
@@ -127,11 +128,14 @@ impl Inner {
                     self.forecaster = *before;
                 }
                 self.forecaster.change_unit(factor);
+                let config = &mut self.forecaster.config;
+                (config.lower, config.upper) = self.units.bounds();
                 let suspects = self.units.suspects();
                 for &earlier in &suspects[..suspects.len().saturating_sub(1)] {
                     self.forecaster.observe(earlier);
                 }
                 self.units.settle();
+                self.forecaster.set_clock(start_s);
             }
         }
         self.forecaster.observe(sample);

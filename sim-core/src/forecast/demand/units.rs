@@ -6,8 +6,17 @@
 //! them is taken over to it, and they are told again.
 //! Nothing is held back meanwhile: the forecaster learns from suspect samples at once, as from any leap.
 //!
-//! How it fails: demand that truly rises a hundredfold from one sample to the next looks the same. Forecasts are
-//! right then too, since they are always in the unit of the newest samples; they only take the old shape along.
+//! Load that is switched on and off (a nightly batch) looks the same. It is told from units by three rules:
+//!
+//! * A value within what was ever seen, in the present unit, is never suspect, nor is one within two configured bounds.
+//! * A change that undoes an earlier one takes it back, with the bounds that it widened. From then on leaps by that
+//!   factor are load: it is watched no more.
+//! * Values that aren't positive say nothing of units and widen nothing.
+//!
+//! How it fails: the first leap of such a load is followed as a change of the unit, and its time until the leap back is
+//! remembered in the wrong one. Forecasts are right then too, since they are always in the unit of the newest samples;
+//! they only take the old shape along. After a glitch as large as a changed unit, or a change that was taken back, a
+//! true one is learned as load.
 
 use alloc::vec::Vec;
 
@@ -37,6 +46,8 @@ const FACTORS: [f64; 7] = [
     1e9,
     1024.0 * 1024.0 * 1024.0,
 ];
+/// Factors this near to each other can't be told apart: 1000 and 1024, and their powers.
+const ALIKE: f64 = 1.1;
 /// Bounds of all changes together.
 const UNIT_MAX: f64 = 1e100;
 /// Bounds of the forecaster's scale.
@@ -62,6 +73,21 @@ pub(super) struct UnitWatch {
     suspects: Vec<Option<f64>>,
     unit: f64,
     changes: u64,
+    /// What was configured, in the first unit.
+    lower: Option<f64>,
+    upper: Option<f64>,
+    /// Least and most positive value ever seen, in the present unit.
+    seen: Option<(f64, f64)>,
+    /// By the place in [`FACTORS`]: the latest change by it or its inverse.
+    followed: [Option<f64>; FACTORS.len()],
+    /// Leaps by it turned out to be load.
+    is_load: [bool; FACTORS.len()],
+}
+
+/// Whether leaps by the one can't be told from leaps by the other, up or down.
+fn is_alike(a: f64, b: f64) -> bool {
+    let size = |factor: f64| libm::fabs(libm::log(factor));
+    libm::fabs(size(a) - size(b)) < libm::log(ALIKE)
 }
 
 /// The factor nearest to `ratio`, if it is within `near` of it.
@@ -83,18 +109,33 @@ fn median(values: &[f64]) -> f64 {
 }
 
 impl UnitWatch {
-    pub(super) fn new() -> Self {
+    /// `lower` and `upper`: bounds of the series, as far as it has any.
+    pub(super) fn new(lower: Option<f64>, upper: Option<f64>) -> Self {
         Self {
             recent: Vec::with_capacity(REFERENCE),
             suspects: Vec::with_capacity(CONFIRM + MISSING_MAX + 1),
             unit: 1.0,
             changes: 0,
+            lower,
+            upper,
+            seen: None,
+            followed: [None; FACTORS.len()],
+            is_load: [false; FACTORS.len()],
         }
     }
 
     /// How many of today's units were one at the beginning, and how often that changed.
     pub(super) fn unit(&self) -> (f64, u64) {
         (self.unit, self.changes)
+    }
+
+    /// The bounds, widened by the unit if need be, never narrowed: a bound that is too far out does no harm.
+    pub(super) fn bounds(&self) -> (Option<f64>, Option<f64>) {
+        let unit = self.unit;
+        (
+            self.lower.map(|lower| lower.min(lower * unit)),
+            self.upper.map(|upper| upper.max(upper * unit)),
+        )
     }
 
     /// The latest samples of what is suspect.
@@ -107,7 +148,9 @@ impl UnitWatch {
         let is_open = !self.suspects.is_empty();
         let is_suspect = match sample {
             None => is_open && self.suspects.iter().filter(|y| y.is_none()).count() < MISSING_MAX,
-            Some(y) => (is_open || self.is_leap(y)) && self.ratio_is_near(y),
+            Some(y) => {
+                (is_open || self.is_leap(y)) && self.ratio_is_near(y) && !self.is_ordinary(y)
+            }
         };
         if !is_suspect {
             self.clear();
@@ -131,9 +174,33 @@ impl UnitWatch {
             self.clear();
             return Verdict::Usual;
         };
+        let factor = self.follow(factor);
         self.unit = (self.unit * factor).clamp(1.0 / UNIT_MAX, UNIT_MAX);
         self.changes += 1;
         Verdict::Changed(factor)
+    }
+
+    /// Notes a change by `factor`, and gives the exact one if it undoes an earlier change.
+    fn follow(&mut self, factor: f64) -> f64 {
+        let alike = |i: &usize| is_alike(FACTORS[*i], factor);
+        let is_up = factor > 1.0;
+        let earlier = (0..FACTORS.len())
+            .filter(alike)
+            .find_map(|i| self.followed[i].filter(|earlier| (*earlier > 1.0) != is_up));
+        let factor = earlier.map_or(factor, |earlier| 1.0 / earlier);
+        for i in (0..FACTORS.len()).filter(alike) {
+            self.followed[i] = Some(factor);
+            self.is_load[i] |= earlier.is_some();
+        }
+        self.seen = self.seen.map(|(least, most)| {
+            if earlier.is_some() {
+                // It was one unit all the time.
+                (least.min(least * factor), most.max(most * factor))
+            } else {
+                (least * factor, most * factor)
+            }
+        });
+        factor
     }
 
     /// Nothing is suspect any more: suspect samples are samples like others.
@@ -157,6 +224,22 @@ impl UnitWatch {
             self.recent.remove(0);
         }
         self.recent.push(y);
+        if y > 0.0 {
+            let (least, most) = self.seen.unwrap_or((y, y));
+            self.seen = Some((least.min(y), most.max(y)));
+        }
+    }
+
+    /// `y` is within what was seen (by and large) or may be: a value of the present unit like others.
+    fn is_ordinary(&self, y: f64) -> bool {
+        let was_seen = self
+            .seen
+            .is_some_and(|(least, most)| (least / NEAR_MEDIAN..=most * NEAR_MEDIAN).contains(&y));
+        let is_bounded = self
+            .lower
+            .zip(self.upper)
+            .is_some_and(|(lower, upper)| (lower * self.unit..=upper * self.unit).contains(&y));
+        was_seen || is_bounded
     }
 
     /// The samples before were steady, and `y` is far from all of them.
@@ -168,7 +251,12 @@ impl UnitWatch {
     }
 
     fn ratio_is_near(&self, y: f64) -> bool {
-        y > 0.0 && factor_near(y / median(&self.recent), NEAR).is_some()
+        let factor = factor_near(y / median(&self.recent), NEAR);
+        let is_load = |factor: f64| {
+            let mut factors = FACTORS.into_iter().zip(self.is_load);
+            factors.any(|(load, is_load)| is_load && is_alike(load, factor))
+        };
+        y > 0.0 && factor.is_some_and(|factor| !is_load(factor))
     }
 }
 
@@ -196,7 +284,15 @@ mod tests {
     use super::*;
 
     fn watch(values: impl IntoIterator<Item = f64>) -> (UnitWatch, Vec<Verdict>) {
-        let mut watch = UnitWatch::new();
+        watch_within(None, None, values)
+    }
+
+    fn watch_within(
+        lower: Option<f64>,
+        upper: Option<f64>,
+        values: impl IntoIterator<Item = f64>,
+    ) -> (UnitWatch, Vec<Verdict>) {
+        let mut watch = UnitWatch::new(lower, upper);
         let verdicts = values
             .into_iter()
             .map(|y| {
@@ -231,9 +327,46 @@ mod tests {
                 matches!(verdicts[45], Verdict::Changed(_)),
                 "{factor}: {verdicts:?}"
             );
-            assert!((watch.unit().0 - 1.0).abs() < 0.1);
+            assert!((watch.unit().0 - 1.0).abs() < 1e-9, "{factor}");
             assert_eq!(watch.unit().1, 2);
         }
+    }
+
+    #[test]
+    fn load_switched_on_and_off_is_taken_for_a_unit_once_at_most() {
+        for factor in FACTORS
+            .into_iter()
+            .flat_map(|factor| [factor, 1.0 / factor])
+        {
+            let values = (0..600_u32).map(|t| {
+                let wave = 50.0 + f64::from(t % 7);
+                if t / 20 % 2 == 1 { wave * factor } else { wave }
+            });
+            let (watch, verdicts) = watch_within(None, Some(1e5), values);
+            assert_eq!(watch.unit().1, 2, "{factor}");
+            assert!((watch.unit().0 - 1.0).abs() < 1e-9, "{factor}");
+            // What was widened is as it was.
+            assert!(watch.bounds().1.is_some_and(|upper| upper < 1e5 * 1.001));
+            // Nothing is kept back for a suspicion any more.
+            assert!(verdicts[60..].iter().all(|v| *v == Verdict::Usual));
+        }
+    }
+
+    #[test]
+    fn what_lies_within_two_bounds_or_was_seen_before_is_no_unit() {
+        let switched = |t: u32| if t / 20 % 2 == 1 { 60.0 } else { 0.6 };
+        let (bounded, verdicts) = watch_within(Some(0.0), Some(100.0), (0..200).map(switched));
+        assert_eq!(bounded.unit(), (1.0, 0));
+        assert!(verdicts.iter().all(|v| *v == Verdict::Usual));
+        // Some steps up, none of them a unit's; then down at once.
+        let stairs = (0..60_u32).map(|t| [0.6, 3.0, 15.0, 60.0][(t / 5).min(3) as usize]);
+        let (seen, _) = watch(stairs.chain((0..20).map(|_| 0.6)));
+        assert_eq!(seen.unit(), (1.0, 0));
+        // Out of the bounds is a unit.
+        let leap = (0..60).map(|t| if t < 30 { 60.0 } else { 60_000.0 });
+        let (beyond, _) = watch_within(Some(0.0), Some(100.0), leap);
+        assert_eq!(beyond.unit(), (1_000.0, 1));
+        assert_eq!(beyond.bounds(), (Some(0.0), Some(100_000.0)));
     }
 
     #[test]
