@@ -18,7 +18,7 @@ const NOISE_MEMORY: f64 = 200.0;
 const NOISE_MIN: f64 = 1e-6;
 /// Noise does not vanish where no request comes.
 const RATE_MIN: f64 = 0.1;
-/// Deviations that the states walk a sample, in deviations of the noise: a memory of 50 samples.
+/// Deviations that the states walk a sample, in deviations of the noise at the sample's rate: a memory of 50 samples.
 const WALK: f64 = 0.02;
 /// Innovations count in full up to so many deviations.
 const CLIP: f64 = 4.0;
@@ -105,7 +105,7 @@ impl Filter {
     /// Learns from a sample. Says whether costs have changed for good.
     pub(super) fn learn(&mut self, rate: f64, used: f64, seconds: f64) -> bool {
         let seen = self.seen(rate, seconds);
-        self.walk();
+        self.walk(seen.rate);
         let innovation = used / self.use_unit - self.base - self.demand * seen.rate;
         let known = self.known(seen.rate);
         let noise = self.noise * seen.noisy;
@@ -138,7 +138,7 @@ impl Filter {
     /// Learns from a sample that tells only a lower bound. Says whether costs have risen for good.
     pub(super) fn censored(&mut self, rate: f64, used: f64, seconds: f64) -> bool {
         let seen = self.seen(rate, seconds);
-        self.walk();
+        self.walk(seen.rate);
         let variance = self.known(seen.rate) + self.noise * seen.noisy;
         let deviation = libm::sqrt(variance);
         let bound = used / self.use_unit - self.base - self.demand * seen.rate;
@@ -172,11 +172,13 @@ impl Filter {
         }
     }
 
-    fn walk(&mut self) {
+    /// The states walk before a sample at `rate`. The gain on demand grows with rate² × walk / noise, and noise with the
+    /// rate: divided by it, the memory is as long at any multiple of the rate that happened to come first.
+    fn walk(&mut self, rate: f64) {
         let step = WALK * WALK * self.noise;
         // What is not told by any sample must not grow for ever.
         self.covariance[0] = (self.covariance[0] + step).min(1e3 * BASE_PRIOR);
-        self.covariance[2] = (self.covariance[2] + step).min(1e3 * DEMAND_PRIOR);
+        self.covariance[2] = (self.covariance[2] + step / rate.max(1.0)).min(1e3 * DEMAND_PRIOR);
         let most = libm::sqrt(self.covariance[0] * self.covariance[2]);
         self.covariance[1] = self.covariance[1].clamp(-most, most);
     }
@@ -209,6 +211,28 @@ mod tests {
         assert!((hazard(2.0) - 2.373_215_533).abs() < 1e-6);
         assert!(hazard(-9.0) < 1e-15 && hazard(-40.0) == 0.0);
         assert!((hazard(6.0) - hazard(6.000_001)).abs() < 1e-2);
+    }
+
+    #[test]
+    fn memory_is_as_long_where_the_first_rate_was_a_thousandth_of_the_usual_one() {
+        // Noise of a fifth either way must be averaged out, whatever the units are.
+        let worst = |first: f64| {
+            let mut filter = Filter::new(first, 0.005 * first, 15.0);
+            let mut worst = 0.0_f64;
+            let mut x = 1_u64;
+            for i in 0..3_000 {
+                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let noise = 0.4 * ((x >> 40) as f64 / 16_777_216.0 - 0.5);
+                filter.learn(100.0, 0.5 * (1.0 + noise), 15.0);
+                if i >= 1_000 {
+                    let (mean, _) = filter.predict(100.0, 0.0, 15.0);
+                    worst = worst.max((mean / 0.5 - 1.0).abs());
+                }
+            }
+            worst
+        };
+        let (usual, small) = (worst(100.0), worst(0.1));
+        assert!(small < 1.5 * usual && usual < 0.1, "{usual} {small}");
     }
 
     #[test]

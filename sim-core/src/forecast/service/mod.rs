@@ -22,7 +22,8 @@
 //! 24 (2016)). A sample of an instance that is *settling*, after its start or while work is moved, is left out.
 //!
 //! How it fails: where cost depends on the kind of request, a change of the mix is a change of cost, which is followed
-//! late. Where the rate never changes, base and demand can't be told apart; the variance at other rates says so.
+//! late, and later still where the first sample's rate was more than ten times the usual one. Where the rate never
+//! changes, base and demand can't be told apart; the variance at other rates says so.
 //! Memory is no flow and has no model here.
 //!
 //! ```
