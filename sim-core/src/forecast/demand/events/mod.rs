@@ -356,16 +356,22 @@ impl Events {
 }
 
 /// Seconds since the start of an event that is near; of two neighbouring ones of a recurring event the next is told from
-/// an hour before its start.
+/// an hour before its start, but not while the one before is on or in the first half of the time between starts.
 fn since_start(event: &ScheduledEvent, at_s: i64) -> Option<i64> {
     let since = at_s.saturating_sub(event.start_s);
-    let since = match event.every_s {
-        Some(every) if since >= -BEFORE_S => {
-            since.saturating_add(BEFORE_S) % i64::from(every) - BEFORE_S
-        }
-        _ => since,
-    };
     let length = event.end_s.saturating_sub(event.start_s);
+    let since = match event.every_s.map(i64::from) {
+        Some(every) => {
+            let pause = every.saturating_sub(length).max(0);
+            let before = BEFORE_S.min(every / 2).min(pause);
+            if since >= -before {
+                since.saturating_add(before) % every - before
+            } else {
+                since
+            }
+        }
+        None => since,
+    };
     (since > -BEFORE_S && since.saturating_sub(length) < AFTER_S).then_some(since)
 }
 
@@ -453,6 +459,40 @@ mod tests {
             );
         }
         assert!((events.said(2_000_000 - 86_400 + 2_000) - 2.0).abs() < 0.25);
+    }
+
+    #[test]
+    fn what_recurs_each_hour_is_on_and_off_each_hour() {
+        for (every, length) in [(3_600, 600), (3_600, 2_700), (1_800, 300), (7_200, 3_600)] {
+            let e = ScheduledEvent {
+                end_s: i64::from(length),
+                ..event(0, Some(every))
+            };
+            for at in 0..20 * i64::from(every) {
+                let into = at % i64::from(every);
+                let since = since_start(&e, at);
+                let is_on = since.is_some_and(|since| (0..i64::from(length)).contains(&since));
+                assert_eq!(is_on, into < i64::from(length), "{every} {at}: {since:?}");
+            }
+        }
+        let mut events = Events::new(60, &[1, 4]);
+        let batch = ScheduledEvent {
+            end_s: 600,
+            ..event(0, Some(3_600))
+        };
+        events.add(batch, 0).expect("taken");
+        let is_on = |at: i64| at % 3_600 < 600;
+        for step in 0..6_000_u64 {
+            let at = step as i64 * 60;
+            events.observe(step, at, Some(if is_on(at) { 3.5 } else { 2.0 }));
+        }
+        for hour in 100..110 {
+            let (on, off) = (
+                events.said(hour * 3_600 + 300),
+                events.said(hour * 3_600 + 2_400),
+            );
+            assert!(on - off > 1.0, "{hour}: {on} {off}");
+        }
     }
 
     #[test]
