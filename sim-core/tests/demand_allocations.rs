@@ -27,13 +27,15 @@ fn samples_and_forecasts_allocate_nothing() {
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
-/// What a 5-minute series takes today, the forecaster itself and what it asked for. The aim is 64 KiB.
+/// What a 5-minute series takes, the forecaster itself and what it asked for: 89.8 KiB. The aim is 64 KiB.
+const BYTES: u64 = 91_928;
+
 #[test]
-fn a_five_minute_series_takes_no_more_than_98_kib() {
+fn a_five_minute_series_takes_two_per_cent_more_than_was_measured_at_most() {
     let counted = allocation_counter::measure(|| {
         let f = DemandForecaster::new(DemandConfig::default());
         assert_eq!(f.horizon(), 72);
     });
     let bytes = counted.bytes_max + size_of::<DemandForecaster>() as u64;
-    assert!(bytes <= 98 * 1024, "{bytes}");
+    assert!(bytes <= BYTES * 102 / 100, "{bytes}");
 }

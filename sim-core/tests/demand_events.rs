@@ -38,8 +38,8 @@ fn pinball(y: f64, quantiles: &[f64; 7]) -> f64 {
     quantiles.iter().zip(LEVELS).map(loss).sum()
 }
 
-/// Loss two hours ahead at targets within events and at others, after two weeks.
-fn losses(with_events: bool) -> [f64; 2] {
+/// A forecaster that has seen nothing but, perhaps, the schedule.
+fn forecaster(with_events: bool) -> DemandForecaster {
     let mut f = DemandForecaster::new(DemandConfig {
         interval_s: INTERVAL,
         horizon_steps: 12,
@@ -61,6 +61,12 @@ fn losses(with_events: bool) -> [f64; 2] {
             }
         }
     }
+    f
+}
+
+/// Loss two hours ahead at targets within events and at others, after two weeks.
+fn losses(with_events: bool) -> [f64; 2] {
+    let mut f = forecaster(with_events);
     let (mut sums, mut counts) = ([0.0; 2], [0.0; 2]);
     for t in 0..35 * DAY {
         f.observe(Some(value(t)));
@@ -79,6 +85,46 @@ fn a_schedule_foretells_events_and_the_days_without_one() {
     let (with, without) = (losses(true), losses(false));
     assert!(with[0] < 0.3 * without[0], "within: {with:?} {without:?}");
     assert!(with[1] < 0.9 * without[1], "outside: {with:?} {without:?}");
+}
+
+/// Mean chance of a crossing within two hours, an hour before events.
+fn foretold(with_events: bool) -> f64 {
+    // Nothing but events exceeds this.
+    let threshold = 200.0;
+    let mut f = forecaster(with_events);
+    let (mut sum, mut count) = (0.0, 0.0);
+    for t in 0..35 * DAY {
+        f.observe(Some(value(t)));
+        if t < 14 * DAY || event_of(t / DAY) != Some(t + 5) {
+            continue;
+        }
+        sum += f.probability_of_any_above(threshold, LEAD);
+        count += 1.0;
+        let (mut most, mut all, mut before) = (0.0_f64, 0.0, 0.0);
+        let by_step: Vec<f64> = (1..=f.horizon())
+            .map(|step| f.probability_of_any_above(threshold, step))
+            .collect();
+        for (step, &any) in (1..).zip(&by_step).filter(|_| with_events) {
+            let alone = f.forecast(step).probability_above(threshold);
+            (most, all) = (most.max(alone), all + alone);
+            assert!(
+                most <= any && any <= all && before <= any,
+                "{t}: {by_step:?}"
+            );
+            before = any;
+        }
+        for level in [0.01, 0.3, 0.8] {
+            let first = by_step.iter().position(|&any| any >= level);
+            assert_eq!(f.first_crossing(threshold, level), first.map(|i| i + 1));
+        }
+    }
+    sum / count
+}
+
+#[test]
+fn crossings_that_a_schedule_foretells_are_expected_and_agree_with_the_steps() {
+    let (with, without) = (foretold(true), foretold(false));
+    assert!(with > 0.8 && without < 0.3, "{with} {without}");
 }
 
 #[test]

@@ -127,6 +127,28 @@ fn the_time_of_a_spike_is_foreseen() {
 }
 
 #[test]
+fn nothing_exceeds_the_upper_bound_and_everything_what_lies_below_the_lower_one() {
+    let mut f = DemandForecaster::new(DemandConfig {
+        lower: Some(0.0),
+        upper: Some(100.0),
+        ..HOURLY
+    });
+    // At the bound for half of the time.
+    for y in sticky(600) {
+        f.observe(Some(y.min(100.0)));
+    }
+    for steps in [1, 3, 6] {
+        assert_eq!(f.probability_of_any_above(100.0, steps), 0.0);
+        assert_eq!(f.probability_of_any_above(250.0, steps), 0.0);
+        assert_eq!(f.probability_of_any_above(-0.1, steps), 1.0);
+    }
+    assert!(f.probability_of_any_above(95.0, 6) > 0.5);
+    assert_eq!(f.first_crossing(100.0, 1e-9), None);
+    assert_eq!(f.first_crossing(-0.1, 1.0), Some(1));
+    assert!(f.first_crossing(95.0, 0.5).is_some());
+}
+
+#[test]
 fn what_is_no_threshold_or_no_level_is_never_crossed() {
     let mut f = DemandForecaster::new(HOURLY);
     assert_eq!(f.first_crossing(1.0, 0.5), None);

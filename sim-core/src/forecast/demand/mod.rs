@@ -22,8 +22,10 @@
 //!   holds both before the forecaster.
 //!
 //! One configuration serves every series: all that depends on a series follows from its interval,
-//! its bounds and its samples. Each sample costs the same, however many came before. No clock, no chance, no
-//! function of the processor's own: the same samples give the same bits everywhere.
+//! its bounds and its samples. Each sample costs the same, however many came before, but for a few: while all samples
+//! are held (a week of them, 2016 of a 5-minute series), the scale is looked at again after 4, 8, 16 … of them and then once
+//! a day, and if it is off they are all told again at once. No clock, no chance, no function of the processor's own: the
+//! same samples give the same bits everywhere.
 //!
 //! ```
 //! use sim_core::forecast::demand::{DemandConfig, DemandForecaster};
@@ -247,7 +249,7 @@ impl DemandForecaster {
         };
         let n = held().count();
         let mean = held()
-            .map(|z| libm::sinh(f64::from(z)) * before)
+            .map(|z| outward(ingredients, f64::from(z)) * before)
             .sum::<f64>()
             / n as f64;
         let middle = outward(ingredients, f64::from(median(n, held))) * before;
@@ -373,11 +375,26 @@ impl DemandForecaster {
     /// It never falls with `steps`. 0 before the first sample and for NaN.
     ///
     /// Not put together from single steps: the largest of the next samples is a target of its own, at some knots. The
-    /// steps' own chances only share out what lies between two of them.
+    /// steps' own chances only share out what lies between two of them. That target knows nothing of the schedule and
+    /// of a demotion. Where there is either, its chance is brought between the largest of the issued steps' chances and
+    /// their sum, where it must lie.
     pub fn probability_of_any_above(&self, threshold: f64, steps: usize) -> f64 {
         let steps = steps.clamp(1, self.horizon);
-        self.inside(threshold)
-            .map_or(0.0, |threshold| self.engine.exceeds(threshold, steps))
+        let inside = match self.inside(threshold) {
+            Inside::Never => return 0.0,
+            Inside::Always => return 1.0,
+            Inside::At(inside) => inside,
+        };
+        let chance = self.engine.exceeds(inside, steps);
+        if !self.is_changed() {
+            return chance;
+        }
+        let (least, most) = self
+            .bounds(threshold)
+            .take(steps)
+            .last()
+            .unwrap_or((0.0, 1.0));
+        chance.min(most).max(least)
     }
 
     /// The step by which `threshold` will have been exceeded with a probability of `level` or more (above 0, at
@@ -385,14 +402,47 @@ impl DemandForecaster {
     /// first crossing.
     pub fn first_crossing(&self, threshold: f64, level: f64) -> Option<usize> {
         let is_level = level > 0.0 && level <= 1.0;
-        let threshold = self.inside(threshold).filter(|_| is_level)?;
-        self.engine.first_crossing(threshold, level)
+        let inside = match self.inside(threshold) {
+            Inside::At(inside) if is_level => inside,
+            Inside::Always if is_level => return Some(1),
+            _ => return None,
+        };
+        let by_engine = self.engine.first_crossing(inside, level);
+        if !self.is_changed() {
+            return by_engine;
+        }
+        let is_reached = |step| by_engine.is_some_and(|first| step >= first);
+        (1..=self.horizon)
+            .zip(self.bounds(threshold))
+            .find(|&(step, (least, most))| least >= level || (most >= level && is_reached(step)))
+            .map(|(step, _)| step)
+    }
+
+    /// Whether what is issued is not what the engine says.
+    fn is_changed(&self) -> bool {
+        self.events.is_some() || self.standings.is_demoted()
+    }
+
+    /// The largest of the chances of the steps up to each one, as they are issued, and their sum, which is 1 at most.
+    fn bounds(&self, threshold: f64) -> impl Iterator<Item = (f64, f64)> {
+        (1..=self.horizon).scan((0.0_f64, 0.0_f64), move |(least, most), step| {
+            let chance = self.forecast(step).probability_above(threshold);
+            (*least, *most) = (least.max(chance), (*most + chance).min(1.0));
+            Some((*least, *most))
+        })
     }
 
     /// A threshold as the experts see it.
-    fn inside(&self, threshold: f64) -> Option<f64> {
-        let is_known = self.observed > 0 && !threshold.is_nan();
-        is_known.then(|| inward(self.ingredients, threshold / self.scale))
+    fn inside(&self, threshold: f64) -> Inside {
+        let DemandConfig { lower, upper, .. } = self.config;
+        if self.observed == 0 || threshold.is_nan() || upper.is_some_and(|upper| threshold >= upper)
+        {
+            Inside::Never
+        } else if lower.is_some_and(|lower| threshold < lower) {
+            Inside::Always
+        } else {
+            Inside::At(inward(self.ingredients, threshold / self.scale))
+        }
     }
 
     /// How the experts do at each knot, for display and metrics.
@@ -436,6 +486,13 @@ impl DemandForecaster {
     pub fn scored(&self) -> u64 {
         self.engine.scored()
     }
+}
+
+/// A threshold on the transformed scale, if a sample may lie on either side of it.
+enum Inside {
+    Never,
+    Always,
+    At(f64),
 }
 
 /// A scaled sample as the experts see it, and back.
