@@ -13,6 +13,8 @@ const OTHERS: [&str; 3] = ["manifest.csv", "origins.csv", "events.csv"];
 #[derive(Debug)]
 pub(crate) struct Series {
     pub(crate) id: String,
+    /// Series of one recording have the same.
+    pub(crate) group: String,
     pub(crate) interval_s: i64,
     pub(crate) start: i64,
     pub(crate) is_percent: bool,
@@ -70,6 +72,8 @@ struct ManifestRow {
     warmup_end_ts: i64,
     #[serde(default)]
     scale: f64,
+    #[serde(default)]
+    group: String,
 }
 
 #[derive(Deserialize)]
@@ -122,7 +126,9 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Series>> {
             steps_a: list(&row.steps_a)?,
             steps_b: list(&row.steps_b)?,
         };
+        let group = Some(row.group).filter(|group| !group.is_empty());
         all.push(Series {
+            group: group.unwrap_or_else(|| row.series_id.clone()),
             id: row.series_id,
             interval_s: row.interval_s,
             start: row.start_ts,

@@ -43,10 +43,10 @@ struct Arguments {
     /// Score it, as a table a band and kind
     #[arg(long)]
     score: bool,
-    /// Which origins
+    /// Which series, and which origins of them
     #[arg(long, value_enum, default_value = "scored")]
     split: Split,
-    /// What each part of the forecaster gives, on our own split
+    /// What each part of the forecaster gives, on the half to tune by
     #[arg(long)]
     ablation: bool,
     /// How good forecasts are after the first samples
@@ -65,10 +65,23 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Split {
-    /// Those of the folder, which are scored
+    /// All series at the folder's origins
     Scored,
-    /// Others of the same series, to tune by
+    /// Half of the series, to tune by, at origins of our own
     Own,
+    /// The other half at the folder's origins
+    Held,
+}
+
+impl Split {
+    /// What a report says of it.
+    fn about(self) -> &'static str {
+        match self {
+            Self::Scored => "all series, at the folder's origins",
+            Self::Own => "the half of the series to tune by, at origins of our own",
+            Self::Held => "the half of the series that is not tuned by, at the folder's origins",
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -99,13 +112,16 @@ fn main() -> Result<()> {
         file.flush()?;
     }
     if wants_forecasts {
-        if arguments.split == Split::Own {
-            split::own(&mut all, true);
+        match arguments.split {
+            Split::Scored => {}
+            Split::Own => split::own(&mut all, true),
+            Split::Held => split::held(&mut all),
         }
         forecasts(&arguments, &all)?;
     }
     if arguments.ablation {
         split::own(&mut all, false);
+        println!("{}:\n", Split::Own.about());
         println!("{}", tables::ablation(&all)?);
     }
     Ok(())
@@ -147,7 +163,7 @@ fn forecasts(arguments: &Arguments, all: &[Series]) -> Result<()> {
         println!("{line}");
     }
     if arguments.score {
-        println!("\n{}", scores.table());
+        println!("\n{}:\n\n{}", arguments.split.about(), scores.table());
     }
     Ok(())
 }

@@ -131,6 +131,7 @@ mod tests {
         let value = |t: usize| if t.is_multiple_of(10) { 90.0 } else { 10.0 };
         let samples = (0..400).map(|t| Some(value(t))).collect();
         let series = Series {
+            group: "s".to_owned(),
             id: "spikes".into(),
             interval_s: 300,
             start: 0,

@@ -1,4 +1,7 @@
-//! Origins of our own, to tune by: not those that are scored.
+//! Halves of the series: one to tune by, at origins of our own, and one that nothing was tuned on, at those that are scored.
+//!
+//! Which half a series is in follows from its group, so that one recording at two intervals, or two parts of it, is
+//! never in both.
 
 use crate::folder::Series;
 use crate::score::quantile;
@@ -11,8 +14,26 @@ const THRESHOLD: f64 = 0.97;
 const CAPACITY: f64 = 0.95;
 const SEED: u64 = 0x5A17_2026;
 
+/// Whether a series is one to tune by.
+fn is_own(series: &Series) -> bool {
+    let start = SEED ^ series.group.len() as u64;
+    let hash = |hash: u64, byte: u8| mix(hash ^ u64::from(byte));
+    series.group.bytes().fold(start, hash) & 1 == 0
+}
+
+/// Leaves the half that nothing is tuned on, and what is asked of it.
+pub(crate) fn held(all: &mut Vec<Series>) {
+    all.retain(|series| !is_own(series));
+}
+
+/// Leaves the half to tune by, and replaces what is asked of it.
+pub(crate) fn own(all: &mut Vec<Series>, with_decisions: bool) {
+    all.retain(is_own);
+    ask(all, with_decisions);
+}
+
 /// Replaces what is asked for.
-pub(crate) fn own(all: &mut [Series], with_decisions: bool) {
+fn ask(all: &mut [Series], with_decisions: bool) {
     for (place, series) in all.iter_mut().enumerate() {
         let scored = series
             .origins
@@ -57,12 +78,14 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     use crate::folder::Scoring;
 
-    #[test]
-    fn origins_are_spread_after_the_warm_up_and_decisions_end_before_the_scored_week() {
-        let mut series = Series {
-            id: "s".to_owned(),
+    fn series(id: &str, group: &str) -> Series {
+        Series {
+            id: id.to_owned(),
+            group: group.to_owned(),
             interval_s: 3_600,
             start: 0,
             is_percent: false,
@@ -77,10 +100,38 @@ mod tests {
                 steps_b: vec![2, 3],
                 ..Scoring::default()
             },
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_tuned_by_is_in_the_other_half_nor_of_the_same_recording() {
+        let all = || -> Vec<Series> {
+            let each = |i: usize| series(&format!("s{i}"), &format!("recording{}", i / 2));
+            let mut all: Vec<Series> = (0..200).map(each).collect();
+            all.iter_mut().for_each(|series| series.ask(2_000, false));
+            all
         };
+        let (mut tuned, mut others) = (all(), all());
+        own(&mut tuned, false);
+        held(&mut others);
+        let of = |all: &[Series], what: fn(&Series) -> &String| -> BTreeSet<String> {
+            all.iter().map(what).cloned().collect()
+        };
+        assert!(of(&tuned, |s| &s.id).is_disjoint(&of(&others, |s| &s.id)));
+        assert!(of(&tuned, |s| &s.group).is_disjoint(&of(&others, |s| &s.group)));
+        assert_eq!(tuned.len() + others.len(), 200);
+        // Halves, as near as a hundred tosses of a coin come to it.
+        assert!((60..=140).contains(&tuned.len()), "{}", tuned.len());
+        // What is held back is scored at the folder's own origins.
+        assert!(others.iter().all(|s| s.origins.keys().eq([&2_000])));
+    }
+
+    #[test]
+    fn origins_are_spread_after_the_warm_up_and_decisions_end_before_the_scored_week() {
+        let mut series = series("s", "s");
         (2_800..3_000).for_each(|at| series.ask(at, true));
         let mut all = [series];
-        own(&mut all, true);
+        ask(&mut all, true);
         let [series] = all;
         let at = |is: &dyn Fn(&crate::folder::Origin) -> bool| -> Vec<usize> {
             let origins = series.origins.iter().filter(|(_, origin)| is(origin));

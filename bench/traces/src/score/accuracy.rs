@@ -132,6 +132,7 @@ mod tests {
     fn series(samples: Vec<Option<f64>>) -> Series {
         Series {
             id: "s".to_owned(),
+            group: "s".to_owned(),
             interval_s: 300,
             start: 0,
             is_percent: false,
