@@ -6,7 +6,7 @@
 //! with the smallest distances are *analogs*: what followed them is what may follow now. With a
 //! memory of a dozen samples they are moments of the same shape, whenever these were; with one of six dozen
 //! they are mostly the series' own periods, without naming any (a job each 3 hours, each 25 hours). A third
-//! memory of two days was no better (.4241 without it for .4244 of quantile loss on the tuning split).
+//! memory of two days was no better (.4241 without it for .4244 of quantile loss on the first split).
 //!
 //! Source: nearest neighbours in delay coordinates, E. N. Lorenz, "Atmospheric predictability as
 //! revealed by naturally occurring analogues", J. Atmos. Sci. 26 (1969); J. D. Farmer & J. J. Sidorowich,

@@ -3,7 +3,7 @@
 //! At each knot the pinball losses of what was issued are kept beside those of two references: the last value and
 //! the one a day before the target, each with quantiles of its own residuals around it. Losses are discounted over as
 //! many scored forecasts as there are samples in two days and 30 leads. Far knots file a forecast at each second or fourth
-//! sample only, so there that is two or four times as long; divided by that, scores were worse (docs/forecast.md). Where
+//! sample only, so there that is two or four times as long; divided by that, scores were no better (docs/forecast.md). Where
 //! the forecaster's is more than 15 % above the better reference's, and of late too, it is demoted: weight goes to that
 //! reference's quantiles, half of it at 15 % and all of it at 30 %, until the forecaster does better again. What is scored
 //! is always the forecaster's own, demoted or not.
