@@ -156,6 +156,20 @@ impl Stay {
         false
     }
 
+    /// How long it may stay once its instance drains.
+    pub(crate) fn grace_ns(&self) -> u64 {
+        self.grace_ns
+    }
+
+    /// It is not looked at any more, but still in flight.
+    pub(crate) fn into_in_flight(self) -> Option<InFlight> {
+        let at = self.at?;
+        STREAMS.with_borrow_mut(|streams| {
+            let stream = streams.places.get_mut(at).and_then(Option::as_mut);
+            stream.and_then(|stream| stream.in_flight.take())
+        })
+    }
+
     /// Ends it by its connection to the instance, which it shares with others if `links` are given. Then, or when this is
     /// dropped, it is out of flight.
     pub(crate) fn ends_with(

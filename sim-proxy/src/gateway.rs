@@ -19,7 +19,7 @@ use crate::config::{Protocol, ProxyConfig};
 use crate::counters::{Counters, Ending, ErrorSide, RetryReason};
 use crate::cut::Connection;
 use crate::dispatch::Dispatch;
-use crate::drain;
+use crate::drain::{self, Stay};
 use crate::errors::ErrorClass;
 use crate::health::Failure;
 use crate::limits::Refusal;
@@ -433,9 +433,11 @@ impl ProxyHttp for Gateway {
         }
         // Their connection is gone: nothing of it may be looked at any more. It is out of flight when its outcome is counted,
         // at the end of this.
-        let _stay = request.stay.take();
+        let in_flight = request.stay.take().and_then(Stay::into_in_flight);
         request.connection = None;
         if error.esource() != &ErrorSource::Upstream {
+            // It is counted in the end.
+            request.in_flight = in_flight;
             error.set_retry(false);
             return error;
         }
@@ -549,6 +551,7 @@ impl ProxyHttp for Gateway {
         }
         // After that: it takes the attempt out of flight.
         request.stay = None;
+        request.in_flight = None;
         self.log(session, request, ending);
         if let Some(open) = &mut request.open {
             open.close();

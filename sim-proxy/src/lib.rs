@@ -202,6 +202,25 @@ impl Proxy {
         Self::with(config, Some(inheritance))
     }
 
+    /// As [`Proxy::take_over`], or as [`Proxy::bind`] where no proxy waits to be relieved.
+    ///
+    /// # Errors
+    /// As theirs. Where one waits and can't be relieved nothing is bound.
+    pub fn take_over_or_bind(config: ProxyConfig) -> Result<Self, ProxyError> {
+        let bound = config.clone();
+        match Self::take_over(config) {
+            Err(ProxyError::TakeOver { source, .. })
+                if matches!(
+                    source.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Self::bind(bound)
+            }
+            other => other,
+        }
+    }
+
     fn with(mut config: ProxyConfig, from: Option<Inheritance>) -> Result<Self, ProxyError> {
         let (mut inherited, tables, predecessor) = match from {
             Some(from) => (from.listeners, from.tables, Some(from.predecessor)),
@@ -353,9 +372,8 @@ impl Proxy {
             server.add_service(background_service("instances' certificates", Watch(tls)));
         }
 
-        if let Some(log) = access_log {
-            server.add_service(background_service("access log", Rotation { log }));
-        }
+        // Also where there is no log: by default the signal would end the process.
+        server.add_service(background_service("hang-ups", Rotation { log: access_log }));
 
         let follow = Follow {
             settings: config.hedge,

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::{Config, ConfigError};
+use crate::roles::Predecessor;
 use crate::{client, launch, logging, roles, sense, supervisor, upgrade};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ enum Verb {
         /// `sim run` runs it, ask that instead: `sim upgrade`.
         #[arg(long)]
         take_over: bool,
+        /// Take over from the proxy that runs with this configuration's runtime_dir, or be the first where none does.
+        #[arg(long, conflicts_with = "take_over")]
+        take_over_or_first: bool,
     },
     /// Replace the proxy of a running `sim run` by one from the program and the configuration that are on disk now.
     /// Nobody's request fails, and no connection is refused.
@@ -162,8 +166,17 @@ impl Cli {
             }),
             Verb::Control(args) => with_config(&args, roles::control),
             Verb::Node(args) => with_config(&args.role, |config| roles::node(config, &args.server)),
-            Verb::Proxy { role, take_over } => {
-                with_config(&role, |config| roles::proxy(&config, take_over))
+            Verb::Proxy {
+                role,
+                take_over,
+                take_over_or_first,
+            } => {
+                let predecessor = match (take_over, take_over_or_first) {
+                    (true, _) => Predecessor::Running,
+                    (_, true) => Predecessor::IfAny,
+                    _ => Predecessor::None,
+                };
+                with_config(&role, |config| roles::proxy(&config, predecessor))
             }
             Verb::Upgrade { config } => upgrade::ask(&config),
         };

@@ -59,13 +59,23 @@ pub(crate) fn node(config: Config, server: &str) -> anyhow::Result<()> {
     })?
 }
 
+/// Whom a proxy relieves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Predecessor {
+    None,
+    /// The one that runs.
+    Running,
+    /// The one that runs, if one does.
+    IfAny,
+}
+
 /// `sim proxy`.
-pub(crate) fn proxy(config: &Config, take_over: bool) -> anyhow::Result<()> {
+pub(crate) fn proxy(config: &Config, predecessor: Predecessor) -> anyhow::Result<()> {
     let settings = config.proxy()?;
-    let proxy = if take_over {
-        sim_proxy::Proxy::take_over(settings)
-    } else {
-        sim_proxy::Proxy::bind(settings)
+    let proxy = match predecessor {
+        Predecessor::None => sim_proxy::Proxy::bind(settings),
+        Predecessor::Running => sim_proxy::Proxy::take_over(settings),
+        Predecessor::IfAny => sim_proxy::Proxy::take_over_or_bind(settings),
     };
     proxy.map_err(cannot_start)?.run(std::future::pending());
     Ok(())

@@ -311,11 +311,11 @@ fn a_proxy_takes_over_from_another_where_there_is_no_run() {
     let _group = Group::of(&config);
     let _control = Role::start(&["control"], &config);
     let _node = Role::start(&["node", "--server", "a"], &config);
-    let mut present = Role::start(&["proxy"], &config);
+    let mut present = Role::start(&["proxy", "--take-over-or-first"], &config);
     wait_until_served(users);
-    for _ in 0..2 {
+    for option in ["--take-over", "--take-over-or-first"] {
         let asking = ask_until_told(users);
-        let successor = Role::start(&["proxy", "--take-over"], &config);
+        let successor = Role::start(&["proxy", option], &config);
         asking.join().expect("every request was answered");
         let mut relieved = std::mem::replace(&mut present, successor);
         // By itself: its last connection has gone.

@@ -10,7 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Waits for the signal for the life of the process.
 pub(crate) struct Rotation {
-    pub(crate) log: Arc<AccessLog>,
+    /// None where nothing is logged: then the signal is heard, and nothing done.
+    pub(crate) log: Option<Arc<AccessLog>>,
 }
 
 #[async_trait]
@@ -24,7 +25,11 @@ impl BackgroundService for Rotation {
             tokio::select! {
                 _ = stop.wait_for(|&stop| stop) => return,
                 hangup = hangups.recv() => match hangup {
-                    Some(()) => self.log.reopen(),
+                    Some(()) => {
+                        if let Some(log) = &self.log {
+                            log.reopen();
+                        }
+                    }
                     None => return,
                 },
             }

@@ -69,6 +69,7 @@ impl Connection<'_> {
             write_ns: self.path.client_write_ns,
             stay: Stay::new(attempt.entered_ns(), dispatch.stream_grace_ns),
             live: attempt.live(),
+            whole: bodiless || answer.body.is_over(),
         };
         let watchdog = &mut self.watchdog;
         let written = wire::write_answer(stream, passing, watchdog, &mut patience).await;

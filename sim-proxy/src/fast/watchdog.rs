@@ -29,7 +29,12 @@ impl Watchdog {
     /// Whether `deadline_ns` of [`monotonic_ns`] is over. If not, the task is woken then or before.
     pub(super) fn is_over(&mut self, deadline_ns: u64, context: &mut Context<'_>) -> bool {
         if deadline_ns < self.set_ns {
-            self.set(deadline_ns, monotonic_ns());
+            let now_ns = monotonic_ns();
+            // Not left to the timer, which needs a moment: who asks for two deadlines in turn would set it anew each time.
+            if now_ns >= deadline_ns {
+                return true;
+            }
+            self.set(deadline_ns, now_ns);
         }
         while self.sleep.as_mut().poll(context).is_ready() {
             let now_ns = monotonic_ns();

@@ -84,7 +84,7 @@ pub(super) async fn write_until(
     until_ns: u64,
 ) -> Result<(), Stuck> {
     let times = (patience_ns, until_ns);
-    write_unless(io, bytes, watchdog, times, |_| false).await
+    write_unless(io, bytes, watchdog, times, |_, _, _| false).await
 }
 
 /// The same of an answer, which goes on for as long as it may at its instance.
@@ -95,8 +95,10 @@ pub(super) async fn write_answer(
     patience: &mut Patience<'_>,
 ) -> Result<(), Stuck> {
     let times = (patience.write_ns, u64::MAX);
-    let is_over = |context: &Context<'_>| patience.stay.ends(patience.live, context);
-    write_unless(io, bytes, watchdog, times, is_over).await
+    write_unless(io, bytes, watchdog, times, |moved_ns, watchdog, context| {
+        patience.is_over(moved_ns, watchdog, context)
+    })
+    .await
 }
 
 async fn write_unless(
@@ -104,10 +106,10 @@ async fn write_unless(
     mut bytes: &[u8],
     watchdog: &mut Watchdog,
     (patience_ns, until_ns): (u64, u64),
-    mut is_over: impl FnMut(&Context<'_>) -> bool,
+    mut is_over: impl FnMut(u64, &mut Watchdog, &mut Context<'_>) -> bool,
 ) -> Result<(), Stuck> {
     // It hardly ever has to wait; then the clock isn't read.
-    let mut deadline_ns = None;
+    let mut moved_ns = None;
     poll_fn(|context| {
         let before = bytes.len();
         let written = poll_write_all(Pin::new(&mut *io), context, &mut bytes);
@@ -115,14 +117,13 @@ async fn write_unless(
             return Poll::Ready(result.map_err(|_| Stuck::Broken));
         }
         if bytes.len() < before {
-            deadline_ns = None;
+            moved_ns = None;
         }
-        let patient_ns = || after(monotonic_ns(), patience_ns).min(until_ns);
-        let deadline_ns = *deadline_ns.get_or_insert_with(patient_ns);
-        if watchdog.is_over(deadline_ns, context) {
+        let moved_ns = *moved_ns.get_or_insert_with(monotonic_ns);
+        if watchdog.is_over(after(moved_ns, patience_ns).min(until_ns), context) {
             return Poll::Ready(Err(Stuck::Late));
         }
-        if is_over(context) {
+        if is_over(moved_ns, watchdog, context) {
             return Poll::Ready(Err(Stuck::Over));
         }
         Poll::Pending
@@ -260,6 +261,22 @@ pub(super) struct Patience<'a> {
     pub(super) stay: Stay,
     /// The instance.
     pub(super) live: &'a Arc<InstanceLive>,
+    /// All that comes from it has come.
+    pub(super) whole: bool,
+}
+
+impl Patience<'_> {
+    /// Whether it has gone on for too long where the user has taken nothing since `moved_ns`. Who takes what has come already
+    /// keeps the instance from nothing, and may take the time of the grace for each piece.
+    fn is_over(
+        &mut self,
+        moved_ns: u64,
+        watchdog: &mut Watchdog,
+        context: &mut Context<'_>,
+    ) -> bool {
+        self.stay.ends(self.live, context)
+            && (!self.whole || watchdog.is_over(after(moved_ns, self.stay.grace_ns()), context))
+    }
 }
 
 /// Who is told what passes.
@@ -304,15 +321,19 @@ pub(super) async fn pump(
                     {
                         return Poll::Ready(Err(Cut::User));
                     }
-                    Poll::Pending if patience.stay.ends(patience.live, context) => {
-                        return Poll::Ready(Err(Cut::Drained));
+                    Poll::Pending => {
+                        patience.whole = rest.is_over();
+                        if patience.is_over(moved_ns, watchdog, context) {
+                            return Poll::Ready(Err(Cut::Drained));
+                        }
+                        return Poll::Pending;
                     }
-                    Poll::Pending => return Poll::Pending,
                 }
             }
             left.consume(sent);
             sent = 0;
             if rest.is_over() {
+                patience.whole = true;
                 return match Pin::new(&mut *user).poll_flush(context) {
                     Poll::Ready(Ok(())) => Poll::Ready(Ok(clean)),
                     Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::User)),
@@ -321,7 +342,7 @@ pub(super) async fn pump(
                     {
                         Poll::Ready(Err(Cut::User))
                     }
-                    Poll::Pending if patience.stay.ends(patience.live, context) => {
+                    Poll::Pending if patience.is_over(moved_ns, watchdog, context) => {
                         Poll::Ready(Err(Cut::Drained))
                     }
                     Poll::Pending => Poll::Pending,
@@ -379,4 +400,61 @@ pub(super) async fn pump(
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim_core::name::InstanceId;
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    const HOUR: u64 = 3_600_000_000_000;
+
+    /// Writes an answer of 64 KiB to a user, from an instance whose grace of `grace_ns` is over.
+    async fn write_to(
+        io: &mut (impl AsyncWrite + Unpin),
+        whole: bool,
+        grace_ns: u64,
+    ) -> Result<(), Stuck> {
+        let address = ([127, 0, 0, 1], 1).into();
+        let live = Arc::new(InstanceLive::new(InstanceId(1), address));
+        live.drains_since(monotonic_ns().saturating_sub(2 * grace_ns).max(1));
+        let mut patience = Patience {
+            read_ns: HOUR,
+            write_ns: HOUR,
+            stay: Stay::new(0, grace_ns),
+            live: &live,
+            whole,
+        };
+        let answer = vec![b'x'; 64 * 1024];
+        write_answer(io, &answer, &mut Watchdog::new(), &mut patience).await
+    }
+
+    #[tokio::test]
+    async fn after_the_grace_who_takes_what_has_come_gets_all_of_it_and_who_takes_nothing_is_left()
+    {
+        const LONG: u64 = 10_000_000_000;
+        const SHORT: u64 = 10_000_000;
+        // Takes a piece, and lets time pass in which the streams are looked at.
+        let (mut user, mut io) = duplex(1024);
+        let taking = tokio::spawn(async move {
+            let mut piece = [0; 1024];
+            let mut taken = 0;
+            while taken < 64 * 1024 {
+                taken += user.read(&mut piece).await.expect("open");
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        });
+        assert!(matches!(write_to(&mut io, true, LONG).await, Ok(())));
+        taking.await.expect("all of it");
+
+        // There is more to come, which the instance would have to wait for.
+        let (_user, mut io) = duplex(1024);
+        let written = write_to(&mut io, false, LONG).await;
+        assert!(matches!(written, Err(Stuck::Over)));
+
+        let (_user, mut io) = duplex(1024);
+        let written = write_to(&mut io, true, SHORT).await;
+        assert!(matches!(written, Err(Stuck::Over)));
+    }
 }

@@ -1,6 +1,6 @@
 //! What is known of one request of the general path.
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, InFlight};
 use crate::clock::monotonic_ns;
 use crate::cut::Connection;
 use crate::drain::Stay;
@@ -29,6 +29,8 @@ pub(crate) struct Request {
     pub(super) connection: Option<Connection>,
     /// While it is a stream: its answer has begun, or it has no deadline.
     pub(super) stay: Option<Stay>,
+    /// Until its attempt is counted, where its connection has gone before.
+    pub(super) in_flight: Option<InFlight>,
     /// It was closed since its instance had no weight any more.
     pub(super) drained: bool,
     /// The next attempt goes elsewhere.
@@ -65,6 +67,7 @@ impl Request {
             seat: None,
             connection: None,
             stay: None,
+            in_flight: None,
             drained: false,
             not: None,
             session: None,

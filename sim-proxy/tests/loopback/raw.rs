@@ -3,6 +3,7 @@
 use crate::process::CLIENT_WRITE_MS;
 use crate::upstream::{Upstream, pattern};
 use crate::world::{PATIENCE, World, table};
+use hyper::StatusCode;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,16 +161,33 @@ async fn an_answer_with_two_readings_is_a_bad_gateway() {
     }
 }
 
+const CUT: &[&[u8]] = &[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"abc"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_breaks_off_is_not_passed_off_as_whole() {
-    let (world, _control, _script) =
-        with_script(&[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"], true).await;
+    let (world, _control, _script) = with_script(CUT, true).await;
     let mut user = TcpStream::connect(world.proxy).await.expect("connected");
-    let answer = ask(&mut user, GET, "").await;
+    // Who may not be asked twice gets what there is.
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let answer = ask(&mut user, post, "").await;
     assert!(answer.ends_with("Content-Length: 9\r\n\r\nabc"), "{answer}");
     world
         .wait_for(|m| m.sum("sim_proxy_requests_ended_total", &["failed"]) == 1.0)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_answer_that_breaks_off_costs_no_get() {
+    let (world, mut control) = World::start();
+    let script = Scripted::start(CUT, true).await;
+    let up = Upstream::start("i2").await;
+    let lines = [(1, script.address, 10_000, true), (2, up.address, 0, true)];
+    control.publish(&table(1, 1, &lines)).await;
+    assert_eq!(world.client().get("/").await, (StatusCode::OK, "i2".into()));
+    let metrics = world.metrics().await;
+    let retries = metrics.sum("sim_proxy_retries_total", &["reset"]);
+    assert!(retries >= 1.0, "{retries}");
+    assert!(script.connections.load(Ordering::SeqCst) >= 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
