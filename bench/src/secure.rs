@@ -25,14 +25,22 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Makes one; its files are below `at`.
+    /// Makes one for [`NAME`]; its files are below `at`: `chain.pem`, `key.pem`, and `both.pem`.
     ///
     /// # Errors
     /// A file can't be written.
     pub fn new(at: &Path) -> Result<Self> {
+        Self::of(at, [NAME.to_owned()])
+    }
+
+    /// Makes one for `names`, else the same.
+    ///
+    /// # Errors
+    /// A name is none, or a file can't be written.
+    pub fn of(at: &Path, names: impl Into<Vec<String>>) -> Result<Self> {
         let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed([NAME.to_owned()]).context("a certificate")?;
-        let [chain, key, both] = ["bench.pem", "bench.key", "bench.both"].map(|name| at.join(name));
+            generate_simple_self_signed(names).context("a certificate")?;
+        let [chain, key, both] = ["chain.pem", "key.pem", "both.pem"].map(|name| at.join(name));
         for (file, text) in [
             (&chain, cert.pem()),
             (&key, signing_key.serialize_pem()),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use bench::control::Control;
 use bench::free_address;
+use bench::secure::Certificate;
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::{BodyExt as _, Full};
@@ -25,7 +26,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::Signal;
-use rcgen::{CertifiedKey, generate_simple_self_signed};
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use sim_tests::world::process::{Guarded, Placement};
@@ -108,10 +108,7 @@ impl Proxy {
         let folder = TempDir::new()?;
         let at = folder.path();
         let [clear, secure, admin] = [free_address()?, free_address()?, free_address()?];
-        let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(vec![NAME.to_owned()])?;
-        fs::write(at.join("chain.pem"), cert.pem())?;
-        fs::write(at.join("key.pem"), signing_key.serialize_pem())?;
+        Certificate::of(at, [NAME.to_owned()])?;
         fs::create_dir(at.join("run"))?;
         let config = at.join("sim.toml");
         fs::write(&config, configuration(at, clear, secure, admin))?;

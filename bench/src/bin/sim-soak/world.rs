@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use bench::control::Control;
 use bench::free_address;
+use bench::secure::Certificate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcgen::{CertifiedKey, generate_simple_self_signed};
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use sim_core::name::{InstanceId, WorkloadName};
 use sim_core::table::{Share, Version, WeightTable};
 use sim_tests::world::process::{Guarded, Placement};
@@ -75,10 +74,7 @@ impl World {
         let folder = TempDir::new()?;
         let at = folder.path();
         let [clear, secure, admin] = [free_address()?, free_address()?, free_address()?];
-        let names = vec![NAME.to_owned()];
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
-        fs::write(at.join("chain.pem"), cert.pem())?;
-        fs::write(at.join("key.pem"), signing_key.serialize_pem())?;
+        let certificate = Certificate::of(at, [NAME.to_owned()])?;
         fs::create_dir(at.join("run"))?;
         let config = at.join("sim.toml");
         fs::write(&config, configuration(at, clear, secure, admin))?;
@@ -93,7 +89,7 @@ impl World {
             users: Users {
                 clear,
                 secure,
-                tls: Arc::new(trusting(cert.der())?),
+                tls: certificate.users,
             },
             admin,
             control: Some(control),
@@ -286,16 +282,6 @@ fn guarded(name: &'static str, command: Command) -> Result<Guarded> {
         Signal::SIGTERM,
         grace,
     )?)
-}
-
-/// A user that trusts `certificate` alone.
-fn trusting(certificate: &CertificateDer<'static>) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate.clone())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider);
-    let config = config.with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The number of the request that a line of the access log is of.
